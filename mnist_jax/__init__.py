@@ -1,0 +1,53 @@
+"""99.4% on MNIST with fewer than 10,000 parameters, in fewer than 15 epochs, in Flax and JAX."""
+
+from mnist_jax.analysis import environment, objective
+from mnist_jax.checkpoints import load_run, load_weights, save_weights
+from mnist_jax.data import Mnist, Split, hold_out, load_mnist, standardise
+from mnist_jax.errors import DivergedError, InputError
+from mnist_jax.models import ARCHS, count_params, create_model
+from mnist_jax.recipes import RECIPES, Config, make_config
+from mnist_jax.training import (
+    EpochMetrics,
+    Metrics,
+    TrainState,
+    eval_step,
+    evaluate,
+    fit,
+    init_state,
+    make_model,
+    make_optimizer,
+    train_epoch,
+    train_step,
+)
+
+__all__ = [
+    "ARCHS",
+    "RECIPES",
+    "Config",
+    "DivergedError",
+    "EpochMetrics",
+    "InputError",
+    "Metrics",
+    "Mnist",
+    "Split",
+    "TrainState",
+    "count_params",
+    "create_model",
+    "environment",
+    "eval_step",
+    "evaluate",
+    "fit",
+    "hold_out",
+    "init_state",
+    "load_mnist",
+    "load_run",
+    "load_weights",
+    "make_config",
+    "make_model",
+    "make_optimizer",
+    "objective",
+    "save_weights",
+    "standardise",
+    "train_epoch",
+    "train_step",
+]

@@ -1,0 +1,90 @@
+"""Numbers about a result: the objective's verdict, the statistics of seeds, and where it was obtained."""
+
+import importlib.metadata
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from mnist_jax.models import count_dense, count_params
+
+
+TARGET_ACCURACY = 0.994
+
+
+class Condition(NamedTuple):
+    """One condition of the objective: what it is about, what was reached, what is asked, whether it is met."""
+
+    name: str
+    value: str
+    target: str
+    met: bool
+
+
+def objective(params: Any, epochs: int, test_accuracy: float) -> tuple[Condition, ...]:
+    """The four conditions of the exercise, judged at the last epoch.
+
+    Args:
+      params: parameter tree of the network.
+      epochs: epochs trained.
+      test_accuracy: fraction of the test images classified correctly after the last epoch.
+    """
+    parameters, dense = count_params(params), count_dense(params)
+    return (
+        Condition(
+            "test accuracy", f"{test_accuracy:.2%}", f"at least {TARGET_ACCURACY:.2%}", test_accuracy >= TARGET_ACCURACY
+        ),
+        Condition("parameters", f"{parameters:,}", "fewer than 10,000", parameters < 10_000),
+        Condition("epochs", f"{epochs}", "fewer than 15", epochs < 15),
+        Condition("fully connected layers", f"{dense}", "none", dense == 0),
+    )
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware of this process, for the record beside a result."""
+    packages = ("mnist-jax", "jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+        "platform": jax.default_backend(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "cpu": _cpu_name(),
+        "cpu_cores": os.cpu_count(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+class SeedStatistics(NamedTuple):
+    """What a sample of seeds says, accuracies as fractions; `std` and `stderr` are None for a single seed."""
+
+    n: int
+    mean: float
+    std: float | None
+    stderr: float | None
+    min: float
+    max: float
+    share: float
+
+
+def seed_statistics(accuracies: Sequence[float], threshold: float = TARGET_ACCURACY) -> SeedStatistics:
+    """Summarises one accuracy per seed; `share` is the fraction of seeds at or above the threshold.
+
+    `std` is the sample standard deviation (N - 1), `stderr` the standard error of the mean, std / sqrt(N).
+    """
+    n = len(accuracies)
+    std = statistics.stdev(accuracies) if n > 1 else None
+    share = sum(accuracy >= threshold for accuracy in accuracies) / n
+    stderr = None if std is None else std / n**0.5
+    return SeedStatistics(n, statistics.fmean(accuracies), std, stderr, min(accuracies), max(accuracies), share)

@@ -1,0 +1,122 @@
+"""A run on disk: its directory, and weights as a safetensors file.
+
+RUN_DIR/config.json          every setting
+RUN_DIR/metrics.jsonl        one line per finished epoch
+RUN_DIR/summary.json         the result, the objective's verdict, the environment
+RUN_DIR/weights.safetensors  parameters and batch statistics after the last epoch
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from mnist_jax.errors import InputError
+from mnist_jax.models import Network, abstract_variables
+from mnist_jax.recipes import Config
+from mnist_jax.training import EpochMetrics, make_model
+
+FORMAT = "mnist-jax-weights-1"
+CONFIG, METRICS, SUMMARY, WEIGHTS = "config.json", "metrics.jsonl", "summary.json", "weights.safetensors"
+
+
+def create_run(run_dir: Path, config: Config) -> None:
+    """Makes a run directory and saves the config in it.
+
+    Raises:
+      InputError: the directory holds a run already, or cannot be written.
+    """
+    if (run_dir / CONFIG).exists():
+        raise InputError(f"run dir {str(run_dir)!r} already holds a run; name another with --run-dir")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_json(run_dir / CONFIG, dataclasses.asdict(config))
+    except OSError as error:
+        raise InputError(
+            f"run dir {str(run_dir)!r} cannot be written ({error.strerror}); name another with --run-dir"
+        ) from error
+
+
+def load_config(run_dir: Path) -> Config:
+    """Reads the config of a run.
+
+    Raises:
+      InputError: `run_dir` holds no run, or its config cannot be used.
+    """
+    path = run_dir / CONFIG
+    try:
+        return Config(**json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise InputError(f"{str(run_dir)!r} holds no run ({path.name}: {error.strerror}); name a run dir") from error
+    except (TypeError, ValueError) as error:
+        raise InputError(f"config {str(path)!r} cannot be used: {error}") from error
+
+
+def append_metrics(run_dir: Path, metrics: EpochMetrics) -> None:
+    """Appends one epoch's line to the run's metrics."""
+    with (run_dir / METRICS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(metrics._asdict()) + "\n")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON so that the file is there whole or not at all."""
+    _replace(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8"))
+
+
+def save_weights(path: Path, arch: str, variables: dict[str, Any]) -> None:
+    """Writes `params` and `batch_stats` as safetensors, named like `params/conv1/kernel`."""
+    flat = flatten_dict({name: variables[name] for name in ("params", "batch_stats")}, sep="/")
+    tensors = {name: np.asarray(value) for name, value in flat.items()}
+    _replace(path, lambda temporary: save_file(tensors, temporary, {"format": FORMAT, "arch": arch}))
+
+
+def load_weights(path: Path, arch: str, model: Network) -> dict[str, Any]:
+    """Reads what `save_weights` wrote: the variables that `model.apply` takes.
+
+    Raises:
+      InputError: not a weights file, truncated, or of another network.
+    """
+    expected = flatten_dict(abstract_variables(model), sep="/")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"weights {str(path)!r} cannot be read ({error}); name a finished run") from error
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"weights {str(path)!r} have format {metadata.get('format')!r}; expected {FORMAT!r}")
+    if metadata.get("arch") != arch:
+        raise InputError(f"weights {str(path)!r} are of network {metadata.get('arch')!r}; expected {arch!r}")
+    for name in sorted(expected.keys() | tensors.keys()):
+        want, found = _describe(expected.get(name)), _describe(tensors.get(name))
+        if want != found:
+            raise InputError(f"weights {str(path)!r}: {name} expected {want}, found {found}; they are not of {arch!r}")
+    return {"batch_stats": {}, **unflatten_dict({n: jnp.asarray(t) for n, t in tensors.items()}, sep="/")}
+
+
+def load_run(run_dir: Path) -> tuple[Config, Network, dict[str, Any]]:
+    """The config, the network and the trained variables of a finished run.
+
+    Raises:
+      InputError: as `load_config` and `load_weights`.
+    """
+    config = load_config(run_dir)
+    model = make_model(config)
+    return config, model, load_weights(run_dir / WEIGHTS, config.arch, model)
+
+
+def _describe(array: Any) -> str:
+    return "nothing" if array is None else f"{array.dtype} {tuple(array.shape)}"
+
+
+def _replace(path: Path, write: Any) -> None:
+    """Writes beside `path` and renames, so that a reader sees the old file or the new one, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    write(temporary)
+    temporary.replace(path)

@@ -1,0 +1,9 @@
+"""The errors a user can cause; the scripts print them in one line."""
+
+
+class InputError(ValueError):
+    """Bad input. The message is one line that names the value and the remedy; scripts exit with status 2."""
+
+
+class DivergedError(ArithmeticError):
+    """The loss is no longer finite. The message names the step; scripts exit with status 3."""

@@ -1,0 +1,181 @@
+"""The four networks, each readable top to bottom like the table it comes from.
+
+The ladder of "Session 2 - MNIST 99.4% Test Accuracy": a skeleton that works, a lighter one, one without the
+7x7 convolution, and the last one regularised. Every convolution is bias-free with stride 1, every one but the
+last is followed by ReLU, and there is no fully connected layer.
+
+All four share one signature: `model.apply(variables, images, train=...)` takes standardised float32
+[B, 28, 28, 1] and gives float32 logits [B, 10]. Comments give output height = width and the parameters.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.initializers import he_normal, variance_scaling
+
+from mnist_jax.errors import InputError
+
+IMAGE_SHAPE = (28, 28, 1)
+
+# PyTorch's default for convolutions, uniform in +-1/sqrt(fan_in), is a variance of 1 / (3 fan_in).
+KERNEL_INITS = {"torch_uniform": variance_scaling(1 / 3, "fan_in", "uniform"), "he_normal": he_normal()}
+
+
+class Network(nn.Module):
+    """What the four have in common: the settings, of which a network uses those it has layers for.
+
+    Attributes:
+      dropout_rate: probability in [0, 1) that a unit is dropped in training; only `bn_dropout` drops any.
+      kernel_init: initialiser of every convolution kernel.
+    """
+
+    dropout_rate: float = 0.05
+    kernel_init: Callable[..., jax.Array] = KERNEL_INITS["torch_uniform"]
+
+    def convolution(self) -> Callable[..., nn.Module]:
+        """The bias-free convolution, valid unless told otherwise, of every network."""
+        return partial(nn.Conv, padding="VALID", use_bias=False, kernel_init=self.kernel_init)
+
+
+class Basic(Network):
+    """`basic`, the skeleton: 194,884 parameters."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Standardised images float32 [B, 28, 28, 1] to logits float32 [B, 10]."""
+        del train
+        conv = self.convolution()
+        x = nn.relu(conv(32, (3, 3), name="conv1")(x))  # 26     288
+        x = nn.relu(conv(64, (3, 3), name="conv2")(x))  # 24  18,432
+        x = nn.relu(conv(128, (3, 3), name="conv3")(x))  # 22  73,728
+        x = nn.max_pool(x, (2, 2), (2, 2))  # 11
+        x = nn.relu(conv(32, (1, 1), name="conv4")(x))  # 11   4,096
+        x = nn.relu(conv(64, (3, 3), name="conv5")(x))  # 9   18,432
+        x = nn.relu(conv(128, (3, 3), name="conv6")(x))  # 7   73,728
+        x = nn.relu(conv(10, (1, 1), name="conv7")(x))  # 7    1,280
+        x = conv(10, (7, 7), name="conv8")(x)  # 1    4,900
+        return x.squeeze((1, 2))
+
+
+class Lighter(Network):
+    """`lighter`, the skeleton with fewer channels: 13,752 parameters."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Standardised images float32 [B, 28, 28, 1] to logits float32 [B, 10]."""
+        del train
+        conv = self.convolution()
+        x = nn.relu(conv(16, (3, 3), name="conv1")(x))  # 26    144
+        x = nn.relu(conv(16, (3, 3), name="conv2")(x))  # 24  2,304
+        x = nn.relu(conv(16, (3, 3), name="conv3")(x))  # 22  2,304
+        x = nn.max_pool(x, (2, 2), (2, 2))  # 11
+        x = nn.relu(conv(16, (1, 1), name="conv4")(x))  # 11    256
+        x = nn.relu(conv(16, (3, 3), name="conv5")(x))  # 9   2,304
+        x = nn.relu(conv(10, (3, 3), name="conv6")(x))  # 7   1,440
+        x = nn.relu(conv(10, (1, 1), name="conv7")(x))  # 7     100
+        x = conv(10, (7, 7), name="conv8")(x)  # 1   4,900
+        return x.squeeze((1, 2))
+
+
+class Gap(Network):
+    """`gap`, global average pooling in place of the 7x7 convolution: 9,752 parameters."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Standardised images float32 [B, 28, 28, 1] to logits float32 [B, 10]."""
+        del train
+        conv = self.convolution()
+        x = nn.relu(conv(16, (3, 3), name="conv1")(x))  # 26    144
+        x = nn.relu(conv(16, (3, 3), name="conv2")(x))  # 24  2,304
+        x = nn.relu(conv(16, (1, 1), name="conv3")(x))  # 24    256
+        x = nn.max_pool(x, (2, 2), (2, 2))  # 12
+        x = nn.relu(conv(16, (3, 3), name="conv4")(x))  # 10  2,304
+        x = nn.relu(conv(16, (3, 3), name="conv5")(x))  # 8   2,304
+        x = nn.relu(conv(10, (3, 3), name="conv6")(x))  # 6   1,440
+        x = nn.relu(conv(10, (3, 3), padding=1, name="conv7")(x))  # 6     900
+        x = x.mean((1, 2), keepdims=True)  # 1
+        x = conv(10, (1, 1), name="conv8")(x)  # 1     100
+        return x.squeeze((1, 2))
+
+
+class BnDropout(Network):
+    """`bn_dropout`, `gap` with batch norm and dropout after the ReLU of its 3x3 convolutions: 9,920 parameters."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Standardised images float32 [B, 28, 28, 1] to logits float32 [B, 10]."""
+        conv = self.convolution()
+
+        def norm_drop(x: jax.Array, name: str) -> jax.Array:
+            x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name)(x)
+            return nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+
+        x = norm_drop(nn.relu(conv(16, (3, 3), name="conv1")(x)), "bn1")  # 26    144 + 32
+        x = norm_drop(nn.relu(conv(16, (3, 3), name="conv2")(x)), "bn2")  # 24  2,304 + 32
+        x = nn.relu(conv(16, (1, 1), name="conv3")(x))  # 24    256
+        x = nn.max_pool(x, (2, 2), (2, 2))  # 12
+        x = norm_drop(nn.relu(conv(16, (3, 3), name="conv4")(x)), "bn4")  # 10  2,304 + 32
+        x = norm_drop(nn.relu(conv(16, (3, 3), name="conv5")(x)), "bn5")  # 8   2,304 + 32
+        x = norm_drop(nn.relu(conv(10, (3, 3), name="conv6")(x)), "bn6")  # 6   1,440 + 20
+        x = norm_drop(nn.relu(conv(10, (3, 3), padding=1, name="conv7")(x)), "bn7")  # 6     900 + 20
+        x = x.mean((1, 2), keepdims=True)  # 1
+        x = conv(10, (1, 1), name="conv8")(x)  # 1     100
+        return x.squeeze((1, 2))
+
+
+ARCHS: dict[str, type[Network]] = {"basic": Basic, "lighter": Lighter, "gap": Gap, "bn_dropout": BnDropout}
+
+
+def create_model(arch: str, **overrides: Any) -> Network:
+    """Builds a network by name, for instance `create_model("bn_dropout", dropout_rate=0.0)`.
+
+    Raises:
+      InputError: `arch` is not in `ARCHS`.
+    """
+    if arch not in ARCHS:
+        raise InputError(f"unknown arch {arch!r}; choose from {', '.join(ARCHS)}")
+    return ARCHS[arch](**overrides)
+
+
+def abstract_variables(model: Network) -> dict[str, Any]:
+    """Shapes and dtypes of a network's variables, as `jax.ShapeDtypeStruct`, without computing any."""
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *IMAGE_SHAPE)), train=False))
+
+
+class Layer(NamedTuple):
+    """One layer of a network: `shape` is its output's for one image, `params` how many it has."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    params: int
+
+
+def layers_of(model: Network) -> list[Layer]:
+    """The network's layers in the order they are called."""
+    called = []
+
+    def record(call, args, kwargs, context):
+        output = call(*args, **kwargs)
+        if context.module.name:
+            called.append((context.module.name, type(context.module).__name__, output.shape[1:]))
+        return output
+
+    with nn.intercept_methods(record):
+        params = abstract_variables(model)["params"]
+    return [Layer(name, kind, shape, count_params(params.get(name, {}))) for name, kind, shape in called]
+
+
+def count_params(params: Any) -> int:
+    """Number of scalars in a pytree of parameters (arrays or `jax.ShapeDtypeStruct`)."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def count_dense(params: Any) -> int:
+    """Number of fully connected layers in a parameter tree: kernels of rank below 4 (convolutions have 4)."""
+    flat = jax.tree_util.tree_leaves_with_path(params)
+    return sum(path[-1].key == "kernel" and leaf.ndim < 4 for path, leaf in flat)

@@ -1,0 +1,102 @@
+"""One frozen dataclass of every setting of a run, and the named recipes."""
+
+import dataclasses
+import math
+from typing import Any
+
+from mnist_jax.data import SOURCES
+from mnist_jax.errors import InputError
+from mnist_jax.models import ARCHS, KERNEL_INITS
+
+SCHEDULES = ("constant", "one_cycle")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every setting of a run. The fields are the flags of `scripts/train.py` and the keys of `config.json`."""
+
+    arch: str = "bn_dropout"
+    """Network: basic, lighter, gap or bn_dropout."""
+    recipe: str = "default"
+    """Named settings that the other flags override: reference (the notebooks') or default."""
+    epochs: int = 14
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Training images per step; what does not fill a last batch rests for that epoch."""
+    learning_rate: float = 0.1
+    """Learning rate of SGD; the peak where the schedule has one."""
+    schedule: str = "one_cycle"
+    """Learning rate over the run: constant, or one_cycle (linear up for a fifth of it, then linear to zero)."""
+    momentum: float = 0.9
+    """Momentum of SGD, in [0, 1)."""
+    nesterov: bool = True
+    """Nesterov's form of momentum."""
+    dropout_rate: float = 0.05
+    """Probability in [0, 1) that a unit is dropped; only bn_dropout has dropout layers."""
+    kernel_init: str = "he_normal"
+    """Initial kernels: he_normal, or torch_uniform (PyTorch's default, uniform in +-1/sqrt(fan_in))."""
+    seed: int = 1
+    """Seed of initialisation, shuffling and dropout."""
+    data_source: str = "bundled"
+    """Where MNIST comes from: bundled (in the package), or tfds (TensorFlow Datasets)."""
+    data_dir: str | None = None
+    """TFDS data directory, for --data-source tfds; TFDS's own default if not given."""
+    held_out: int = 0
+    """Train without the last so many training images and score on them instead of the test images."""
+    eval_batch_size: int = 1000
+    """Images per step when scoring; it changes speed and memory, not the result."""
+    run_dir: str | None = None
+    """Directory to write the run to; runs/TIME-ARCH-RECIPE if not given."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value that no run can use."""
+        _one_of("arch", self.arch, ARCHS)
+        _one_of("recipe", self.recipe, RECIPES)
+        _one_of("schedule", self.schedule, SCHEDULES)
+        _one_of("kernel_init", self.kernel_init, KERNEL_INITS)
+        _one_of("data_source", self.data_source, SOURCES)
+        _within("epochs", self.epochs, 1 <= self.epochs <= 10_000, "1 to 10000")
+        _within("batch_size", self.batch_size, self.batch_size >= 1, "1 to the number of training images")
+        _within("eval_batch_size", self.eval_batch_size, 1 <= self.eval_batch_size <= 10_000, "1 to 10000")
+        finite = math.isfinite(self.learning_rate) and self.learning_rate > 0
+        _within("learning_rate", self.learning_rate, finite, "a finite number above 0")
+        _within("momentum", self.momentum, 0 <= self.momentum < 1, "at least 0 and below 1")
+        _within("dropout_rate", self.dropout_rate, 0 <= self.dropout_rate < 1, "at least 0 and below 1")
+        _within("seed", self.seed, 0 <= self.seed < 2**32, "0 to 4294967295")
+        _within("held_out", self.held_out, self.held_out >= 0, "0 to the number of training images less one")
+
+
+# What each recipe sets; every other field keeps the default above.
+RECIPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "reference": {
+        "epochs": 15,
+        "learning_rate": 0.01,
+        "schedule": "constant",
+        "nesterov": False,
+        "kernel_init": "torch_uniform",
+    },
+}
+
+
+def make_config(recipe: str = "default", **overrides: Any) -> Config:
+    """The config of a named recipe, for instance `make_config("reference", arch="gap", seed=2)`.
+
+    Raises:
+      InputError: unknown recipe, unknown field or unusable value.
+    """
+    _one_of("recipe", recipe, RECIPES)
+    names = [field.name for field in dataclasses.fields(Config)]
+    for name in overrides:
+        _one_of("setting", name, names)
+    return Config(**{"recipe": recipe, **RECIPES[recipe], **overrides})
+
+
+def _one_of(name: str, value: Any, choices: Any) -> None:
+    if value not in choices:
+        raise InputError(f"unknown {name.replace('_', ' ')} {value!r}; choose from {', '.join(choices)}")
+
+
+def _within(name: str, value: Any, ok: bool, wanted: str) -> None:
+    if not ok:
+        raise InputError(f"{name.replace('_', ' ')} {value} cannot be used; choose {wanted}")

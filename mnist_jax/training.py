@@ -1,0 +1,325 @@
+"""Train state, training and evaluation step, the epoch, the fit: pure functions, jitted at the edge.
+
+On GPU and TPU an epoch is one program. On CPU XLA runs the same step several times slower inside a loop, so
+there each step is dispatched by itself; both walk through the one `train_step`.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from mnist_jax.data import Mnist, Split, standardise
+from mnist_jax.errors import DivergedError, InputError
+from mnist_jax.models import KERNEL_INITS, Network, create_model
+from mnist_jax.recipes import Config
+
+
+class TrainState(NamedTuple):
+    """All that a step changes: `step` is int32 [], the others are pytrees of arrays."""
+
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    step: jax.Array
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What `model.apply` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+class Metrics(NamedTuple):
+    """Sums over examples, to be divided once: `loss` float32 [], `correct` and `count` int32 []."""
+
+    loss: jax.Array
+    correct: jax.Array
+    count: jax.Array
+
+    @classmethod
+    def zeros(cls) -> "Metrics":
+        """Of no examples."""
+        return cls(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+    def mean(self) -> tuple[float, float]:
+        """Cross-entropy in nats and accuracy as a fraction, per example."""
+        loss, correct, count = jax.device_get(self)
+        return float(loss) / int(count), int(correct) / int(count)
+
+
+class EpochMetrics(NamedTuple):
+    """One finished epoch: losses in nats, accuracies as fractions; `seconds` for training and scoring it.
+
+    The training figures are those of the steps as they were taken, with dropout on and the weights moving.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    seconds: float
+
+
+class Streams(NamedTuple):
+    """The keys of a run's three random streams. A draw folds in its epoch or step; no key is carried along."""
+
+    init: jax.Array
+    order: jax.Array
+    step: jax.Array
+
+    @classmethod
+    def from_seed(cls, seed: int) -> "Streams":
+        """The streams of a seed in 0..2^32-1."""
+        return cls(*jax.random.split(jax.random.key(seed), 3))
+
+
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """Full batches in an epoch.
+
+    Raises:
+      InputError: `batch_size` is above `num_examples`.
+    """
+    if batch_size > num_examples:
+        raise InputError(f"batch size {batch_size} is above the {num_examples} training images; choose fewer")
+    return num_examples // batch_size
+
+
+def make_model(config: Config) -> Network:
+    """The network a config asks for."""
+    return create_model(config.arch, dropout_rate=config.dropout_rate, kernel_init=KERNEL_INITS[config.kernel_init])
+
+
+def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransformation:
+    """The optimiser a config asks for, its learning-rate schedule laid over `total_steps`.
+
+    `one_cycle` is the triangle of L. N. Smith, "Super-Convergence", arXiv:1708.07120, ending at zero.
+    """
+    return _sgd(config.learning_rate, config.schedule, config.momentum, config.nesterov, total_steps)
+
+
+@functools.cache  # Equal settings give the same object, so that jit recognises it and does not compile again.
+def _sgd(learning_rate: float, schedule: str, momentum: float, nesterov: bool, total_steps: int):
+    if schedule == "one_cycle":
+        rate = optax.linear_onecycle_schedule(
+            total_steps, learning_rate, pct_start=0.2, pct_final=1.0, div_factor=10.0, final_div_factor=1e4
+        )
+    else:
+        rate = learning_rate
+    return optax.sgd(rate, momentum, nesterov)
+
+
+def init_state(model: Network, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    """The state before the first step. The key is consumed."""
+    variables = model.init(key, jnp.zeros((1, 28, 28, 1), jnp.float32), train=False)
+    params = variables["params"]
+    batch_stats = variables.get("batch_stats", {})
+    return TrainState(params, batch_stats, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def epoch_order(key: jax.Array, epoch: jax.Array, num_examples: int, batch_size: int) -> jax.Array:
+    """Which examples each step of an epoch sees, int32 [steps, batch_size]: a permutation from (key, epoch).
+
+    The last `num_examples % batch_size` of the permutation rest, different ones in every epoch.
+    """
+    steps = steps_per_epoch(num_examples, batch_size)
+    order = jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
+    return order[: steps * batch_size].reshape(steps, batch_size)
+
+
+def train_step(
+    state: TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+    key: jax.Array,
+    *,
+    model: Network,
+    optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, Metrics]:
+    """One step of gradient descent on the mean cross-entropy of a batch.
+
+    Args:
+      state: the state to start from.
+      images: uint8 [B, 28, 28, 1].
+      labels: int32 [B].
+      key: the run's step stream; what this step draws comes from it and `state.step`.
+      model: the network.
+      optimizer: as given to `init_state`.
+
+    Returns:
+      The next state, and the metrics of the batch before the update.
+    """
+    chex.assert_equal_shape_prefix([images, labels], 1)
+    dropout_key = jax.random.fold_in(key, state.step)
+
+    def loss_and_aux(params):
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            standardise(images),
+            train=True,
+            rngs={"dropout": dropout_key},
+            mutable=["batch_stats"],
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), (_metrics(losses, logits, labels), updated.get("batch_stats", {}))
+
+    grads, (metrics, batch_stats) = jax.grad(loss_and_aux, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(params, batch_stats, opt_state, state.step + 1), metrics
+
+
+def eval_step(
+    variables: dict[str, Any], images: jax.Array, labels: jax.Array, mask: jax.Array, *, model: Network
+) -> Metrics:
+    """Scores a batch: `images` uint8 [B, 28, 28, 1], `labels` int32 [B], of which `mask` bool [B] count."""
+    logits = model.apply(variables, standardise(images), train=False)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return _metrics(losses, logits, labels, mask)
+
+
+def _metrics(losses: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> Metrics:
+    correct = logits.argmax(-1) == labels
+    return Metrics(losses.sum(where=mask), correct.sum(where=mask), jnp.ones_like(labels).sum(where=mask))
+
+
+def _add(a: Metrics, b: Metrics) -> Metrics:
+    return jax.tree.map(jnp.add, a, b)
+
+
+# The i-th step of an epoch, and of a scoring: the bodies that both ways of looping share. Only the train state
+# is donated: the totals of step i-1 are still to be read while step i runs.
+
+
+@functools.partial(jax.jit, static_argnames=("model", "optimizer"), donate_argnames="state")
+def _train_at(i, state, totals, split, order, key, *, model, optimizer):
+    batch = order[i]
+    state, metrics = train_step(state, split.images[batch], split.labels[batch], key, model=model, optimizer=optimizer)
+    return state, _add(totals, metrics)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "batch_size"))
+def _eval_at(i, totals, variables, split, *, model, batch_size):
+    batch = i * batch_size + jnp.arange(batch_size)
+    mask = batch < len(split.labels)  # Indices past the end read the last example, which then does not count.
+    metrics = eval_step(variables, split.images[batch], split.labels[batch], mask, model=model)
+    return _add(totals, metrics)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "optimizer"), donate_argnames="state")
+def _train_epoch(state, split, order, key, *, model, optimizer):
+    def body(i, carry):
+        return _train_at(i, *carry, split, order, key, model=model, optimizer=optimizer)
+
+    return lax.fori_loop(0, len(order), body, (state, Metrics.zeros()))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "batch_size"))
+def _eval_all(variables, split, *, model, batch_size):
+    def body(i, totals):
+        return _eval_at(i, totals, variables, split, model=model, batch_size=batch_size)
+
+    return lax.fori_loop(0, -(-len(split.labels) // batch_size), body, Metrics.zeros())
+
+
+_epoch_order = jax.jit(epoch_order, static_argnames=("num_examples", "batch_size"))
+
+
+def evaluate(model: Network, variables: dict[str, Any], split: Split, batch_size: int = 1000) -> Metrics:
+    """Scores a whole split: every example counts once, whatever the batch size."""
+    batch_size = min(batch_size, len(split.labels))
+    if jax.default_backend() != "cpu":
+        return _eval_all(variables, split, model=model, batch_size=batch_size)
+    totals = Metrics.zeros()
+    for i in range(-(-len(split.labels) // batch_size)):
+        totals = _eval_at(i, totals, variables, split, model=model, batch_size=batch_size)
+    return totals
+
+
+def train_epoch(
+    state: TrainState,
+    split: Split,
+    order: jax.Array,
+    key: jax.Array,
+    *,
+    model: Network,
+    optimizer: optax.GradientTransformation,
+    on_step: Callable[[int, Metrics], None] | None = None,
+) -> tuple[TrainState, Metrics]:
+    """Trains on the batches of `order`, int32 [steps, B]; the state given is donated.
+
+    `on_step(i, totals)`, on CPU, gets the epoch's metrics up to and with step i while step i + 1 runs.
+    """
+    if jax.default_backend() != "cpu":
+        return _train_epoch(state, split, order, key, model=model, optimizer=optimizer)
+    totals = Metrics.zeros()
+    for i in range(len(order)):
+        before = totals
+        state, totals = _train_at(i, state, totals, split, order, key, model=model, optimizer=optimizer)
+        if on_step and i:
+            on_step(i - 1, before)
+    if on_step:
+        on_step(len(order) - 1, totals)
+    return state, totals
+
+
+def fit(
+    config: Config,
+    data: Mnist,
+    *,
+    on_step: Callable[[int, int, Metrics], None] | None = None,
+    on_epoch: Callable[[TrainState, EpochMetrics], None] | None = None,
+) -> tuple[TrainState, list[EpochMetrics]]:
+    """Trains a network from scratch and scores it on `data.test` after every epoch.
+
+    Args:
+      config: every setting of the run; on one machine the same config and data give the same bits on CPU.
+      data: what to train on and what to score.
+      on_step: called as `on_step(epoch, i, totals)` after step i of an epoch (CPU only), with the epoch's
+        metrics so far.
+      on_epoch: called as `on_epoch(state, metrics)` after each epoch.
+
+    Returns:
+      The final state and the history, one entry per epoch.
+
+    Raises:
+      InputError: the batch size is above the number of training images.
+      DivergedError: the training loss is no longer finite.
+    """
+    steps = steps_per_epoch(len(data.train.labels), config.batch_size)
+    model = make_model(config)
+    optimizer = make_optimizer(config, steps * config.epochs)
+    streams = Streams.from_seed(config.seed)
+    state = jax.jit(init_state, static_argnums=(0, 1))(model, optimizer, streams.init)
+    train, test = jax.device_put(data)
+    history = []
+    for epoch in range(1, config.epochs + 1):
+        start = time.perf_counter()
+        order = _epoch_order(streams.order, epoch, len(train.labels), config.batch_size)
+        state, totals = train_epoch(
+            state,
+            train,
+            order,
+            streams.step,
+            model=model,
+            optimizer=optimizer,
+            on_step=on_step and functools.partial(on_step, epoch),
+        )
+        train_loss, train_accuracy = totals.mean()
+        if not jnp.isfinite(train_loss):
+            raise DivergedError(
+                f"the loss is {train_loss} in epoch {epoch} (steps {(epoch - 1) * steps + 1} to {epoch * steps}); "
+                f"try a learning rate below {config.learning_rate}"
+            )
+        test_loss, test_accuracy = evaluate(model, state.variables, test, config.eval_batch_size).mean()
+        seconds = time.perf_counter() - start
+        history.append(EpochMetrics(epoch, train_loss, train_accuracy, test_loss, test_accuracy, seconds))
+        if on_epoch:
+            on_epoch(state, history[-1])
+    return state, history

@@ -1,0 +1,50 @@
+"""Scores the trained weights of a run on all 10,000 test images."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import tyro
+
+from mnist_jax import checkpoints, cli, data, training
+from mnist_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Scores the trained weights of a run on all 10,000 test images.
+
+    Exit status: 0 done, 2 bad input.
+
+    Example: python scripts/evaluate.py runs/20261122-120000-bn_dropout-default
+    """
+
+    run_dir: tyro.conf.Positional[Path]
+    """Directory that scripts/train.py wrote."""
+    batch_size: int = 1000
+    """Images per step; it changes speed and memory, not the result."""
+    data_source: str = "bundled"
+    """Where MNIST comes from: bundled (in the package), or tfds (TensorFlow Datasets)."""
+    data_dir: Path | None = None
+    """TFDS data directory, for --data-source tfds; TFDS's own default if not given."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
+
+
+def main(options: Options) -> None:
+    """Loads, scores and prints."""
+    if not 1 <= options.batch_size <= 10_000:
+        raise InputError(f"batch size {options.batch_size} cannot be used; choose 1 to 10000")
+    config, model, variables = checkpoints.load_run(options.run_dir)
+    test = data.load_mnist(options.data_source, options.data_dir).test
+    metrics = training.evaluate(model, variables, test, options.batch_size)
+    loss, accuracy = metrics.mean()
+    if options.json:
+        result = {"arch": config.arch, "test_loss": loss, "test_accuracy": accuracy, "images": int(metrics.count)}
+        print(json.dumps(result))
+    else:
+        print(f"{config.arch}: test accuracy {accuracy:.2%}, loss {loss:.4f} on {int(metrics.count):,} images")
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)

@@ -1,0 +1,90 @@
+"""Trains a recipe over many seeds and keeps every seed's history in `results/`."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import tyro
+
+from mnist_jax import analysis, cli, data, report, training
+from mnist_jax.errors import InputError
+from mnist_jax.recipes import Config
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Trains a recipe over many seeds, keeps every seed's history, and summarises them.
+
+    Each finished seed is appended to the results file at once; seeds that are there already are not trained again,
+    so that an interrupted series continues where it stopped.
+
+    Exit status: 0 done, 2 bad input, 3 training diverged.
+
+    Example: python scripts/reproduce.py --recipe reference --arch gap --seeds 5
+    """
+
+    config: tyro.conf.OmitArgPrefixes[Config]
+    seeds: int = 5
+    """How many seeds, from --seed on."""
+    out: Path | None = None
+    """File to append to; results/RECIPE-ARCH.jsonl if not given."""
+    table: bool = False
+    """Train nothing; write README's tables from results/."""
+
+
+def main(options: Options) -> None:
+    """Trains what is missing, then prints the statistics."""
+    if options.table:
+        readme = ROOT / "README.md"
+        readme.write_text(report.insert_tables(readme.read_text("utf-8"), ROOT / "results"), "utf-8")
+        return
+    if options.seeds < 1:
+        raise InputError(f"seeds {options.seeds} cannot be used; choose 1 or more")
+    config = options.config
+    out = options.out or ROOT / "results" / f"{config.recipe}-{config.arch}.jsonl"
+    finished = {}
+    for line in report.read_seeds(out):
+        if line["config"] | {"seed": config.seed} != dataclasses.asdict(config):
+            raise InputError(f"results {str(out)!r} are of another config; name another file with --out")
+        finished[line["config"]["seed"]] = line
+
+    mnist = data.load_mnist(config.data_source, config.data_dir)
+    if config.held_out:
+        mnist = data.hold_out(mnist, config.held_out)
+    seeds = range(config.seed, config.seed + options.seeds)
+    for seed in seeds:
+        if seed not in finished:
+            finished[seed] = train(dataclasses.replace(config, seed=seed), mnist)
+            with out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(finished[seed]) + "\n")
+        last = finished[seed]["history"][-1]
+        print(f"seed {seed}  test accuracy {last['test_accuracy']:.2%}  {finished[seed]['seconds']:.0f} s", flush=True)
+
+    chosen = [finished[seed] for seed in seeds]
+    result = analysis.seed_statistics(report.last_epoch(chosen))
+    spread = "" if result.std is None else f" +- {result.std:.2%} (standard error {result.stderr:.3%})"
+    print(
+        f"{config.arch}, {config.recipe}, last of {config.epochs} epochs, {result.n} seeds: "
+        f"mean {result.mean:.3%}{spread}, min {result.min:.2%}, max {result.max:.2%}, "
+        f"{result.share:.0%} at or above {analysis.TARGET_ACCURACY:.2%}; "
+        f"best epoch, for comparison: mean {analysis.seed_statistics(report.best_epoch(chosen)).mean:.3%}"
+    )
+
+
+def train(config: Config, mnist: data.Mnist) -> dict:
+    """One seed's line of the results file."""
+    start = time.perf_counter()
+    _, history = training.fit(config, mnist)
+    return {
+        "config": dataclasses.asdict(config),
+        "history": [metrics._asdict() for metrics in history],
+        "seconds": time.perf_counter() - start,
+        "environment": analysis.environment(),
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)

@@ -1,0 +1,26 @@
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+from mnist_jax import load_mnist
+
+# An implicit broadcast between ranks is a mistake until proven otherwise.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = Path(__file__).parent.parent
+PREPARED = Path(__file__).parent / "data" / "tfds"
+SHARED = Path(os.environ.get("TFDS_DATA_DIR", ROOT.parent / "shared" / "data" / "tfds"))
+
+
+@pytest.fixture(scope="session")
+def mnist():
+    """MNIST as bundled: load once, read only."""
+    return load_mnist()
+
+
+@pytest.fixture(scope="session")
+def batch(mnist):
+    """The first 32 training images and labels, as uint8 and int32."""
+    return mnist.train.images[:32], mnist.train.labels[:32]

@@ -1,0 +1,110 @@
+import dataclasses
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from mnist_jax import ARCHS, InputError, create_model, load_weights, make_config, save_weights
+from mnist_jax.checkpoints import create_run, load_config, load_run, write_json
+
+
+def variables_of(arch, seed=0):
+    variables = create_model(arch).init(jax.random.key(seed), jnp.zeros((1, 28, 28, 1)), train=False)
+    return {"batch_stats": {}, **variables}
+
+
+@pytest.fixture(scope="module")
+def lighter():
+    return variables_of("lighter")
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_weights_survive_to_the_bit(arch, tmp_path):
+    variables = variables_of(arch)
+    save_weights(tmp_path / "w", arch, variables)
+    chex.assert_trees_all_equal(load_weights(tmp_path / "w", arch, create_model(arch)), variables)
+    assert [path.name for path in tmp_path.iterdir()] == ["w"]
+
+
+def test_weights_of_another_network(tmp_path, lighter):
+    save_weights(tmp_path / "w", "lighter", lighter)
+    with pytest.raises(InputError, match="are of network 'lighter'; expected 'gap'"):
+        load_weights(tmp_path / "w", "gap", create_model("gap"))
+
+
+def edited(path, edit):
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path, {"format": "mnist-jax-weights-1", "arch": "lighter"})
+
+
+def test_weights_with_another_shape_dtype_or_name(tmp_path, lighter):
+    path = tmp_path / "w"
+    edits = {
+        r"conv1/kernel expected float32 \(3, 3, 1, 16\), found float32 \(1, 3, 3, 16\)": lambda t: t.update(
+            {"params/conv1/kernel": t["params/conv1/kernel"].reshape(1, 3, 3, 16)}
+        ),
+        "conv1/kernel expected float32 .* found float64": lambda t: t.update(
+            {"params/conv1/kernel": t["params/conv1/kernel"].astype(np.float64)}
+        ),
+        "conv1/kernel expected float32 .* found nothing": lambda t: t.pop("params/conv1/kernel"),
+        "conv9/kernel expected nothing": lambda t: t.update({"params/conv9/kernel": np.zeros(1, np.float32)}),
+    }
+    for message, edit in edits.items():
+        save_weights(path, "lighter", lighter)
+        edited(path, edit)
+        with pytest.raises(InputError, match=message):
+            load_weights(path, "lighter", create_model("lighter"))
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "text", "truncated", "foreign"])
+def test_not_a_weights_file(tmp_path, lighter, damage):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, "lighter", lighter)
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "foreign":
+        save_file({"x": np.zeros(3)}, path)
+    else:
+        path.write_bytes({"empty": b"", "text": b"weights, honestly", "truncated": content[:-100]}[damage])
+    with pytest.raises(InputError, match=str(path)) as error:
+        load_weights(path, "lighter", create_model("lighter"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_directory_is_made_once(tmp_path):
+    config = make_config("reference", arch="gap", seed=5)
+    create_run(tmp_path / "a" / "run", config)
+    assert load_config(tmp_path / "a" / "run") == config
+    assert json.loads((tmp_path / "a" / "run" / "config.json").read_text()) == dataclasses.asdict(config)
+    with pytest.raises(InputError, match="already holds a run; name another with --run-dir"):
+        create_run(tmp_path / "a" / "run", make_config())
+    assert load_config(tmp_path / "a" / "run") == config
+
+
+def test_a_run_directory_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="cannot be written"):
+        create_run(tmp_path / "file" / "run", make_config())
+
+
+def test_no_run_or_an_unusable_config(tmp_path):
+    with pytest.raises(InputError, match="holds no run"):
+        load_run(tmp_path)
+    for content in ("not json", '{"arch": "bn"}', '{"colour": 1}', "[1]"):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(InputError, match=r"config .* cannot be used"):
+            load_run(tmp_path)
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}

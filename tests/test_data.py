@@ -1,0 +1,151 @@
+import sys
+import zipfile
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import PREPARED, SHARED
+
+import mnist_jax.data as data
+from mnist_jax import InputError, hold_out, load_mnist, standardise
+
+
+def assert_same(split, other):
+    for a, b in zip(split, other, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def test_bundled_shapes_and_class_counts(mnist):
+    assert mnist.train.images.shape == (60_000, 28, 28, 1)
+    assert mnist.test.images.shape == (10_000, 28, 28, 1)
+    for split in mnist:
+        assert split.images.dtype == np.uint8
+        assert split.labels.dtype == np.int32
+        assert split.labels.shape == split.images.shape[:1]
+    # The class counts of LeCun et al.'s files.
+    counts = [np.bincount(split.labels).tolist() for split in mnist]
+    assert counts[0] == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert counts[1] == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+def test_bundled_hashes_are_those_of_the_specification(mnist):
+    assert data.sha256(mnist.train.images) == "59edd5ea35c0062957306cacba8ae47e71e2c56261f4ca10230aacc14943dd3b"
+    assert data.sha256(mnist.test.images) == "a85d8dffc6063fb89dcbc2122651701e7bbc18837f940fc9d76df48c224558ca"
+
+
+def test_tfds_equals_bundled_on_a_prepared_directory(mnist):
+    small = load_mnist("tfds", PREPARED)
+    assert [len(split.labels) for split in small] == [300, 100]
+    assert "tensorflow" not in sys.modules
+    for split, bundled in zip(small, mnist, strict=True):
+        assert_same(split, (bundled.images[: len(split.labels)], bundled.labels[: len(split.labels)]))
+
+
+@pytest.mark.skipif(not (SHARED / "mnist" / "3.0.1").is_dir(), reason="no full TFDS copy of MNIST here")
+def test_tfds_equals_bundled_on_all_of_mnist(mnist):
+    full = load_mnist("tfds", SHARED)
+    assert_same(full.train, mnist.train)
+    assert_same(full.test, mnist.test)
+
+
+def test_hold_out_takes_the_last_training_images(mnist):
+    held = hold_out(mnist, 10_000)
+    assert len(held.train.labels) == 50_000
+    assert_same(held.train, (mnist.train.images[:50_000], mnist.train.labels[:50_000]))
+    assert_same(held.test, (mnist.train.images[50_000:], mnist.train.labels[50_000:]))
+    for size in (0, -1, 60_000):
+        with pytest.raises(InputError, match=str(size)):
+            hold_out(mnist, size)
+
+
+def test_standardise(mnist):
+    pixels = np.arange(256, dtype=np.uint8)
+    expected = (pixels.astype(np.float64) / 255 - 0.1307) / 0.3081
+    assert standardise(pixels).dtype == jnp.float32
+    np.testing.assert_allclose(standardise(pixels), expected, rtol=1e-6, atol=1e-6)
+    images = np.asarray(standardise(mnist.train.images))
+    assert abs(images.mean(dtype=np.float64)) < 1e-3
+    assert abs(images.std(dtype=np.float64) - 1) < 1e-3
+
+
+def damaged(tmp_path, mnist, **changes):
+    arrays = {
+        "train_images": mnist.train.images,
+        "train_labels": mnist.train.labels.astype(np.uint8),
+        "test_images": mnist.test.images,
+        "test_labels": mnist.test.labels.astype(np.uint8),
+        **changes,
+    }
+    np.savez(tmp_path / "mnist.npz", **arrays)
+    return tmp_path / "mnist.npz"
+
+
+def test_one_flipped_bit_is_found(tmp_path, mnist):
+    images = mnist.test.images.copy()
+    images[1234, 14, 14, 0] ^= 1
+    path = damaged(tmp_path, mnist, test_images=images)
+    with pytest.raises(InputError, match=f"test images expected SHA-256 a85d8d.*found {data.sha256(images)}"):
+        data._load_bundled(path)
+
+
+def test_missing_images_are_found(tmp_path, mnist):
+    path = damaged(tmp_path, mnist, train_images=mnist.train.images[:-1])
+    with pytest.raises(InputError, match=r"train images expected uint8 \(60000, .*found uint8 \(59999, "):
+        data._load_bundled(path)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "other", "flipped"])
+def test_damaged_file_is_named(tmp_path, damage):
+    content = bytearray(data.BUNDLED.read_bytes())
+    path = tmp_path / "mnist.npz"
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "other":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("readme.txt", "no arrays")
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 0x10
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=str(path)) as error:
+        data._load_bundled(path)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_source_and_stray_data_dir(tmp_path):
+    with pytest.raises(InputError, match="unknown data source 'torch'; choose from bundled, tfds"):
+        load_mnist("torch")
+    with pytest.raises(InputError, match="only read by --data-source tfds"):
+        load_mnist("bundled", tmp_path)
+
+
+def test_tfds_directory_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match="is not a directory"):
+        load_mnist("tfds", tmp_path / "absent")
+
+
+def test_tfds_not_prepared_and_no_tensorflow(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="needs TensorFlow: pip install"):
+        load_mnist("tfds", tmp_path)
+
+
+def test_tfds_not_prepared_and_no_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: object())
+    # Nothing listens on the discard port: what an unreachable origin looks like, at once.
+    monkeypatch.setattr(data, "_TFDS_ORIGIN", "http://127.0.0.1:9/")
+    with pytest.raises(InputError, match="origin cannot be reached"):
+        load_mnist("tfds", tmp_path)
+
+
+def test_tfds_truncated(tmp_path):
+    target = tmp_path / "mnist" / "3.0.1"
+    target.mkdir(parents=True)
+    for file in (PREPARED / "mnist" / "3.0.1").iterdir():
+        content = file.read_bytes()
+        (target / file.name).write_bytes(content[: len(content) // 2] if "train" in file.name else content)
+    with pytest.raises(InputError, match=r"TFDS cannot read MNIST") as error:
+        load_mnist("tfds", tmp_path)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,166 @@
+from functools import partial
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnist_jax import ARCHS, InputError, count_params, create_model, standardise
+from mnist_jax.models import KERNEL_INITS, abstract_variables, count_dense, layers_of
+
+PARAMS = {"basic": 194_884, "lighter": 13_752, "gap": 9_752, "bn_dropout": 9_920}
+
+# Output height, width and channels of conv1 to conv8, and their parameters, as tabulated by the notebooks.
+LAYERS = {
+    "basic": [
+        (26, 32, 288),
+        (24, 64, 18_432),
+        (22, 128, 73_728),
+        (11, 32, 4_096),
+        (9, 64, 18_432),
+        (7, 128, 73_728),
+        (7, 10, 1_280),
+        (1, 10, 4_900),
+    ],
+    "lighter": [
+        (26, 16, 144),
+        (24, 16, 2_304),
+        (22, 16, 2_304),
+        (11, 16, 256),
+        (9, 16, 2_304),
+        (7, 10, 1_440),
+        (7, 10, 100),
+        (1, 10, 4_900),
+    ],
+    "gap": [
+        (26, 16, 144),
+        (24, 16, 2_304),
+        (24, 16, 256),
+        (10, 16, 2_304),
+        (8, 16, 2_304),
+        (6, 10, 1_440),
+        (6, 10, 900),
+        (1, 10, 100),
+    ],
+}
+LAYERS["bn_dropout"] = LAYERS["gap"]
+
+
+@pytest.fixture(scope="module", params=ARCHS)
+def arch(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def trained(arch, batch):
+    """A network, its variables, standardised images, and what one training pass makes of them."""
+    model = create_model(arch)
+    images = standardise(batch[0])
+    variables = jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(0))
+
+    @jax.jit
+    def loss(params, key):
+        logits, updated = model.apply(
+            {**variables, "params": params}, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
+        )
+        labels = jnp.asarray(batch[1])
+        return -jnp.take_along_axis(nn.log_softmax(logits), labels[:, None], 1).mean(), updated
+
+    grads, updated = jax.jit(jax.grad(loss, has_aux=True))(variables["params"], jax.random.key(1))
+    return model, variables, images, grads, updated
+
+
+def test_exactly_four_networks():
+    assert list(ARCHS) == ["basic", "lighter", "gap", "bn_dropout"]
+
+
+def test_parameter_counts(arch):
+    params = abstract_variables(create_model(arch))["params"]
+    assert count_params(params) == PARAMS[arch]
+    assert (count_params(params) < 10_000) == (arch in ("gap", "bn_dropout"))
+
+
+def test_shapes_layer_by_layer(arch):
+    layers = {layer.name: layer for layer in layers_of(create_model(arch))}
+    for i, (size, channels, params) in enumerate(LAYERS[arch], 1):
+        assert layers[f"conv{i}"].shape == (size, size, channels)
+        assert layers[f"conv{i}"].params == params
+    norms = {name: layer for name, layer in layers.items() if name.startswith("bn")}
+    assert list(norms) == ([f"bn{i}" for i in (1, 2, 4, 5, 6, 7)] if arch == "bn_dropout" else [])
+    for name, norm in norms.items():
+        assert norm.shape == layers[f"conv{name[2:]}"].shape
+        assert norm.params == 2 * norm.shape[-1]
+    assert sum(layer.kind == "Dropout" for layer in layers.values()) == len(norms)
+
+
+def test_no_fully_connected_layer(arch):
+    kinds = {layer.kind for layer in layers_of(create_model(arch))}
+    assert not {"Dense", "DenseGeneral"} & kinds
+    params = abstract_variables(create_model(arch))["params"]
+    kernels = [layer["kernel"] for layer in params.values() if "kernel" in layer]
+    assert len(kernels) == 8
+    chex.assert_rank(kernels, 4)
+    assert count_dense(params) == 0
+    dense = jax.eval_shape(nn.Dense(10).init, jax.random.key(0), jnp.zeros((1, 5)))
+    assert count_dense(dense["params"]) == 1
+
+
+def test_logits(trained):
+    model, variables, images, _, _ = trained
+    logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
+    chex.assert_shape(logits, (32, 10))
+    assert logits.dtype == jnp.float32
+    chex.assert_tree_all_finite(logits)
+    # Also shows that dropout is off: nothing random was given to draw from.
+    one_by_one = jnp.concatenate([model.apply(variables, image[None], train=False) for image in images[:3]])
+    np.testing.assert_allclose(one_by_one, logits[:3], rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_reach_every_parameter(trained):
+    _, variables, _, grads, _ = trained
+    chex.assert_trees_all_equal_shapes_and_dtypes(grads, variables["params"])
+    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+        assert jnp.abs(grad).max() > 0, jax.tree_util.keystr(path)
+
+
+def test_batch_statistics_move_in_training_only(trained):
+    model, variables, images, _, updated = trained
+    before = variables.get("batch_stats", {})
+    for path, old in jax.tree_util.tree_leaves_with_path(before):
+        new = updated["batch_stats"]
+        for key in path:
+            new = new[key.key]
+        assert jnp.abs(new - old).max() > 0, jax.tree_util.keystr(path)
+    _, after = model.apply(variables, images, train=False, mutable=["batch_stats"])
+    chex.assert_trees_all_equal(after.get("batch_stats", {}), before)
+
+
+def test_dropout_rate_is_an_override(batch):
+    images = standardise(batch[0])
+    variables = create_model("bn_dropout").init(jax.random.key(0), images, train=False)
+
+    @partial(jax.jit, static_argnums=0)
+    def logits(rate, seed):
+        model = create_model("bn_dropout", dropout_rate=rate)
+        rngs = {"dropout": jax.random.key(seed)}
+        return model.apply(variables, images, train=True, rngs=rngs, mutable=["batch_stats"])[0]
+
+    np.testing.assert_array_equal(logits(0.0, 1), logits(0.0, 2))
+    np.testing.assert_array_equal(logits(0.5, 1), logits(0.5, 1))
+    assert jnp.abs(logits(0.5, 1) - logits(0.5, 2)).max() > 1e-3
+
+
+def test_initial_kernels_are_those_asked_for():
+    fan_in = 9 * 64
+    for name, std in {"torch_uniform": (3 * fan_in) ** -0.5, "he_normal": (2 / fan_in) ** 0.5}.items():
+        model = create_model("basic", kernel_init=KERNEL_INITS[name])
+        kernel = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)), train=False)["params"]["conv3"]["kernel"]
+        assert kernel.std() == pytest.approx(std, rel=0.02)
+        assert name == "he_normal" or jnp.abs(kernel).max() <= fan_in**-0.5
+
+
+def test_unknown_arch():
+    with pytest.raises(InputError, match="unknown arch 'bn'; choose from basic, lighter, gap, bn_dropout"):
+        create_model("bn")

@@ -1,0 +1,85 @@
+"""The networks and the optimiser against PyTorch's, from equal weights on equal images."""
+
+import jax
+import numpy as np
+import pytest
+
+from mnist_jax import ARCHS, make_config, make_model, make_optimizer, standardise, train_step
+from mnist_jax.training import TrainState
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+import torch_networks  # noqa: E402
+
+pytestmark = pytest.mark.parametrize("arch", ARCHS)
+
+
+def start(arch, images):
+    """A model without dropout with perturbed variables, so that no layer starts at its neutral element."""
+    # He initialisation, so that the logits are of the order of one and the comparison means something.
+    model = make_model(make_config(arch=arch, dropout_rate=0.0, kernel_init="he_normal"))
+    variables = model.init(jax.random.key(0), standardise(images[:1]), train=False)
+    variables = jax.tree.map(np.array, {"batch_stats": {}, **variables})
+    rng = np.random.default_rng(0)
+    for tree in (variables["params"], variables["batch_stats"]):
+        for name in (name for name in tree if name.startswith("bn")):
+            tree[name] = jax.tree.map(lambda a: a + rng.uniform(0, 0.3, a.shape).astype(a.dtype), tree[name])
+    network = torch_networks.create(arch, dropout=0.0)
+    torch_networks.load(network, variables)
+    return model, variables, network
+
+
+def nchw(images):
+    # A reshape, not a permutation, whose strides PyTorch would take for channels-last: there its float32 batch
+    # statistics are off, and its logits 3e-4 from its own in float64 (contiguous: 6e-7, as are Flax's).
+    return torch.tensor(np.array(standardise(images))).reshape(-1, 1, 28, 28)
+
+
+def deviation(tree, other):
+    """The largest absolute difference between two trees of arrays."""
+    return max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), tree, other)), default=0.0)
+
+
+def test_logits_and_running_averages(arch, mnist, record_property):
+    images = mnist.test.images[:128]
+    model, variables, network = start(arch, images)
+
+    logits = model.apply(variables, standardise(images), train=False)
+    with torch.no_grad():
+        expected = network.eval()(nchw(images)).numpy()
+    record_property("evaluation", np.abs(logits - expected).max())
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+    logits, updated = model.apply(variables, standardise(images), train=True, mutable=["batch_stats"])
+    with torch.no_grad():
+        expected = network.train()(nchw(images)).numpy()
+    record_property("training", np.abs(logits - expected).max())
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+    running = torch_networks.unload(network, variables)["batch_stats"]
+    difference = deviation(updated.get("batch_stats", {}), running)
+    record_property("running averages", difference)
+    assert difference < 1e-4
+
+
+def test_three_steps_of_sgd(arch, mnist, record_property):
+    batches = [(mnist.train.images[i : i + 128], mnist.train.labels[i : i + 128]) for i in (0, 128, 256)]
+    model, variables, network = start(arch, batches[0][0])
+    optimizer = make_optimizer(make_config("reference", arch=arch), total_steps=3)
+    state = TrainState(
+        variables["params"], variables["batch_stats"], optimizer.init(variables["params"]), np.zeros((), np.int32)
+    )
+    step = jax.jit(train_step, static_argnames=("model", "optimizer"))
+    descent = torch.optim.SGD(network.train().parameters(), lr=0.01, momentum=0.9)
+    for images, labels in batches:
+        state, metrics = step(state, images, labels, jax.random.key(0), model=model, optimizer=optimizer)
+        descent.zero_grad()
+        loss = torch.nn.functional.nll_loss(
+            torch.log_softmax(network(nchw(images)), 1), torch.tensor(labels, dtype=torch.long)
+        )
+        loss.backward()
+        descent.step()
+        assert metrics.mean()[0] == pytest.approx(loss.item(), rel=1e-5)
+    # Not the running variances: PyTorch's are of N - 1, and Flax's of N, values.
+    difference = deviation(state.params, torch_networks.unload(network, variables)["params"])
+    record_property("weights after three steps", difference)
+    assert difference < 1e-4

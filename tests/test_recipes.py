@@ -1,0 +1,69 @@
+import dataclasses
+import math
+
+import pytest
+
+from mnist_jax import RECIPES, Config, InputError, make_config
+
+
+def test_reference_is_the_notebooks_recipe():
+    config = make_config("reference")
+    assert (config.epochs, config.batch_size, config.learning_rate, config.momentum) == (15, 128, 0.01, 0.9)
+    assert (config.schedule, config.nesterov, config.kernel_init) == ("constant", False, "torch_uniform")
+    assert (config.dropout_rate, config.seed) == (0.05, 1)
+
+
+def test_default_meets_the_limit_on_epochs():
+    assert make_config() == Config()
+    assert make_config().epochs < 15
+
+
+def test_overrides_win_and_configs_are_values():
+    config = make_config("reference", epochs=2, arch="gap")
+    assert (config.epochs, config.arch, config.learning_rate) == (2, "gap", 0.01)
+    assert Config(**dataclasses.asdict(config)) == config
+    assert len({config, make_config("reference", epochs=2, arch="gap")}) == 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.epochs = 3
+
+
+def test_every_recipe_names_real_settings():
+    for name in RECIPES:
+        assert make_config(name).recipe == name
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("arch", "bn"),
+        ("recipe", "best"),
+        ("schedule", "cosine"),
+        ("kernel_init", "zeros"),
+        ("data_source", "torch"),
+        ("epochs", 0),
+        ("epochs", -1),
+        ("batch_size", 0),
+        ("eval_batch_size", 0),
+        ("learning_rate", 0.0),
+        ("learning_rate", -0.1),
+        ("learning_rate", math.nan),
+        ("learning_rate", math.inf),
+        ("momentum", 1.0),
+        ("momentum", math.nan),
+        ("dropout_rate", 1.0),
+        ("dropout_rate", -0.1),
+        ("seed", -1),
+        ("held_out", -1),
+    ],
+)
+def test_unusable_values_are_named_with_the_remedy(setting, value):
+    with pytest.raises(InputError, match=r"choose") as error:
+        make_config(**{"recipe": "default", setting: value})
+    assert str(value) in str(error.value)
+    assert setting.replace("_", " ") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_setting():
+    with pytest.raises(InputError, match="unknown setting 'lr'; choose from arch"):
+        make_config(lr=0.1)

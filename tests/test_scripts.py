@@ -1,0 +1,192 @@
+"""The scripts as a user runs them: what they print, what they write, how they refuse."""
+
+import dataclasses
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import PREPARED, ROOT
+
+from mnist_jax import Config, make_config
+
+SMALL_DATA = ["--data-source", "tfds", "--data-dir", str(PREPARED)]
+SMALL_RUN = [*SMALL_DATA, "--arch", "gap", "--epochs", "2", "--batch-size", "50"]
+
+
+@pytest.fixture
+def script(monkeypatch, capsys, tmp_path):
+    """Runs a script in this process, in an empty directory: (exit status, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name, *args):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+        captured = capsys.readouterr()
+        return stop.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def assert_refused(result, *parts):
+    status, out, err = result
+    assert status == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    for part in parts:
+        assert part in err
+
+
+def test_train_and_evaluate(script, tmp_path):
+    run_dir = tmp_path / "run"
+    status, out, err = script("train.py", *SMALL_RUN, "--run-dir", run_dir)
+    assert status == 0
+    assert "\x1b" not in out + err
+    assert "\r" not in out
+    assert "objective not met" in out
+
+    config = json.loads((run_dir / "config.json").read_text())
+    assert list(config) == [field.name for field in dataclasses.fields(Config)]
+    expected = make_config(
+        arch="gap", epochs=2, batch_size=50, data_source="tfds", data_dir=str(PREPARED), run_dir=str(run_dir)
+    )
+    assert Config(**config) == expected
+
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    keys = ["epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds"]
+    assert [list(line) for line in lines] == [keys, keys]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    for line in lines:
+        assert 0 <= line["test_accuracy"] <= 1
+        assert f"epoch {line['epoch']:2d}/2" in out
+        assert f"accuracy {line['test_accuracy']:.2%}" in out
+
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["test_accuracy"] == lines[-1]["test_accuracy"]
+    assert summary["objective_met"] is False
+    assert [condition["met"] for condition in summary["objective"]] == [False, True, True, True]
+    assert summary["environment"]["platform"] == "cpu"
+
+    for batch_size in (1000, 33):
+        status, out, _ = script("evaluate.py", run_dir, "--json", "--batch-size", batch_size, *SMALL_DATA)
+        assert status == 0
+        result = json.loads(out)
+        assert (result["arch"], result["images"]) == ("gap", 100)
+        assert result["test_accuracy"] == lines[-1]["test_accuracy"]
+        assert result["test_loss"] == pytest.approx(lines[-1]["test_loss"], rel=1e-5)
+    status, out, _ = script("evaluate.py", run_dir, *SMALL_DATA)
+    assert out.startswith(f"gap: test accuracy {lines[-1]['test_accuracy']:.2%}")
+
+    # A second run there is refused and what is saved stays.
+    before = (run_dir / "metrics.jsonl").read_text()
+    assert_refused(script("train.py", *SMALL_RUN, "--run-dir", run_dir), str(run_dir), "--run-dir")
+    assert (run_dir / "metrics.jsonl").read_text() == before
+
+    # Weights cut short, and weights of another network.
+    weights = run_dir / "weights.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-10])
+    assert_refused(script("evaluate.py", run_dir), str(weights))
+    weights.write_bytes(content)
+    config["arch"] = "bn_dropout"
+    (run_dir / "config.json").write_text(json.dumps(config))
+    assert_refused(script("evaluate.py", run_dir), "'gap'", "'bn_dropout'")
+
+
+def test_require_objective_and_the_default_run_directory(script, tmp_path):
+    status, out, _ = script("train.py", *SMALL_RUN, "--epochs", "1", "--require-objective")
+    assert status == 1
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert run_dir.name.endswith("-gap-default")
+    assert f"runs/{run_dir.name}" in out
+
+
+def test_held_out_scores_are_called_so(script):
+    status, out, _ = script("train.py", *SMALL_RUN, "--held-out", "100", "--run-dir", "run")
+    assert status == 0
+    assert "held-out loss" in out
+    assert "test loss" not in out
+    assert json.loads(Path("run/summary.json").read_text())["scored_on"] == "held-out"
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        ("--arch bn", ["'bn'", "bn_dropout"]),
+        ("--recipe best", ["'best'", "reference"]),
+        ("--recipe", ["--recipe"]),
+        ("--epochs 0", ["epochs 0", "choose"]),
+        ("--epochs -1", ["epochs -1", "choose"]),
+        ("--epochs two", ["--epochs", "'two'"]),
+        ("--epochs", ["--epochs"]),
+        ("--batch-size 0", ["batch size 0", "choose"]),
+        ("--batch-size 60001", ["batch size 60001", "60000"]),
+        ("--learning-rate 0", ["learning rate 0", "choose"]),
+        ("--learning-rate nan", ["learning rate nan", "choose"]),
+        ("--learning-rate 1e400", ["learning rate inf", "choose"]),
+        ("--learning-rate fast", ["--learning-rate", "'fast'"]),
+        ("--seed -1", ["seed -1", "choose"]),
+        ("--held-out 60000", ["60000", "choose"]),
+        ("--data-source torch", ["'torch'", "bundled"]),
+        ("--data-dir /tmp", ["--data-source tfds"]),
+        ("--data-source tfds --data-dir absent", ["'absent'"]),
+        ("--run-dir /proc/run", ["'/proc/run'", "--run-dir"]),
+        ("--colour red", ["--colour"]),
+    ],
+)
+def test_train_refuses(script, flags, parts):
+    assert_refused(script("train.py", *flags.split()), *parts)
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        ("absent", ["'absent'", "run"]),
+        ("", ["Missing", "PATH"]),
+        ("run --batch-size 0", ["batch size 0", "choose"]),
+    ],
+)
+def test_evaluate_refuses(script, flags, parts):
+    assert_refused(script("evaluate.py", *flags.split()), *parts)
+
+
+@pytest.mark.parametrize("name", ["train.py", "evaluate.py", "bundle_mnist.py"])
+def test_help_is_complete(script, name):
+    status, out, _ = script(name, "--help")
+    assert status == 0
+    assert "Example: python scripts/" in out
+
+
+def test_help_shows_the_defaults_of_the_recipe(script):
+    assert "0.01" in script("train.py", "--recipe", "reference", "--help")[1]
+
+
+def test_errors_are_one_line_whatever_the_encoding():
+    command = [sys.executable, ROOT / "scripts" / "evaluate.py", "run", "--batch-size", "many"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    message = "error: Error parsing --batch-size: invalid literal for int() with base 10: 'many'; see --help\n"
+    assert (result.returncode, result.stderr) == (2, message)
+
+
+def test_a_process_of_its_own_refuses_without_traceback():
+    command = [sys.executable, ROOT / "scripts" / "train.py", "--arch", "bn"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: unknown arch 'bn'; choose from basic, lighter, gap, bn_dropout; see --help\n"
+
+
+def test_importing_the_package_needs_neither_tyro_nor_tensorflow():
+    code = (
+        "import sys, mnist_jax; print(sorted({'tyro', 'tensorflow', 'tensorflow_datasets', 'rich'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert result.stdout in ("[]\n", "['rich']\n")

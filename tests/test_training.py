@@ -1,0 +1,224 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnist_jax import (
+    DivergedError,
+    InputError,
+    Mnist,
+    Split,
+    evaluate,
+    fit,
+    init_state,
+    make_config,
+    make_model,
+    make_optimizer,
+    standardise,
+    train_epoch,
+    train_step,
+    training,
+)
+from mnist_jax.training import Streams, epoch_order, steps_per_epoch
+
+
+def first(split, size):
+    return Split(split.images[:size], split.labels[:size])
+
+
+@pytest.fixture(scope="module")
+def small(mnist):
+    """1,000 training and 500 test images."""
+    return Mnist(first(mnist.train, 1000), first(mnist.test, 500))
+
+
+@pytest.fixture(scope="module")
+def setup():
+    """Model, optimiser and a maker of fresh states for the default config of `bn_dropout`."""
+    config = make_config()
+    model, optimizer = make_model(config), make_optimizer(config, 100)
+    return model, optimizer, lambda: init_state(model, optimizer, Streams.from_seed(1).init)
+
+
+@pytest.fixture(scope="module")
+def step(setup):
+    model, optimizer, _ = setup
+    return jax.jit(
+        lambda state, images, labels, key: train_step(state, images, labels, key, model=model, optimizer=optimizer)
+    )
+
+
+def test_a_batch_can_be_over_fitted(setup, step, batch):
+    state = setup[2]()
+    key = jax.random.key(0)
+    _, before = step(state, *batch, key)
+    for _ in range(60):
+        state, metrics = step(state, *batch, key)
+    assert state.step == 60
+    assert before.mean()[1] < 0.5
+    assert metrics.mean()[1] == 1.0
+    assert metrics.mean()[0] < 0.1
+
+
+def test_metrics_are_sums_of_the_closed_form(setup, batch):
+    model, _, fresh = setup
+    variables = fresh().variables
+    images, labels = batch
+    mask = np.arange(32) < 20
+    metrics = training.eval_step(variables, images, labels, mask, model=model)
+    logits = np.asarray(model.apply(variables, standardise(images), train=False), np.float64)
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(32), labels]
+    assert metrics.count == 20
+    assert metrics.correct == (logits.argmax(1) == labels)[:20].sum()
+    assert metrics.loss == pytest.approx(losses[:20].sum(), rel=1e-5)
+    assert metrics.mean() == (float(metrics.loss) / 20, int(metrics.correct) / 20)
+
+
+def test_a_step_draws_from_key_and_step_number_only(setup, step, batch):
+    state = setup[2]()
+    once, _ = step(state, *batch, jax.random.key(0))
+    again, _ = step(state, *batch, jax.random.key(0))
+    chex.assert_trees_all_equal(once, again)
+    for other in (
+        step(state, *batch, jax.random.key(1)),
+        step(state._replace(step=jnp.int32(1)), *batch, jax.random.key(0)),
+    ):
+        assert jnp.abs(other[0].params["conv1"]["kernel"] - once.params["conv1"]["kernel"]).max() > 0
+
+
+def test_the_jitted_step_is_the_plain_step(setup, step, batch):
+    model, optimizer, fresh = setup
+    images, labels = batch[0][:8], batch[1][:8]
+    plain, _ = train_step(fresh(), images, labels, jax.random.key(0), model=model, optimizer=optimizer)
+    jitted, _ = step(fresh(), images, labels, jax.random.key(0))
+    chex.assert_trees_all_close(plain, jitted, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 250, 500, 1000])
+def test_accuracy_does_not_depend_on_the_evaluation_batch_size(setup, small, batch_size):
+    model, _, fresh = setup
+    variables = fresh().variables
+    size = 60 if batch_size == 1 else 500
+    metrics = evaluate(model, variables, first(small.test, size), batch_size)
+    logits = model.apply(variables, standardise(small.test.images[:size]), train=False)
+    assert metrics.count == size
+    assert metrics.correct == (logits.argmax(-1) == small.test.labels[:size]).sum()
+
+
+def test_an_epoch_is_a_permutation_and_the_remainder_rests():
+    key = jax.random.key(3)
+    order = epoch_order(key, 1, 1000, 128)
+    assert order.shape == (7, 128)
+    assert order.dtype == jnp.int32
+    assert len(np.unique(order)) == 896
+    assert order.min() >= 0
+    assert order.max() < 1000
+    np.testing.assert_array_equal(order, epoch_order(key, 1, 1000, 128))
+    assert (order != epoch_order(key, 2, 1000, 128)).mean() > 0.9
+    assert (order != epoch_order(jax.random.key(4), 1, 1000, 128)).mean() > 0.9
+    # Over the epochs every example gets its turn.
+    seen = np.concatenate([np.asarray(epoch_order(key, epoch, 1000, 128)).ravel() for epoch in range(1, 11)])
+    assert len(np.unique(seen)) == 1000
+
+
+def test_steps_per_epoch():
+    assert steps_per_epoch(60_000, 128) == 468
+    assert steps_per_epoch(128, 128) == 1
+    with pytest.raises(InputError, match="batch size 129 is above the 128 training images"):
+        steps_per_epoch(128, 129)
+
+
+def test_one_program_and_step_by_step_are_the_same_epoch(setup, small, monkeypatch):
+    """What a GPU or TPU runs, an epoch in one program, against what a CPU runs."""
+    model, optimizer, fresh = setup
+    order = epoch_order(jax.random.key(0), 1, 1000, 128)[:3]
+    options = {"model": model, "optimizer": optimizer}
+    steps, step_metrics = train_epoch(fresh(), small.train, order, jax.random.key(1), **options)
+    step_scores = evaluate(model, steps.variables, small.test, 150)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    whole, whole_metrics = train_epoch(fresh(), small.train, order, jax.random.key(1), **options)
+    chex.assert_trees_all_close(steps, whole, atol=1e-5)
+    chex.assert_trees_all_close(step_metrics, whole_metrics, rtol=1e-5)
+    assert step_metrics.count == 3 * 128
+    chex.assert_trees_all_close(evaluate(model, steps.variables, small.test, 150), step_scores, rtol=1e-5)
+    assert step_scores.count == 500
+
+
+def test_on_step_reports_every_step_of_the_epoch(setup, small):
+    model, optimizer, fresh = setup
+    order = epoch_order(jax.random.key(0), 1, 1000, 128)[:3]
+    seen = []
+    train_epoch(
+        fresh(),
+        small.train,
+        order,
+        jax.random.key(1),
+        model=model,
+        optimizer=optimizer,
+        on_step=lambda i, totals: seen.append((i, int(totals.count))),
+    )
+    assert seen == [(0, 128), (1, 256), (2, 384)]
+
+
+def test_fit_is_reproducible_to_the_bit_and_compiles_once(small, monkeypatch):
+    config = make_config(arch="gap", epochs=2, batch_size=100)
+    traces = []
+    monkeypatch.setattr(training, "standardise", lambda images: (traces.append(images.shape), standardise(images))[1])
+    epochs = []
+    state, history = fit(config, small, on_epoch=lambda state, metrics: epochs.append(metrics))
+    again, other = fit(config, small)
+    chex.assert_trees_all_equal(state, again)
+    assert [entry[:-1] for entry in history] == [entry[:-1] for entry in other]
+    assert epochs == history
+    assert [entry.epoch for entry in history] == [1, 2]
+    assert state.step == 20
+    # A training and an evaluation step, traced once each, over two epochs of two fits.
+    assert sorted(traces) == [(100, 28, 28, 1), (500, 28, 28, 1)]
+    different, _ = fit(make_config(arch="gap", epochs=2, batch_size=100, seed=2), small)
+    assert jnp.abs(different.params["conv1"]["kernel"] - state.params["conv1"]["kernel"]).max() > 0
+
+
+def test_fit_refuses_a_batch_above_the_data(small):
+    with pytest.raises(InputError, match="batch size 1001 is above the 1000 training images"):
+        fit(make_config(batch_size=1001), small)
+
+
+def test_a_loss_that_is_not_finite_stops_the_fit(small):
+    with pytest.raises(DivergedError, match=r"epoch 1 .*learning rate below 1000000.0"):
+        fit(make_config(arch="gap", epochs=1, batch_size=100, learning_rate=1e6), small)
+
+
+def test_reference_optimiser_is_plain_sgd_with_momentum():
+    optimizer = make_optimizer(make_config("reference"), 10)
+    params, grads = {"w": jnp.float32(1.0)}, {"w": jnp.float32(2.0)}
+    state = optimizer.init(params)
+    velocity = 0.0
+    for _ in range(3):
+        updates, state = optimizer.update(grads, state, params)
+        velocity = 0.9 * velocity + 2.0
+        assert updates["w"] == pytest.approx(-0.01 * velocity)
+
+
+def test_one_cycle_rises_for_a_fifth_and_ends_near_zero():
+    config = make_config(momentum=0.0, nesterov=False, learning_rate=0.5)
+    optimizer = make_optimizer(config, 100)
+    state = optimizer.init(jnp.float32(0.0))
+    rates = []
+    for _ in range(100):
+        update, state = optimizer.update(jnp.float32(1.0), state)
+        rates.append(-float(update))
+    assert int(np.argmax(rates)) == 20
+    assert max(rates) == pytest.approx(0.5)
+    assert rates[0] == pytest.approx(0.05)
+    assert rates[-1] < 0.01
+    np.testing.assert_allclose(np.diff(rates[:21]), np.diff(rates[:21])[0], rtol=1e-3)
+    np.testing.assert_allclose(np.diff(rates[20:]), np.diff(rates[20:])[0], rtol=1e-3)
+
+
+def test_real_mnist_in_a_few_hundred_steps(mnist):
+    """The objective's network, the whole path: 97% of the test images after 234 steps."""
+    state, history = fit(make_config(epochs=1, batch_size=128), Mnist(first(mnist.train, 30_000), mnist.test))
+    assert state.step == 234
+    assert history[-1].test_accuracy >= 0.97
+    chex.assert_tree_all_finite(state.params)
