@@ -12,7 +12,6 @@ import jax
 
 from mnist_jax.models import count_dense, count_params
 
-
 TARGET_ACCURACY = 0.994
 
 
