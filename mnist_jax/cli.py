@@ -69,6 +69,6 @@ def _first_message(box: str) -> str:
     lines = [line.strip("│ ") for line in box.splitlines()]
     lines = [line for line in lines if line and not line.startswith("╭")]
     rules = [i for i, line in enumerate(lines) if set(line) <= set("-─╰╯")] + [len(lines)]
-    titled = rules[0] == 1 and len(rules) > 2
-    start, stop = (2, rules[1]) if titled else (0, rules[0])
+    # In Unicode the title is part of the frame; in ASCII it is a paragraph of its own.
+    start, stop = (0, rules[0]) if "╭" in box else (rules[0] + 1, rules[1])
     return " ".join(lines[start:stop]).removeprefix("Error parsing config: ")

@@ -166,19 +166,19 @@ def test_help_shows_the_defaults_of_the_recipe(script):
     assert "0.01" in script("train.py", "--recipe", "reference", "--help")[1]
 
 
-def test_errors_are_one_line_whatever_the_encoding():
-    command = [sys.executable, ROOT / "scripts" / "evaluate.py", "run", "--batch-size", "many"]
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--arch", "bn"], "unknown arch 'bn'; choose from basic, lighter, gap, bn_dropout"),
+        (["--epochs", "two"], "Error parsing --epochs: invalid literal for int() with base 10: 'two'"),
+    ],
+)
+def test_a_process_of_its_own_refuses_in_one_line(encoding, flags, message):
+    command = [sys.executable, ROOT / "scripts" / "train.py", *flags]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    message = "error: Error parsing --batch-size: invalid literal for int() with base 10: 'many'; see --help\n"
-    assert (result.returncode, result.stderr) == (2, message)
-
-
-def test_a_process_of_its_own_refuses_without_traceback():
-    command = [sys.executable, ROOT / "scripts" / "train.py", "--arch", "bn"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "error: unknown arch 'bn'; choose from basic, lighter, gap, bn_dropout; see --help\n"
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", f"error: {message}; see --help\n")
 
 
 def test_importing_the_package_needs_neither_tyro_nor_tensorflow():
