@@ -11,6 +11,7 @@ from typing import NoReturn, TypeVar
 import tyro
 
 from mnist_jax.errors import DivergedError, InputError
+from mnist_jax.layers import reuse_freed_memory
 from mnist_jax.recipes import make_config
 
 T = TypeVar("T")
@@ -45,6 +46,7 @@ def parse(options: type[T], args: Sequence[str] | None = None) -> T:
 
 def run(main: Callable[[T], int | None], options: type[T]) -> NoReturn:
     """Runs a script: exit status 2 after bad input and 3 after a diverged training, each with one line."""
+    reuse_freed_memory()
     try:
         sys.exit(main(parse(options)))
     except InputError as error:

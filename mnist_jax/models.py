@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax.linen.initializers import he_normal, variance_scaling
 
 from mnist_jax.errors import InputError
+from mnist_jax.layers import FAST, Layers
 
 IMAGE_SHAPE = (28, 28, 1)
 
@@ -31,14 +32,16 @@ class Network(nn.Module):
     Attributes:
       dropout_rate: probability in [0, 1) that a unit is dropped in training; only `bn_dropout` drops any.
       kernel_init: initialiser of every convolution kernel.
+      layers: what the network is made of: `FAST`, or the same in Flax's own layers, `FLAX`.
     """
 
     dropout_rate: float = 0.05
     kernel_init: Callable[..., jax.Array] = KERNEL_INITS["torch_uniform"]
+    layers: Layers = FAST
 
     def convolution(self) -> Callable[..., nn.Module]:
         """The bias-free convolution, valid unless told otherwise, of every network."""
-        return partial(nn.Conv, padding="VALID", use_bias=False, kernel_init=self.kernel_init)
+        return partial(self.layers.conv, padding="VALID", use_bias=False, kernel_init=self.kernel_init)
 
 
 class Basic(Network):
@@ -52,7 +55,7 @@ class Basic(Network):
         x = nn.relu(conv(32, (3, 3), name="conv1")(x))  # 26     288
         x = nn.relu(conv(64, (3, 3), name="conv2")(x))  # 24  18,432
         x = nn.relu(conv(128, (3, 3), name="conv3")(x))  # 22  73,728
-        x = nn.max_pool(x, (2, 2), (2, 2))  # 11
+        x = self.layers.max_pool(x)  # 11
         x = nn.relu(conv(32, (1, 1), name="conv4")(x))  # 11   4,096
         x = nn.relu(conv(64, (3, 3), name="conv5")(x))  # 9   18,432
         x = nn.relu(conv(128, (3, 3), name="conv6")(x))  # 7   73,728
@@ -72,7 +75,7 @@ class Lighter(Network):
         x = nn.relu(conv(16, (3, 3), name="conv1")(x))  # 26    144
         x = nn.relu(conv(16, (3, 3), name="conv2")(x))  # 24  2,304
         x = nn.relu(conv(16, (3, 3), name="conv3")(x))  # 22  2,304
-        x = nn.max_pool(x, (2, 2), (2, 2))  # 11
+        x = self.layers.max_pool(x)  # 11
         x = nn.relu(conv(16, (1, 1), name="conv4")(x))  # 11    256
         x = nn.relu(conv(16, (3, 3), name="conv5")(x))  # 9   2,304
         x = nn.relu(conv(10, (3, 3), name="conv6")(x))  # 7   1,440
@@ -92,7 +95,7 @@ class Gap(Network):
         x = nn.relu(conv(16, (3, 3), name="conv1")(x))  # 26    144
         x = nn.relu(conv(16, (3, 3), name="conv2")(x))  # 24  2,304
         x = nn.relu(conv(16, (1, 1), name="conv3")(x))  # 24    256
-        x = nn.max_pool(x, (2, 2), (2, 2))  # 12
+        x = self.layers.max_pool(x)  # 12
         x = nn.relu(conv(16, (3, 3), name="conv4")(x))  # 10  2,304
         x = nn.relu(conv(16, (3, 3), name="conv5")(x))  # 8   2,304
         x = nn.relu(conv(10, (3, 3), name="conv6")(x))  # 6   1,440
@@ -111,13 +114,13 @@ class BnDropout(Network):
         conv = self.convolution()
 
         def norm_drop(x: jax.Array, name: str) -> jax.Array:
-            x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name)(x)
-            return nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+            x = self.layers.batch_norm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name)(x)
+            return self.layers.dropout(self.dropout_rate, deterministic=not train)(x)
 
         x = norm_drop(nn.relu(conv(16, (3, 3), name="conv1")(x)), "bn1")  # 26    144 + 32
         x = norm_drop(nn.relu(conv(16, (3, 3), name="conv2")(x)), "bn2")  # 24  2,304 + 32
         x = nn.relu(conv(16, (1, 1), name="conv3")(x))  # 24    256
-        x = nn.max_pool(x, (2, 2), (2, 2))  # 12
+        x = self.layers.max_pool(x)  # 12
         x = norm_drop(nn.relu(conv(16, (3, 3), name="conv4")(x)), "bn4")  # 10  2,304 + 32
         x = norm_drop(nn.relu(conv(16, (3, 3), name="conv5")(x)), "bn5")  # 8   2,304 + 32
         x = norm_drop(nn.relu(conv(10, (3, 3), name="conv6")(x)), "bn6")  # 6   1,440 + 20

@@ -33,10 +33,18 @@ class Config:
     """Nesterov's form of momentum."""
     dropout_rate: float = 0.05
     """Probability in [0, 1) that a unit is dropped; only bn_dropout has dropout layers."""
+    rotation: float = 0.0
+    """Augmentation: each training image is rotated by up to so many degrees either way."""
+    shift: float = 0.0
+    """Augmentation: shifted by up to so many pixels down or up, right or left."""
+    scale: float = 0.0
+    """Augmentation: scaled by up to this fraction either way, in [0, 1)."""
+    shear: float = 0.0
+    """Augmentation: sheared by up to so many pixels per pixel either way."""
     kernel_init: str = "he_normal"
     """Initial kernels: he_normal, or torch_uniform (PyTorch's default, uniform in +-1/sqrt(fan_in))."""
     seed: int = 1
-    """Seed of initialisation, shuffling and dropout."""
+    """Seed of initialisation, shuffling, augmentation and dropout."""
     data_source: str = "bundled"
     """Where MNIST comes from: bundled (in the package), or tfds (TensorFlow Datasets)."""
     data_dir: str | None = None
@@ -62,6 +70,10 @@ class Config:
         _within("learning_rate", self.learning_rate, finite, "a finite number above 0")
         _within("momentum", self.momentum, 0 <= self.momentum < 1, "at least 0 and below 1")
         _within("dropout_rate", self.dropout_rate, 0 <= self.dropout_rate < 1, "at least 0 and below 1")
+        _within("scale", self.scale, 0 <= self.scale < 1, "at least 0 and below 1")
+        for name in ("rotation", "shift", "shear"):
+            value = getattr(self, name)
+            _within(name, value, math.isfinite(value) and value >= 0, "a finite number of at least 0")
         _within("seed", self.seed, 0 <= self.seed < 2**32, "0 to 4294967295")
         _within("held_out", self.held_out, self.held_out >= 0, "0 to the number of training images less one")
 

@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from mnist_jax.augment import Distortion, random_affine
 from mnist_jax.data import Mnist, Split, standardise
 from mnist_jax.errors import DivergedError, InputError
+from mnist_jax.layers import cpu_compiler_options
 from mnist_jax.models import KERNEL_INITS, Network, create_model
 from mnist_jax.recipes import Config
 
@@ -96,6 +98,12 @@ def make_model(config: Config) -> Network:
     return create_model(config.arch, dropout_rate=config.dropout_rate, kernel_init=KERNEL_INITS[config.kernel_init])
 
 
+def make_distortion(config: Config) -> Distortion | None:
+    """How far a config's augmentation goes; None for none at all."""
+    distortion = Distortion(config.rotation, config.shift, config.scale, config.shear)
+    return distortion if any(distortion) else None
+
+
 def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransformation:
     """The optimiser a config asks for, its learning-rate schedule laid over `total_steps`.
 
@@ -141,6 +149,7 @@ def train_step(
     *,
     model: Network,
     optimizer: optax.GradientTransformation,
+    distortion: Distortion | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One step of gradient descent on the mean cross-entropy of a batch.
 
@@ -151,12 +160,15 @@ def train_step(
       key: the run's step stream; what this step draws comes from it and `state.step`.
       model: the network.
       optimizer: as given to `init_state`.
+      distortion: how far each image is distorted before the network sees it, if at all.
 
     Returns:
       The next state, and the metrics of the batch before the update.
     """
     chex.assert_equal_shape_prefix([images, labels], 1)
-    dropout_key = jax.random.fold_in(key, state.step)
+    augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+    if distortion:
+        images = random_affine(augment_key, images, distortion)
 
     def loss_and_aux(params):
         logits, updated = model.apply(
@@ -193,34 +205,28 @@ def _add(a: Metrics, b: Metrics) -> Metrics:
     return jax.tree.map(jnp.add, a, b)
 
 
-# The i-th step of an epoch, and of a scoring: the bodies that both ways of looping share. Only the train state
-# is donated: the totals of step i-1 are still to be read while step i runs.
+# The i-th step of an epoch, and of a scoring: the bodies that both ways of looping share.
 
 
-@functools.partial(jax.jit, static_argnames=("model", "optimizer"), donate_argnames="state")
-def _train_at(i, state, totals, split, order, key, *, model, optimizer):
+def _train_at(i, state, totals, split, order, key, **options):
     batch = order[i]
-    state, metrics = train_step(state, split.images[batch], split.labels[batch], key, model=model, optimizer=optimizer)
+    state, metrics = train_step(state, split.images[batch], split.labels[batch], key, **options)
     return state, _add(totals, metrics)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "batch_size"))
 def _eval_at(i, totals, variables, split, *, model, batch_size):
     batch = i * batch_size + jnp.arange(batch_size)
     mask = batch < len(split.labels)  # Indices past the end read the last example, which then does not count.
-    metrics = eval_step(variables, split.images[batch], split.labels[batch], mask, model=model)
-    return _add(totals, metrics)
+    return _add(totals, eval_step(variables, split.images[batch], split.labels[batch], mask, model=model))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "optimizer"), donate_argnames="state")
-def _train_epoch(state, split, order, key, *, model, optimizer):
+def _train_epoch(state, split, order, key, **options):
     def body(i, carry):
-        return _train_at(i, *carry, split, order, key, model=model, optimizer=optimizer)
+        return _train_at(i, *carry, split, order, key, **options)
 
     return lax.fori_loop(0, len(order), body, (state, Metrics.zeros()))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "batch_size"))
 def _eval_all(variables, split, *, model, batch_size):
     def body(i, totals):
         return _eval_at(i, totals, variables, split, model=model, batch_size=batch_size)
@@ -228,17 +234,26 @@ def _eval_all(variables, split, *, model, batch_size):
     return lax.fori_loop(0, -(-len(split.labels) // batch_size), body, Metrics.zeros())
 
 
-_epoch_order = jax.jit(epoch_order, static_argnames=("num_examples", "batch_size"))
+@functools.cache
+def _jit(function: Callable, static: tuple[str, ...], donate: tuple[str, ...] = ()) -> Callable:
+    """The edge: `jax.jit` once per function, with the compiler options of the backend (not known at import)."""
+    options = cpu_compiler_options()
+    return jax.jit(function, static_argnames=static, donate_argnames=donate, compiler_options=options)
+
+
+# Only the train state is donated: the totals of step i - 1 are still to be read while step i runs.
+_TRAIN = (("model", "optimizer", "distortion"), ("state",))
+_EVAL = (("model", "batch_size"),)
 
 
 def evaluate(model: Network, variables: dict[str, Any], split: Split, batch_size: int = 1000) -> Metrics:
     """Scores a whole split: every example counts once, whatever the batch size."""
     batch_size = min(batch_size, len(split.labels))
     if jax.default_backend() != "cpu":
-        return _eval_all(variables, split, model=model, batch_size=batch_size)
-    totals = Metrics.zeros()
+        return _jit(_eval_all, *_EVAL)(variables, split, model=model, batch_size=batch_size)
+    step, totals = _jit(_eval_at, *_EVAL), Metrics.zeros()
     for i in range(-(-len(split.labels) // batch_size)):
-        totals = _eval_at(i, totals, variables, split, model=model, batch_size=batch_size)
+        totals = step(i, totals, variables, split, model=model, batch_size=batch_size)
     return totals
 
 
@@ -250,18 +265,20 @@ def train_epoch(
     *,
     model: Network,
     optimizer: optax.GradientTransformation,
+    distortion: Distortion | None = None,
     on_step: Callable[[int, Metrics], None] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Trains on the batches of `order`, int32 [steps, B]; the state given is donated.
 
     `on_step(i, totals)`, on CPU, gets the epoch's metrics up to and with step i while step i + 1 runs.
     """
+    options = {"model": model, "optimizer": optimizer, "distortion": distortion}
     if jax.default_backend() != "cpu":
-        return _train_epoch(state, split, order, key, model=model, optimizer=optimizer)
-    totals = Metrics.zeros()
+        return _jit(_train_epoch, *_TRAIN)(state, split, order, key, **options)
+    step, totals = _jit(_train_at, *_TRAIN), Metrics.zeros()
     for i in range(len(order)):
         before = totals
-        state, totals = _train_at(i, state, totals, split, order, key, model=model, optimizer=optimizer)
+        state, totals = step(i, state, totals, split, order, key, **options)
         if on_step and i:
             on_step(i - 1, before)
     if on_step:
@@ -296,12 +313,13 @@ def fit(
     model = make_model(config)
     optimizer = make_optimizer(config, steps * config.epochs)
     streams = Streams.from_seed(config.seed)
-    state = jax.jit(init_state, static_argnums=(0, 1))(model, optimizer, streams.init)
+    state = _jit(init_state, ("model", "optimizer"))(model, optimizer, streams.init)
+    shuffle = _jit(epoch_order, ("num_examples", "batch_size"))
     train, test = jax.device_put(data)
     history = []
     for epoch in range(1, config.epochs + 1):
         start = time.perf_counter()
-        order = _epoch_order(streams.order, epoch, len(train.labels), config.batch_size)
+        order = shuffle(streams.order, epoch, num_examples=len(train.labels), batch_size=config.batch_size)
         state, totals = train_epoch(
             state,
             train,
@@ -309,6 +327,7 @@ def fit(
             streams.step,
             model=model,
             optimizer=optimizer,
+            distortion=make_distortion(config),
             on_step=on_step and functools.partial(on_step, epoch),
         )
         train_loss, train_accuracy = totals.mean()

@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from mnist_jax import ARCHS, make_config, make_model, make_optimizer, standardise, train_step
+from mnist_jax import ARCHS, baselines, make_config, make_model, make_optimizer, standardise, train_step
 from mnist_jax.training import TrainState
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
-import torch_networks  # noqa: E402
+
 
 pytestmark = pytest.mark.parametrize("arch", ARCHS)
 
@@ -23,8 +23,8 @@ def start(arch, images):
     for tree in (variables["params"], variables["batch_stats"]):
         for name in (name for name in tree if name.startswith("bn")):
             tree[name] = jax.tree.map(lambda a: a + rng.uniform(0, 0.3, a.shape).astype(a.dtype), tree[name])
-    network = torch_networks.create(arch, dropout=0.0)
-    torch_networks.load(network, variables)
+    network = baselines.torch_network(arch, dropout=0.0)
+    baselines.load_variables(network, variables)
     return model, variables, network
 
 
@@ -55,7 +55,7 @@ def test_logits_and_running_averages(arch, mnist, record_property):
     record_property("training", np.abs(logits - expected).max())
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
-    running = torch_networks.unload(network, variables)["batch_stats"]
+    running = baselines.read_variables(network, variables)["batch_stats"]
     difference = deviation(updated.get("batch_stats", {}), running)
     record_property("running averages", difference)
     assert difference < 1e-4
@@ -80,6 +80,6 @@ def test_three_steps_of_sgd(arch, mnist, record_property):
         descent.step()
         assert metrics.mean()[0] == pytest.approx(loss.item(), rel=1e-5)
     # Not the running variances: PyTorch's are of N - 1, and Flax's of N, values.
-    difference = deviation(state.params, torch_networks.unload(network, variables)["params"])
+    difference = deviation(state.params, baselines.read_variables(network, variables)["params"])
     record_property("weights after three steps", difference)
     assert difference < 1e-4

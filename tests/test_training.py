@@ -1,3 +1,5 @@
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ from mnist_jax import (
     train_step,
     training,
 )
+from mnist_jax.augment import Distortion
 from mnist_jax.training import Streams, epoch_order, steps_per_epoch
 
 
@@ -87,6 +90,24 @@ def test_a_step_draws_from_key_and_step_number_only(setup, step, batch):
         assert jnp.abs(other[0].params["conv1"]["kernel"] - once.params["conv1"]["kernel"]).max() > 0
 
 
+def test_augmentation_is_part_of_the_step(batch):
+    """In a network without dropout it is all that a key decides."""
+    config = make_config(arch="gap")
+    model, optimizer = make_model(config), make_optimizer(config, 100)
+
+    @partial(jax.jit, static_argnums=1)
+    def kernel(key, distortion):
+        state = init_state(model, optimizer, jax.random.key(0))
+        state, _ = train_step(state, *batch, key, model=model, optimizer=optimizer, distortion=distortion)
+        return state.params["conv1"]["kernel"]
+
+    first, second, shifts = jax.random.key(1), jax.random.key(2), Distortion(shift=2.0)
+    np.testing.assert_array_equal(kernel(first, None), kernel(second, None))
+    np.testing.assert_array_equal(kernel(first, shifts), kernel(first, shifts))
+    assert jnp.abs(kernel(first, shifts) - kernel(second, shifts)).max() > 0
+    assert jnp.abs(kernel(first, shifts) - kernel(first, None)).max() > 0
+
+
 def test_the_jitted_step_is_the_plain_step(setup, step, batch):
     model, optimizer, fresh = setup
     images, labels = batch[0][:8], batch[1][:8]
@@ -133,12 +154,13 @@ def test_one_program_and_step_by_step_are_the_same_epoch(setup, small, monkeypat
     """What a GPU or TPU runs, an epoch in one program, against what a CPU runs."""
     model, optimizer, fresh = setup
     order = epoch_order(jax.random.key(0), 1, 1000, 128)[:3]
-    options = {"model": model, "optimizer": optimizer}
+    options = {"model": model, "optimizer": optimizer, "distortion": Distortion(10.0, 2.0, 0.1, 0.1)}
     steps, step_metrics = train_epoch(fresh(), small.train, order, jax.random.key(1), **options)
     step_scores = evaluate(model, steps.variables, small.test, 150)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     whole, whole_metrics = train_epoch(fresh(), small.train, order, jax.random.key(1), **options)
-    chex.assert_trees_all_close(steps, whole, atol=1e-5)
+    chex.assert_trees_all_close(steps.variables, whole.variables, atol=1e-5)
+    assert steps.step == whole.step == 3
     chex.assert_trees_all_close(step_metrics, whole_metrics, rtol=1e-5)
     assert step_metrics.count == 3 * 128
     chex.assert_trees_all_close(evaluate(model, steps.variables, small.test, 150), step_scores, rtol=1e-5)

@@ -1,0 +1,98 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from mnist_jax.augment import Affine, Distortion, affine, random_affine
+
+
+@pytest.fixture(scope="module")
+def images(mnist):
+    return mnist.train.images[:64]
+
+
+def test_identity_is_the_input_to_the_bit(images):
+    np.testing.assert_array_equal(affine(images, Affine()), images)
+    floats = np.random.default_rng(0).normal(size=(3, 9, 12, 2)).astype(np.float32)
+    np.testing.assert_array_equal(affine(floats, Affine()), floats)
+    np.testing.assert_array_equal(random_affine(jax.random.key(0), images, Distortion()), images)
+
+
+@pytest.mark.parametrize(("down", "right"), [(1, 0), (0, -1), (3, -5), (-28, 0), (40, 2)])
+def test_whole_pixel_shifts_are_array_shifts(images, down, right):
+    expected = np.zeros_like(images)
+    to_rows, from_rows = overlap(28, down)
+    to_columns, from_columns = overlap(28, right)
+    expected[:, to_rows, to_columns] = images[:, from_rows, from_columns]
+    np.testing.assert_array_equal(affine(images, Affine(shift_down=down, shift_right=right)), expected)
+
+
+def overlap(size, shift):
+    """Where a shifted axis lands, and where it comes from."""
+    start, stop = min(max(shift, 0), size), max(min(size + shift, size), 0)
+    return slice(start, stop), slice(start - shift if stop > start else 0, stop - shift if stop > start else 0)
+
+
+def test_directions(images):
+    """A quarter turn is counter-clockwise; a factor of two doubles; shear leans to the right going up."""
+    np.testing.assert_allclose(
+        affine(images, Affine(rotation=np.pi / 2)), np.rot90(images, axes=(1, 2)).astype(np.float32), atol=0.01
+    )
+    square = np.zeros((1, 9, 9, 1), np.float32)
+    square[0, 3:6, 3:6] = 1
+    assert affine(square, Affine(scale=2.0)).sum() == pytest.approx(36, rel=0.01)
+    column = np.zeros((1, 9, 9, 1), np.float32)
+    column[0, :, 4] = 1
+    leaning = affine(column, Affine(shear=1.0))[0, :, :, 0]
+    np.testing.assert_array_equal(leaning, np.fliplr(np.eye(9, dtype=np.float32)))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.floats(-4, 4), st.floats(-6, 6), st.floats(-6, 6), st.floats(0.4, 2.5), st.floats(-1, 1), st.integers(0, 2**31)
+)
+def test_agreement_with_scipy(rotation, down, right, scale, shear, seed):
+    image = np.random.default_rng(seed).uniform(size=(11, 14)).astype(np.float32)
+    angle = np.array([[np.cos(rotation), -np.sin(rotation)], [np.sin(rotation), np.cos(rotation)]])
+    # In rows and columns: drawing goes down, so that up and counter-clockwise change sign.
+    forward = angle @ np.array([[1, 0], [-shear, 1]]) * scale
+    inverse = np.linalg.inv(forward)
+    middle = np.array([5.0, 6.5])
+    offset = middle - inverse @ (middle + np.array([down, right]))
+    expected = ndimage.affine_transform(image.astype(np.float64), inverse, offset, order=1, mode="grid-constant")
+    drawn = affine(image[None, :, :, None], Affine(rotation, down, right, scale, shear))[0, :, :, 0]
+    # Float32 coordinates are good to a few millionths of a pixel, and neighbours differ by up to one.
+    np.testing.assert_allclose(drawn, expected, atol=1e-5)
+
+
+def test_each_image_has_its_own_draw(images):
+    same = np.repeat(images[:1], 200, axis=0)
+    limit = Distortion(rotation=10.0, shift=2.0, scale=0.1, shear=0.1)
+    drawn = random_affine(jax.random.key(0), same, limit)
+    assert drawn.dtype == jnp.float32
+    assert len(np.unique(np.asarray(drawn).reshape(200, -1), axis=0)) == 200
+    np.testing.assert_array_equal(drawn, random_affine(jax.random.key(0), same, limit))
+    assert jnp.abs(drawn - random_affine(jax.random.key(1), same, limit)).max() > 1
+
+
+def test_draws_span_the_range_evenly():
+    """The centre of mass of a dot tells the shift: uniform in +-3, down and right apart."""
+    dots = np.zeros((4000, 15, 15, 1), np.uint8)
+    dots[:, 7, 7] = 255
+    drawn = np.asarray(random_affine(jax.random.key(0), dots, Distortion(shift=3.0)))[..., 0] / 255
+    down = (drawn.sum(2) * np.arange(15)).sum(1) - 7
+    right = (drawn.sum(1) * np.arange(15)).sum(1) - 7
+    for draws in (down, right):
+        assert np.abs(draws).max() <= 3.001
+        assert abs(draws.mean()) < 4 * 3 / 3**0.5 / 4000**0.5
+        assert draws.std() == pytest.approx(3 / 3**0.5, rel=0.03)
+    assert abs(np.corrcoef(down, right)[0, 1]) < 4 / 4000**0.5
+
+
+def test_distortions_keep_the_ink(images):
+    """Digits stay in the picture: a mild distortion changes the mean ink by a few percent at most."""
+    drawn = random_affine(jax.random.key(0), images, Distortion(rotation=10.0, shift=2.0, shear=0.1))
+    assert float(drawn.mean()) == pytest.approx(images.mean(), rel=0.05)
