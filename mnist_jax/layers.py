@@ -10,23 +10,26 @@ import math
 import platform
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+_CONV_DIMENSIONS = lax.conv_dimension_numbers((1,) * 4, (1,) * 4, _DIMENSIONS)  # the same, as `nn.Conv` says it
 _KERNEL_GRADIENT = ("CHWN", "IHWO", "HWNC")  # a convolution whose batch is the channels, and the other way round
 
 
-def cpu_compiler_options():
+@cache
+def cpu_compiler_options() -> dict[str, str] | None:
     """Options for `jax.jit(..., compiler_options=...)` of a training step; `None` where they mean nothing.
 
-    From jaxlib 0.9 on, XLA:CPU hands wide convolutions to YNNPACK, which takes six times as long as Eigen for a
+    Recent versions of XLA:CPU hand wide convolutions to YNNPACK, which takes six times as long as Eigen for a
     kernel gradient. The option leaves YNNPACK the matrix products, at which it is good. Results change by rounding.
     """
     options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
@@ -39,7 +42,7 @@ def cpu_compiler_options():
     return options
 
 
-def reuse_freed_memory():
+def reuse_freed_memory() -> None:
     """Lets the C allocator keep what a training step frees, for the next step; on Linux with glibc, else nothing.
 
     XLA:CPU allocates its scratch space (some 40 MB) anew at every step. By default glibc hands it back to the kernel
@@ -138,7 +141,7 @@ def _cpu_conv(x, kernel, padding):
 def _cpu_kernel_gradient(x, g, padding):
     """Gradient of `sum(g * conv(x, kernel))` in the kernel, on CPU."""
     inputs, outputs = x.shape[3], g.shape[3]
-    height, width = (n + sum(p) - m + 1 for n, p, m in zip(x.shape[1:3], padding, g.shape[1:3]))
+    height, width = (n + sum(p) - m + 1 for n, p, m in zip(x.shape[1:3], padding, g.shape[1:3], strict=True))
     if (height, width) == (1, 1) and not any(map(any, padding)):
         return (x.reshape(-1, inputs).T @ g.reshape(-1, outputs)).reshape(1, 1, inputs, outputs)
     if _spans_image(x, (height, width), padding):
@@ -161,7 +164,7 @@ def _conv_forward(x, kernel, padding):
 def _conv_backward(padding, residuals, g):
     x, kernel = residuals
     size = kernel.shape[:2]
-    back = tuple((k - 1 - low, k - 1 - high) for k, (low, high) in zip(size, padding))
+    back = tuple((k - 1 - low, k - 1 - high) for k, (low, high) in zip(size, padding, strict=True))
     flipped = kernel[::-1, ::-1].swapaxes(2, 3)
 
     def cpu(x, g, flipped):
@@ -182,8 +185,16 @@ _conv.defvjp(_conv_forward, _conv_backward)
 
 
 def conv_general_dilated(lhs, rhs, window_strides, padding, **options):
-    """`lax.conv_general_dilated` for `nn.Conv(conv_general_dilated=...)`, at stride 1 without dilation."""
-    del window_strides, options
+    """`lax.conv_general_dilated` for `nn.Conv`: fast at stride 1 without dilation or groups, else XLA's own."""
+    ones = (
+        window_strides,
+        options.get("lhs_dilation"),
+        options.get("rhs_dilation"),
+        options.get("feature_group_count"),
+    )
+    plain = all(math.prod(np.atleast_1d(one or 1)) == 1 for one in ones)
+    if not plain or options.get("dimension_numbers", _DIMENSIONS) not in (_DIMENSIONS, _CONV_DIMENSIONS):
+        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], (1, 1), padding)
     return _conv(lhs, rhs, tuple(map(tuple, padding)))
@@ -223,7 +234,7 @@ def _max_pool_backward(residuals, g):
     corner = jnp.arange(4, dtype=jnp.int8).reshape(1, 1, 2, 1, 2, 1)
     chosen = first[:, :, None, :, None] == corner
     dx = jnp.where(chosen, g[:, :, None, :, None], 0).reshape(batch, 2 * half_height, 2 * half_width, channels)
-    odd = [(0, n - m) for n, m in zip(like.shape[1:3], dx.shape[1:3])]
+    odd = [(0, n - m) for n, m in zip(like.shape[1:3], dx.shape[1:3], strict=True)]
     return (jnp.pad(dx, ((0, 0), *odd, (0, 0))),)
 
 
@@ -240,7 +251,10 @@ def _spread(channels):
 
 def _channel_sums(a, b):
     """Sums of `a` and `b` over all but the last axis, in one pass over both."""
-    add = lambda p, q: (p[0] + q[0], p[1] + q[1])
+
+    def add(p, q):
+        return p[0] + q[0], p[1] + q[1]
+
     zeros = (jnp.zeros((), a.dtype), jnp.zeros((), b.dtype))
     channels = a.shape[-1]
     # Rows first, while columns and channels lie side by side: the inner loop is then wide enough for the vector unit.
@@ -296,7 +310,8 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Float32 [B, H, W, C] to the same."""
         channels = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
@@ -359,7 +374,8 @@ class Dropout(nn.Module):
     deterministic: bool
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Float32 of any shape to the same."""
         if self.deterministic or self.rate == 0:
             return x
         return dropout(x, self.make_rng("dropout"), self.rate)

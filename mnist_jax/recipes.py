@@ -51,7 +51,7 @@ class Config:
     """TFDS data directory, for --data-source tfds; TFDS's own default if not given."""
     held_out: int = 0
     """Train without the last so many training images and score on them instead of the test images."""
-    eval_batch_size: int = 1000
+    eval_batch_size: int = 250
     """Images per step when scoring; it changes speed and memory, not the result."""
     run_dir: str | None = None
     """Directory to write the run to; runs/TIME-ARCH-RECIPE if not given."""

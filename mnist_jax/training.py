@@ -246,7 +246,7 @@ _TRAIN = (("model", "optimizer", "distortion"), ("state",))
 _EVAL = (("model", "batch_size"),)
 
 
-def evaluate(model: Network, variables: dict[str, Any], split: Split, batch_size: int = 1000) -> Metrics:
+def evaluate(model: Network, variables: dict[str, Any], split: Split, batch_size: int = 250) -> Metrics:
     """Scores a whole split: every example counts once, whatever the batch size."""
     batch_size = min(batch_size, len(split.labels))
     if jax.default_backend() != "cpu":

@@ -21,7 +21,7 @@ class Options:
 
     run_dir: tyro.conf.Positional[Path]
     """Directory that scripts/train.py wrote."""
-    batch_size: int = 1000
+    batch_size: int = 250
     """Images per step; it changes speed and memory, not the result."""
     data_source: str = "bundled"
     """Where MNIST comes from: bundled (in the package), or tfds (TensorFlow Datasets)."""

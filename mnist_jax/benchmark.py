@@ -1,0 +1,220 @@
+"""Speed of a training step and of scoring, contenders in turn: what `scripts/benchmark.py` prints.
+
+Each contender is a process of its own that waits for its turn, so that none inherits another's threads, allocator
+settings or caches. Machines drift, so a ratio is taken within each round and its median over the rounds is quoted.
+"""
+
+import multiprocessing
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mnist_jax import baselines, training
+from mnist_jax.augment import Distortion
+from mnist_jax.data import Split, load_mnist, standardise
+from mnist_jax.layers import FLAX, reuse_freed_memory
+from mnist_jax.models import layers_of
+from mnist_jax.recipes import Config
+
+_MATMUL_SIZE = 2048
+
+
+class Contender(NamedTuple):
+    """A program to be timed: `steps(n)` takes n training steps and `score()` scores 10,000 images, both to the end."""
+
+    steps: Callable[[int], None]
+    score: Callable[[], None]
+
+
+class Start(NamedTuple):
+    """Seconds from the start of a process to the end of its first step, and of that first step alone."""
+
+    first_step: float
+    compile: float
+
+
+def _ours(config: Config, data: Any, distortion: Distortion | None = None) -> Contender:
+    reuse_freed_memory()
+    train, test = jax.device_put(data)
+    model, optimizer = training.make_model(config), training.make_optimizer(config, 100_000)
+    streams = training.Streams.from_seed(config.seed)
+    shuffle = jax.jit(training.epoch_order, static_argnums=(2, 3))
+    order = shuffle(streams.order, 1, len(train.labels), config.batch_size)
+    state = jax.jit(training.init_state, static_argnums=(0, 1))(model, optimizer, streams.init)
+
+    def steps(n: int) -> None:
+        nonlocal state
+        options = {"model": model, "optimizer": optimizer, "distortion": distortion}
+        state, _ = training.train_epoch(state, train, order[:n], streams.step, **options)
+        jax.block_until_ready(state)
+
+    def score() -> None:
+        training.evaluate(model, state.variables, test, config.eval_batch_size).mean()
+
+    return Contender(steps, score)
+
+
+def _flax(config: Config, data: Any) -> Contender:
+    """Flax's own layers under a plain `jax.jit`, as its documentation has it."""
+    model = training.make_model(config).clone(layers=FLAX)
+    optimizer = training.make_optimizer(config, 100_000)
+    step = jax.jit(partial(training.train_step, model=model, optimizer=optimizer))
+    predict = jax.jit(lambda variables, images: model.apply(variables, standardise(images), train=False).argmax(-1))
+    streams = training.Streams.from_seed(config.seed)
+    state = training.init_state(model, optimizer, streams.init)
+    images, labels = _batch(config, data)
+
+    def steps(n: int) -> None:
+        nonlocal state
+        for _ in range(n):
+            state, _ = step(state, images, labels, streams.step)
+        jax.block_until_ready(state)
+
+    def score() -> None:
+        for i in range(0, 10_000, config.eval_batch_size):
+            jax.block_until_ready(predict(state.variables, data.test.images[i : i + config.eval_batch_size]))
+
+    return Contender(steps, score)
+
+
+def _torch(config: Config, data: Any, channels_last: bool) -> Contender:
+    """The notebook's network and loop in eager PyTorch, images standardised and batched beforehand."""
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def tensor(images: np.ndarray) -> Any:
+        return torch.tensor(np.array(standardise(images))).reshape(-1, 1, 28, 28).to(memory_format=layout)
+
+    network = baselines.torch_network(config.arch, config.dropout_rate).to(memory_format=layout)
+    optimizer = torch.optim.SGD(network.parameters(), config.learning_rate, config.momentum, nesterov=config.nesterov)
+    images, labels = _batch(config, data)
+    images, labels = tensor(images), torch.tensor(labels, dtype=torch.long)
+    test = tensor(data.test.images)
+
+    def steps(n: int) -> None:
+        network.train()
+        for _ in range(n):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.nll_loss(torch.log_softmax(network(images), 1), labels)
+            loss.backward()
+            optimizer.step()
+        loss.item()
+
+    def score() -> None:
+        network.eval()
+        with torch.no_grad():
+            for i in range(0, 10_000, config.eval_batch_size):
+                network(test[i : i + config.eval_batch_size]).argmax(1)
+
+    return Contender(steps, score)
+
+
+def _batch(config: Config, data: Any) -> Split:
+    return Split(data.train.images[: config.batch_size], data.train.labels[: config.batch_size])
+
+
+CONTENDERS: dict[str, Callable[..., Contender]] = {
+    "ours": _ours,
+    "ours augmented": partial(_ours, distortion=Distortion(10.0, 2.0, 0.1, 0.1)),
+    "flax": _flax,
+    "torch": partial(_torch, channels_last=False),
+    "torch channels-last": partial(_torch, channels_last=True),
+}
+
+
+def multiply_adds(arch_model: Any) -> int:
+    """Multiply-adds of the convolutions in one image's forward pass."""
+    convolutions = [layer for layer in layers_of(arch_model) if layer.name.startswith("conv")]
+    # Without bias, every parameter of a convolution is used once for each pixel of its output.
+    return sum(layer.params * layer.shape[0] * layer.shape[1] for layer in convolutions)
+
+
+def run(
+    config: Config, contenders: Sequence[str], rounds: int, steps: int, threads: int, on_round: Callable[[int], None]
+) -> dict[str, Any]:
+    """Times contenders in turn.
+
+    Args:
+      config: arch, batch sizes and regularisers to compare at.
+      contenders: names out of `CONTENDERS`.
+      rounds: how often each has its turn.
+      steps: training steps in a turn.
+      threads: cores each process may use.
+      on_round: called with the number of rounds finished.
+
+    Returns:
+      For each contender `start`, `step_seconds` and `score_seconds` (one value a round) and `peak_bytes`; and
+      `matmul_flops`, the float32 matrix product's rate measured in each round in the process of "ours".
+    """
+    context = multiprocessing.get_context("spawn")
+    workers, result = {}, {"contenders": {}, "matmul_flops": []}
+    for name in contenders:
+        pipe, end = context.Pipe()
+        process = context.Process(target=_work, args=(end, name, config, threads, time.time()), daemon=True)
+        process.start()
+        workers[name] = pipe
+        start = pipe.recv()  # One after the other: nothing else runs while one starts and compiles.
+        result["contenders"][name] = {"start": start._asdict(), "step_seconds": [], "score_seconds": []}
+    for i in range(rounds):
+        for name, pipe in workers.items():
+            record = result["contenders"][name]
+            record["step_seconds"].append(_ask(pipe, "steps", steps) / steps)
+            record["score_seconds"].append(_ask(pipe, "score"))
+        if "ours" in workers:
+            result["matmul_flops"].append(2 * _MATMUL_SIZE**3 / _ask(workers["ours"], "matmul"))
+        on_round(i + 1)
+    for name, pipe in workers.items():
+        result["contenders"][name]["peak_bytes"] = _ask(pipe, "stop")
+    return result
+
+
+def _ask(pipe: Any, *command: Any) -> float:
+    pipe.send(command)
+    return pipe.recv()
+
+
+def _work(pipe: Any, name: str, config: Config, threads: int, born: float) -> None:
+    """A contender's process: starts, then answers each command with its seconds until told to stop."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    contender = CONTENDERS[name](config, load_mnist())
+    compiling = time.perf_counter()
+    contender.steps(1)
+    pipe.send(Start(time.time() - born, time.perf_counter() - compiling))
+    contender.steps(3)
+    contender.score()
+    square = None
+    while (command := pipe.recv())[0] != "stop":
+        if command[0] == "matmul" and square is None:
+            square = jnp.asarray(np.random.default_rng(0).normal(size=(_MATMUL_SIZE,) * 2), jnp.float32)
+            multiply = jax.jit(jnp.matmul)
+        call = {
+            "steps": lambda: contender.steps(command[1]),
+            "score": contender.score,
+            "matmul": lambda: multiply(square, square).block_until_ready(),  # noqa: B023
+        }[command[0]]
+        call() if command[0] == "matmul" else contender.steps(1)  # Back into the caches before the clock starts.
+        begin = time.perf_counter()
+        call()
+        pipe.send(time.perf_counter() - begin)
+    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def ratios(result: dict[str, Any], figure: str, name: str, base: str = "ours") -> list[float]:
+    """How many times `base`'s seconds a contender took, round by round."""
+    mine, theirs = (result["contenders"][who][figure] for who in (base, name))
+    return [b / a for a, b in zip(mine, theirs, strict=True)]
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Minimum, median and maximum."""
+    return min(values), statistics.median(values), max(values)

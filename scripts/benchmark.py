@@ -1,0 +1,122 @@
+"""Times a training step and scoring against plain Flax and PyTorch, in turns on the same machine."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from mnist_jax import analysis, benchmark, cli, training
+from mnist_jax.errors import InputError
+from mnist_jax.recipes import make_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Times a training step and scoring against plain Flax and PyTorch, in turns on the same machine.
+
+    Batches of real images, SGD with momentum, dropout and batch norm on, float32. Each contender is a process of its
+    own; ratios are taken round by round. Run it with nothing else running.
+
+    Exit status: 0 done, 2 bad input.
+
+    Example: python scripts/benchmark.py --arch gap --json results/benchmark-gap.json
+    """
+
+    arch: str = "bn_dropout"
+    """Network: basic, lighter, gap or bn_dropout."""
+    batch_size: int = 128
+    """Images per training step."""
+    contenders: tuple[str, ...] = ()
+    """Which to compare: ours, "ours augmented", flax, torch, "torch channels-last"; if none, all that can run."""
+    rounds: int = 15
+    """How often each contender has its turn."""
+    steps: int = 20
+    """Training steps in a turn."""
+    threads: int = len(os.sched_getaffinity(0))
+    """Cores each contender may use."""
+    json: Path | None = None
+    """File to write every measurement to."""
+
+
+def main(options: Options) -> None:
+    """Measures, prints the table and writes the file."""
+    config = make_config("reference", arch=options.arch, batch_size=options.batch_size)
+    for name in ("rounds", "steps", "threads"):
+        if getattr(options, name) < 1:
+            raise InputError(f"{name} {getattr(options, name)} cannot be used; choose 1 or more")
+    have_torch = importlib.util.find_spec("torch") is not None
+    possible = [name for name in benchmark.CONTENDERS if have_torch or not name.startswith("torch")]
+    for name in options.contenders:
+        if name not in possible:
+            raise InputError(f"contender {name!r} cannot run here; choose from {', '.join(possible)}")
+    names = [name for name in possible if not options.contenders or name in options.contenders or name == "ours"]
+
+    console = Console(highlight=False, width=100)
+    with console.status("starting") as status:
+        result = benchmark.run(
+            config,
+            names,
+            options.rounds,
+            options.steps,
+            options.threads,
+            on_round=lambda i: status.update(f"round {i} of {options.rounds}"),
+        )
+    flops = 6 * benchmark.multiply_adds(training.make_model(config)) * config.batch_size
+    result |= {
+        "arch": config.arch,
+        "batch_size": config.batch_size,
+        "steps": options.steps,
+        "threads": options.threads,
+        "step_flops": flops,
+        "environment": analysis.environment() | {"load_average": os.getloadavg()},
+    }
+    console.print(table(result))
+    low, matmul, high = benchmark.spread(result["matmul_flops"])
+    achieved = [
+        flops / seconds / rate
+        for seconds, rate in zip(result["contenders"]["ours"]["step_seconds"], result["matmul_flops"], strict=True)
+    ]
+    console.print(
+        f"float32 matmul {matmul / 1e9:.0f} GFLOP/s ({low / 1e9:.0f} to {high / 1e9:.0f}); ours runs at "
+        f"{benchmark.spread(achieved)[1]:.0%} of that, counting {flops / 1e9:.2f} GFLOP a step, "
+        "six for each multiply-add of the convolutions"
+    )
+    console.print(f"{options.threads} of {os.cpu_count()} cores, {options.rounds} rounds of {options.steps} steps")
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def table(result: dict) -> Table:
+    """A row per contender; times are medians over the rounds, and ratios medians of the rounds' ratios."""
+    columns = ("step", "min-max", "images/s", "x ours", "score", "x ours", "start", "compile", "peak")
+    made = Table("contender", *columns, title=f"{result['arch']}, batch {result['batch_size']}", box=box.SIMPLE_HEAD)
+    for column in made.columns[1:]:
+        column.justify, column.no_wrap = "right", True
+    for name, record in result["contenders"].items():
+        low, step, high = (1e3 * value for value in benchmark.spread(record["step_seconds"]))
+        made.add_row(
+            name,
+            f"{step:.1f}",
+            f"{low:.0f}-{high:.0f}",
+            f"{1e3 * result['batch_size'] / step:,.0f}",
+            f"{benchmark.spread(benchmark.ratios(result, 'step_seconds', name))[1]:.2f}",
+            f"{benchmark.spread(record['score_seconds'])[1]:.2f}",
+            f"{benchmark.spread(benchmark.ratios(result, 'score_seconds', name))[1]:.2f}",
+            f"{record['start']['first_step']:.1f}",
+            f"{record['start']['compile']:.1f}",
+            f"{record['peak_bytes'] / 1e6:.0f}",
+        )
+    made.caption = (
+        "step: milliseconds; score: seconds for 10,000 images; start: seconds from the start of the process\n"
+        "to the end of its first step; compile: seconds of that first step; peak: megabytes"
+    )
+    return made
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)

@@ -1,0 +1,278 @@
+"""Layers against Flax, XLA and float64: values, gradients, statistics, lowering."""
+
+from functools import partial
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from mnist_jax import ARCHS, init_state, make_config, make_model, make_optimizer, standardise, train_step
+from mnist_jax.layers import (
+    FAST,
+    FLAX,
+    BatchNorm,
+    Dropout,
+    batch_norm,
+    conv_general_dilated,
+    cpu_compiler_options,
+    dropout,
+    keep_mask,
+    max_pool,
+    reuse_freed_memory,
+)
+from mnist_jax.models import abstract_variables
+from mnist_jax.training import make_distortion
+
+quick = settings(max_examples=20, deadline=None, derandomize=True)
+few = settings(quick, max_examples=4)  # every example compiles anew
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+# Its name before jax 0.8.
+float64 = partial(jax.enable_x64, True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+
+
+def conv(x, kernel, padding):
+    return conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=DIMENSIONS)
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def close(actual, expected):
+    """Within 1e-5 of the largest magnitude, what float32 sums of this length allow."""
+    expected = np.asarray(expected, np.float64)
+    assert np.abs(np.asarray(actual, np.float64) - expected).max() <= 1e-5 * max(np.abs(expected).max(), 1e-30)
+
+
+def check_conv(x, kernel, padding):
+    """Value and both gradients equal those of XLA's convolution in float64."""
+    value, back = jax.vjp(partial(conv, padding=padding), x, kernel)
+    g = normal(2, *value.shape)
+    with float64():
+        exact = partial(lax.conv_general_dilated, window_strides=(1, 1), padding=padding, dimension_numbers=DIMENSIONS)
+        expected, exact_back = jax.vjp(exact, *(jnp.asarray(z, jnp.float64) for z in (x, kernel)))
+        wanted = [np.asarray(z) for z in (expected, *exact_back(jnp.asarray(g, jnp.float64)))]
+    for actual, exact in zip((value, *back(jnp.asarray(g))), wanted, strict=True):
+        close(actual, exact)
+
+
+@st.composite
+def convolutions(draw):
+    size = st.integers(1, 3)
+    kernel = draw(size), draw(size)
+    sides = [(draw(st.integers(0, k - 1)), draw(st.integers(0, k - 1))) for k in kernel]
+    image = [draw(st.integers(max(k, 1), 13)) for k in kernel]
+    channels = st.sampled_from([1, 2, 3, 10, 16, 17, 32])
+    return draw(st.integers(1, 9)), image, kernel, tuple(sides), draw(channels), draw(channels)
+
+
+@quick
+@given(convolutions())
+def test_convolution_equals_float64(case):
+    batch, image, kernel, padding, inputs, outputs = case
+    check_conv(normal(0, batch, *image, inputs), normal(1, *kernel, inputs, outputs), padding)
+
+
+@pytest.mark.parametrize(
+    ("image", "kernel", "padding", "inputs", "outputs"),
+    [
+        (28, 3, 0, 1, 16),
+        (26, 3, 0, 16, 16),
+        (24, 1, 0, 16, 16),
+        (8, 3, 0, 16, 10),
+        (6, 3, 1, 10, 10),
+        (7, 7, 0, 10, 10),
+        (9, 3, 0, 64, 128),
+    ],
+)
+def test_convolutions_of_the_networks(image, kernel, padding, inputs, outputs):
+    x, k = normal(0, 128, image, image, inputs), normal(1, kernel, kernel, inputs, outputs)
+    check_conv(x, k, ((padding, padding),) * 2)
+
+
+@pytest.mark.parametrize("padding", ["VALID", "SAME"])
+def test_convolution_under_vmap(padding):
+    x, kernels = normal(0, 3, 2, 8, 8, 4), normal(1, 3, 3, 3, 4, 6)
+    many = jax.vmap(partial(conv, padding=padding))(x, kernels)
+    for one, image, kernel in zip(many, x, kernels, strict=True):
+        close(one, conv(image, kernel, padding))
+
+
+@quick
+@given(st.integers(1, 4), st.integers(2, 9), st.integers(2, 9), st.integers(1, 5))
+def test_pool_equals_flax(batch, height, width, channels):
+    x = normal(0, batch, height, width, channels)
+    (y, back), (expected, expected_back) = jax.vjp(max_pool, x), jax.vjp(FLAX.max_pool, x)
+    np.testing.assert_array_equal(y, expected)
+    g = normal(1, *y.shape)
+    np.testing.assert_array_equal(back(g)[0], expected_back(g)[0])
+
+
+def test_pool_gradient_at_ties_goes_to_the_first_as_in_flax():
+    x = np.random.default_rng(0).integers(0, 2, (64, 8, 8, 4)).astype(np.float32)  # ties of every pattern
+    dx = jax.grad(lambda x: max_pool(x).sum())(x)
+    np.testing.assert_array_equal(dx, jax.grad(lambda x: nn.max_pool(x, (2, 2), (2, 2)).sum())(x))
+    np.testing.assert_array_equal(jax.grad(lambda x: max_pool(x).sum())(jnp.zeros((1, 2, 2, 1))).ravel(), [1, 0, 0, 0])
+
+
+@few
+@given(st.integers(2, 9), st.integers(1, 9), st.integers(1, 9), st.integers(1, 17), st.floats(-3, 3))
+def test_batch_norm_equals_flax_in_float64(batch, height, width, channels, shift):
+    x = normal(0, batch, height, width, channels) * 2 + np.float32(shift)
+    ours, flax = BatchNorm(use_running_average=False), nn.BatchNorm(use_running_average=False, momentum=0.9)
+    variables = flax.init(jax.random.key(0), x)
+    chex.assert_trees_all_equal_shapes_and_dtypes(ours.init(jax.random.key(0), x), variables)
+    params = {"scale": normal(1, channels), "bias": normal(2, channels)}
+    g = normal(3, *x.shape)
+
+    def run(module, variables, params, x, g):
+        def loss(params, x):
+            y, state = module.apply(variables | {"params": params}, x, mutable=["batch_stats"])
+            return (y * g).sum(), (y, state)
+
+        gradients, (y, state) = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, x)
+        return jax.tree.map(np.asarray, (y, state, gradients))
+
+    actual = run(ours, variables, params, x, g)
+    with float64():
+        arguments = jax.tree.map(lambda a: np.asarray(a, np.float64), (variables, params, x, g))
+        exact = run(flax, *arguments)
+    # A channel of few, nearly equal values divides rounding by its small deviation.
+    tolerance = 1e-5 / min(1.0, float(x.reshape(-1, channels).std(0).min()))
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(exact), strict=True):
+        assert np.abs(a - b).max() <= tolerance * max(1.0, np.abs(b).max()) * 10
+    still = [module.clone(use_running_average=True).apply(variables, x) for module in (ours, flax)]
+    np.testing.assert_allclose(*still, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.0, 10.0])
+def test_batch_statistics_of_a_large_batch(mean):
+    """Means and variances of 80,000 values to five digits of the spread, also away from zero."""
+    x = normal(0, 128, 26, 26, 4) + np.float32(mean)
+    _, batch_mean, batch_var = jax.jit(batch_norm)(x, jnp.ones(4), jnp.zeros(4), 1e-5)
+    values = x.reshape(-1, 4).astype(np.float64)
+    np.testing.assert_allclose(batch_mean, values.mean(0), atol=1e-5 * max(mean, 1))
+    np.testing.assert_allclose(batch_var, values.var(0), atol=1e-5 * max(mean**2, 1))
+
+
+RATE, SHAPE = 0.05, (128, 26, 26, 16)
+
+
+@pytest.fixture(scope="module")
+def masks():
+    """Dropped places under keys that differ in the seed, the step or the layer, as float64 about a mean of 0."""
+    drop = jax.jit(lambda key: ~keep_mask(key, RATE, SHAPE))
+    keys = [
+        jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), layer)
+        for seed, step, layer in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 2, 0), (1, 0, 0), (2, 0, 0)]
+    ]
+    return [np.asarray(drop(key), np.float64).ravel() - RATE for key in keys]
+
+
+def deviates(a, b):
+    """Standard errors between the correlation of two independent masks and 0."""
+    return abs(np.mean(a * b)) / (RATE * (1 - RATE)) * len(a) ** 0.5
+
+
+def test_dropout_rate(masks):
+    error = (RATE * (1 - RATE) / masks[0].size) ** 0.5
+    for mask in masks:
+        assert abs(mask.mean()) < 4 * error
+        for axis in range(1, 4):  # no row, column or channel is favoured
+            others = tuple(i for i in range(4) if i != axis)
+            means = mask.reshape(SHAPE).mean(others) / error / SHAPE[axis] ** 0.5
+            assert np.abs(means).max() < 4.5
+
+
+def test_dropout_is_independent_across_seeds_steps_and_layers(masks):
+    for i, a in enumerate(masks):
+        for b in masks[:i]:
+            assert deviates(a, b) < 4
+            assert deviates(a[:-1], b[1:]) < 4  # nor is one stream the other, moved
+
+
+@pytest.mark.parametrize("lag", [1, 2, 15, 16, 32, 416, 10816, 2**16, 2**17])
+def test_dropout_is_independent_across_places(masks, lag):
+    assert deviates(masks[0][:-lag], masks[0][lag:]) < 4
+
+
+def test_dropout_scales_and_repeats():
+    x, key = jnp.ones((64, 50, 20)), jax.random.key(3)
+    y = dropout(x, key, 0.2)
+    assert set(np.unique(y)) == {0, np.float32(1.25)}
+    assert abs(y.mean() - 1) < 4 * (0.25 / x.size) ** 0.5
+    np.testing.assert_array_equal(y, dropout(x, key, 0.2))
+    np.testing.assert_array_equal(y, jax.vjp(lambda x: dropout(x, key, 0.2), x)[1](x)[0])
+    np.testing.assert_array_equal(Dropout(0.2, deterministic=True).apply({}, x), x)
+
+
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])
+def test_dropout_takes_old_and_new_keys(implementation):
+    key = jax.random.key(0, impl=implementation)
+    mask = keep_mask(key, 0.5, (1000,))
+    np.testing.assert_array_equal(mask, keep_mask(jax.random.key_data(key), 0.5, (1000,)))
+    assert 400 < mask.sum() < 600
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_training_step_lowers_for_every_platform(arch):
+    config = make_config(arch=arch, rotation=10.0)
+    model, optimizer = make_model(config), make_optimizer(config, 100)
+    state = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0)))
+    step = partial(train_step, model=model, optimizer=optimizer, distortion=make_distortion(config))
+    images, labels = jnp.zeros((128, 28, 28, 1), jnp.uint8), jnp.zeros(128, jnp.int32)
+    traced = jax.jit(step).trace(state, images, labels, jax.random.key(0))
+    for platform in ("cpu", "cuda", "tpu"):
+        assert "convolution" in traced.lower(lowering_platforms=(platform,)).as_text()
+    traced.lower(lowering_platforms=("cpu", "cuda", "tpu"))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_networks_equal_those_of_flax(arch, batch):
+    """The same variables, logits and gradients, from Flax's own layers."""
+    images, labels = standardise(batch[0]), batch[1]
+    model = make_model(make_config(arch=arch, dropout_rate=0.0))
+    variables = model.init(jax.random.key(0), images[:1], train=False)
+    chex.assert_trees_all_equal_shapes_and_dtypes(abstract_variables(model.clone(layers=FLAX)), variables)
+
+    @partial(jax.jit, static_argnums=0)
+    def run(model):
+        def loss(params):
+            logits, _ = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), logits
+
+        return jax.grad(loss, has_aux=True)(variables["params"])
+
+    grads, logits = run(model)
+    expected_grads, expected = run(model.clone(layers=FLAX))
+    close(logits, expected)
+    for name in grads:
+        chex.assert_trees_all_close(grads[name], expected_grads[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"strides": 2}, {"kernel_dilation": 2}, {"feature_group_count": 2}])
+def test_other_convolutions_are_left_to_xla(options):
+    x = normal(0, 2, 9, 9, 4)
+    ours, flax = (layers.conv(6, (3, 3), use_bias=False, **options) for layers in (FAST, FLAX))
+    variables = flax.init(jax.random.key(0), x)
+    np.testing.assert_array_equal(ours.apply(variables, x), flax.apply(variables, x))
+
+
+def test_compiler_options_are_for_cpu_only(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert cpu_compiler_options.__wrapped__() is None
+
+
+def test_reusing_memory_may_be_said_twice():
+    reuse_freed_memory()
+    reuse_freed_memory()
+    assert float(jnp.ones(1 << 20).sum()) == 1 << 20
