@@ -5,12 +5,12 @@ import os
 import platform
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from mnist_jax.models import count_dense, count_params
+from mnist_jax.runtime import cpu_name
 
 TARGET_ACCURACY = 0.994
 
@@ -51,18 +51,9 @@ def environment() -> dict[str, Any]:
         **{name: importlib.metadata.version(name) for name in packages},
         "platform": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cpu_cores": os.cpu_count(),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 class SeedStatistics(NamedTuple):

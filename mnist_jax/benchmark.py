@@ -20,9 +20,10 @@ import numpy as np
 from mnist_jax import baselines, training
 from mnist_jax.augment import Distortion
 from mnist_jax.data import Split, load_mnist, standardise
-from mnist_jax.layers import FLAX, reuse_freed_memory
+from mnist_jax.layers import FLAX
 from mnist_jax.models import layers_of
 from mnist_jax.recipes import Config
+from mnist_jax.runtime import compiler_options, reuse_freed_memory
 
 _MATMUL_SIZE = 2048
 
@@ -48,7 +49,8 @@ def _ours(config: Config, data: Any, distortion: Distortion | None = None) -> Co
     streams = training.Streams.from_seed(config.seed)
     shuffle = jax.jit(training.epoch_order, static_argnums=(2, 3))
     order = shuffle(streams.order, 1, len(train.labels), config.batch_size)
-    state = jax.jit(training.init_state, static_argnums=(0, 1))(model, optimizer, streams.init)
+    initialise = jax.jit(training.init_state, static_argnums=(0, 1), compiler_options=compiler_options(once=True))
+    state = initialise(model, optimizer, streams.init)
 
     def steps(n: int) -> None:
         nonlocal state

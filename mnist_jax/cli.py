@@ -11,8 +11,8 @@ from typing import NoReturn, TypeVar
 import tyro
 
 from mnist_jax.errors import DivergedError, InputError
-from mnist_jax.layers import reuse_freed_memory
 from mnist_jax.recipes import make_config
+from mnist_jax.runtime import reuse_freed_memory, use_compilation_cache
 
 T = TypeVar("T")
 
@@ -46,9 +46,12 @@ def parse(options: type[T], args: Sequence[str] | None = None) -> T:
 
 def run(main: Callable[[T], int | None], options: type[T]) -> NoReturn:
     """Runs a script: exit status 2 after bad input and 3 after a diverged training, each with one line."""
-    reuse_freed_memory()
     try:
-        sys.exit(main(parse(options)))
+        parsed = parse(options)
+        reuse_freed_memory()
+        if getattr(parsed, "compilation_cache", False):
+            use_compilation_cache()
+        sys.exit(main(parsed))
     except InputError as error:
         _fail(str(error), status=2)
     except DivergedError as error:

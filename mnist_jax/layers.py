@@ -5,12 +5,9 @@ Values, gradients and parameter trees are those of `nn.Conv`, `nn.max_pool`, `nn
 strides are 1. GPU and TPU keep XLA's own convolution; on CPU each shape gets the fastest form that was measured.
 """
 
-import ctypes
 import math
-import platform
-import sys
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -23,38 +20,6 @@ from jax.experimental.xla_metadata import set_xla_metadata
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _CONV_DIMENSIONS = lax.conv_dimension_numbers((1,) * 4, (1,) * 4, _DIMENSIONS)  # the same, as `nn.Conv` says it
 _KERNEL_GRADIENT = ("CHWN", "IHWO", "HWNC")  # a convolution whose batch is the channels, and the other way round
-
-
-@cache
-def cpu_compiler_options() -> dict[str, str] | None:
-    """Options for `jax.jit(..., compiler_options=...)` of a training step; `None` where they mean nothing.
-
-    Recent versions of XLA:CPU hand wide convolutions to YNNPACK, which takes six times as long as Eigen for a
-    kernel gradient. The option leaves YNNPACK the matrix products, at which it is good. Results change by rounding.
-    """
-    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
-    if jax.default_backend() != "cpu":
-        return None
-    try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
-    except jax.errors.JaxRuntimeError:  # an older jaxlib knows neither the option nor YNNPACK convolutions
-        return None
-    return options
-
-
-def reuse_freed_memory() -> None:
-    """Lets the C allocator keep what a training step frees, for the next step; on Linux with glibc, else nothing.
-
-    XLA:CPU allocates its scratch space (some 40 MB) anew at every step. By default glibc hands it back to the kernel
-    each time, and nine thousand page faults a step cost a third of the time. Call once, before the first step.
-    """
-    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # names and numbers of <malloc.h>
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(top_pad, 2**26)
 
 
 # Convolution ---------------------------------------------------------------------------------------------------------

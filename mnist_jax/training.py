@@ -18,9 +18,9 @@ from jax import lax
 from mnist_jax.augment import Distortion, random_affine
 from mnist_jax.data import Mnist, Split, standardise
 from mnist_jax.errors import DivergedError, InputError
-from mnist_jax.layers import cpu_compiler_options
 from mnist_jax.models import KERNEL_INITS, Network, create_model
 from mnist_jax.recipes import Config
+from mnist_jax.runtime import compiler_options
 
 
 class TrainState(NamedTuple):
@@ -235,9 +235,9 @@ def _eval_all(variables, split, *, model, batch_size):
 
 
 @functools.cache
-def _jit(function: Callable, static: tuple[str, ...], donate: tuple[str, ...] = ()) -> Callable:
+def _jit(function: Callable, static: tuple[str, ...], donate: tuple[str, ...] = (), once: bool = False) -> Callable:
     """The edge: `jax.jit` once per function, with the compiler options of the backend (not known at import)."""
-    options = cpu_compiler_options()
+    options = compiler_options(once)
     return jax.jit(function, static_argnames=static, donate_argnames=donate, compiler_options=options)
 
 
@@ -313,7 +313,7 @@ def fit(
     model = make_model(config)
     optimizer = make_optimizer(config, steps * config.epochs)
     streams = Streams.from_seed(config.seed)
-    state = _jit(init_state, ("model", "optimizer"))(model, optimizer, streams.init)
+    state = _jit(init_state, ("model", "optimizer"), once=True)(model, optimizer, streams.init)
     shuffle = _jit(epoch_order, ("num_examples", "batch_size"))
     train, test = jax.device_put(data)
     history = []

@@ -29,6 +29,8 @@ class Options:
     """TFDS data directory, for --data-source tfds; TFDS's own default if not given."""
     json: bool = False
     """Print one JSON object instead of a sentence."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache directory for the next start."""
 
 
 def main(options: Options) -> None:

@@ -33,6 +33,8 @@ class Options:
     """File to append to; results/RECIPE-ARCH.jsonl if not given."""
     table: bool = False
     """Train nothing; write README's tables from results/."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache directory for the next start."""
 
 
 def main(options: Options) -> None:

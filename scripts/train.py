@@ -32,6 +32,8 @@ class Options:
     config: tyro.conf.OmitArgPrefixes[Config]
     require_objective: bool = False
     """Exit with status 1 if the objective is not met."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache directory for the next start."""
 
 
 def main(options: Options) -> int:

@@ -21,11 +21,9 @@ from mnist_jax.layers import (
     Dropout,
     batch_norm,
     conv_general_dilated,
-    cpu_compiler_options,
     dropout,
     keep_mask,
     max_pool,
-    reuse_freed_memory,
 )
 from mnist_jax.models import abstract_variables
 from mnist_jax.training import make_distortion
@@ -265,14 +263,3 @@ def test_other_convolutions_are_left_to_xla(options):
     ours, flax = (layers.conv(6, (3, 3), use_bias=False, **options) for layers in (FAST, FLAX))
     variables = flax.init(jax.random.key(0), x)
     np.testing.assert_array_equal(ours.apply(variables, x), flax.apply(variables, x))
-
-
-def test_compiler_options_are_for_cpu_only(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert cpu_compiler_options.__wrapped__() is None
-
-
-def test_reusing_memory_may_be_said_twice():
-    reuse_freed_memory()
-    reuse_freed_memory()
-    assert float(jnp.ones(1 << 20).sum()) == 1 << 20

@@ -1,0 +1,86 @@
+"""How XLA compiles and a process allocates: what speed takes beside the program itself."""
+
+import ctypes
+import os
+import platform
+import re
+import sys
+from functools import cache
+from pathlib import Path
+
+import jax
+import jaxlib
+import platformdirs
+
+
+@cache
+def compiler_options(once: bool = False) -> dict[str, str | int] | None:
+    """Options for `jax.jit(..., compiler_options=...)` on the default backend; None where it needs none.
+
+    Recent versions of XLA:CPU hand wide convolutions to YNNPACK, which takes six times as long as Eigen for a kernel
+    gradient; the option leaves YNNPACK the matrix products, at which it is good. Results change by rounding.
+
+    Args:
+      once: for a program that runs once, such as initialisation, which takes longer to optimise than to run.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    if once:
+        return {"xla_backend_optimization_level": 0}
+    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:  # An older jaxlib knows neither the option nor YNNPACK convolutions.
+        return None
+    return options
+
+
+def reuse_freed_memory() -> None:
+    """Lets the C allocator keep what a training step frees, for the next step; on Linux with glibc, else nothing.
+
+    XLA:CPU allocates its scratch space (some 40 MB) anew at every step. By default glibc hands it back to the kernel
+    each time, and nine thousand page faults a step cost a third of the time. Call once, before the first step.
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # Names and numbers of <malloc.h>.
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 2**26)
+
+
+def use_compilation_cache() -> Path | None:
+    """Keeps compiled programs in the user's cache directory, so that the next process need not compile them again.
+
+    One directory per jaxlib version and processor: code compiled for one may not run on another. A directory that the
+    user has given JAX (`JAX_COMPILATION_CACHE_DIR`) is left as it is, and so is `JAX_ENABLE_COMPILATION_CACHE=false`.
+
+    Returns:
+      The directory, or None where it cannot be written or the cache is off: then everything is compiled anew.
+    """
+    if not jax.config.jax_enable_compilation_cache:
+        return None
+    if jax.config.jax_compilation_cache_dir:
+        return Path(jax.config.jax_compilation_cache_dir)
+    name = re.sub(r"[^\w.]+", "-", f"jaxlib-{jaxlib.__version__}-{platform.machine()}-{cpu_name()}")
+    directory = Path(platformdirs.user_cache_dir("mnist_jax")) / name
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    if not os.access(directory, os.W_OK):
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    return directory
+
+
+def cpu_name() -> str:
+    """The processor's name, as the system gives it."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
