@@ -22,7 +22,7 @@ from mnist_jax.models import Network, abstract_variables
 from mnist_jax.recipes import Config
 from mnist_jax.training import EpochMetrics, make_model
 
-FORMAT = "mnist-jax-weights-1"
+FORMAT = 1
 CONFIG, METRICS, SUMMARY, WEIGHTS = "config.json", "metrics.jsonl", "summary.json", "weights.safetensors"
 
 
@@ -73,7 +73,9 @@ def save_weights(path: Path, arch: str, variables: dict[str, Any]) -> None:
     """Writes `params` and `batch_stats` as safetensors, named like `params/conv1/kernel`."""
     flat = flatten_dict({name: variables[name] for name in ("params", "batch_stats")}, sep="/")
     tensors = {name: np.asarray(value) for name, value in flat.items()}
-    _replace(path, lambda temporary: save_file(tensors, temporary, {"format": FORMAT, "arch": arch}))
+    # One entry: safetensors writes several in an order that changes, and equal weights are to be equal files.
+    metadata = {"mnist_jax": json.dumps({"format": FORMAT, "arch": arch})}
+    _replace(path, lambda temporary: save_file(tensors, temporary, metadata))
 
 
 def load_weights(path: Path, arch: str, model: Network) -> dict[str, Any]:
@@ -85,12 +87,14 @@ def load_weights(path: Path, arch: str, model: Network) -> dict[str, Any]:
     expected = flatten_dict(abstract_variables(model), sep="/")
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {}).get("mnist_jax", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"weights {str(path)!r} cannot be read ({error}); name a finished run") from error
     if metadata.get("format") != FORMAT:
-        raise InputError(f"weights {str(path)!r} have format {metadata.get('format')!r}; expected {FORMAT!r}")
+        raise InputError(
+            f"weights {str(path)!r} have format {metadata.get('format')}; expected {FORMAT}, as scripts/train.py writes"
+        )
     if metadata.get("arch") != arch:
         raise InputError(f"weights {str(path)!r} are of network {metadata.get('arch')!r}; expected {arch!r}")
     for name in sorted(expected.keys() | tensors.keys()):

@@ -66,7 +66,7 @@ def main(options: Options) -> int:
 
         state, history = training.fit(config, mnist, on_step=show, on_epoch=on_epoch)
 
-    conditions = analysis.objective(state.params, config.epochs, history[-1].test_accuracy)
+    conditions = analysis.objective(state.params, config.epochs, history[-1].test_accuracy, scored)
     met = all(condition.met for condition in conditions)
     checkpoints.save_weights(run_dir / checkpoints.WEIGHTS, config.arch, state.variables)
     summary = {

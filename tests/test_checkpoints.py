@@ -27,6 +27,9 @@ def test_weights_survive_to_the_bit(arch, tmp_path):
     variables = variables_of(arch)
     save_weights(tmp_path / "w", arch, variables)
     chex.assert_trees_all_equal(load_weights(tmp_path / "w", arch, create_model(arch)), variables)
+    content = (tmp_path / "w").read_bytes()
+    save_weights(tmp_path / "w", arch, variables)
+    assert (tmp_path / "w").read_bytes() == content
     assert [path.name for path in tmp_path.iterdir()] == ["w"]
 
 
@@ -39,7 +42,7 @@ def test_weights_of_another_network(tmp_path, lighter):
 def edited(path, edit):
     tensors = load_file(path)
     edit(tensors)
-    save_file(tensors, path, {"format": "mnist-jax-weights-1", "arch": "lighter"})
+    save_file(tensors, path, {"mnist_jax": '{"format": 1, "arch": "lighter"}'})
 
 
 def test_weights_with_another_shape_dtype_or_name(tmp_path, lighter):

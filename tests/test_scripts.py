@@ -82,6 +82,13 @@ def test_train_and_evaluate(script, tmp_path):
     status, out, _ = script("evaluate.py", run_dir, *SMALL_DATA)
     assert out.startswith(f"gap: test accuracy {lines[-1]['test_accuracy']:.2%}")
 
+    # The same flags give the same run, to the bit.
+    status, _, _ = script("train.py", *SMALL_RUN, "--run-dir", tmp_path / "again")
+    assert status == 0
+    assert (tmp_path / "again" / "weights.safetensors").read_bytes() == (run_dir / "weights.safetensors").read_bytes()
+    again = [json.loads(line) for line in (tmp_path / "again" / "metrics.jsonl").read_text().splitlines()]
+    assert [line | {"seconds": 0} for line in again] == [line | {"seconds": 0} for line in lines]
+
     # A second run there is refused and what is saved stays.
     before = (run_dir / "metrics.jsonl").read_text()
     assert_refused(script("train.py", *SMALL_RUN, "--run-dir", run_dir), str(run_dir), "--run-dir")
@@ -110,8 +117,32 @@ def test_held_out_scores_are_called_so(script):
     status, out, _ = script("train.py", *SMALL_RUN, "--held-out", "100", "--run-dir", "run")
     assert status == 0
     assert "held-out loss" in out
-    assert "test loss" not in out
+    assert "held-out accuracy" in out
+    assert "test" not in out
     assert json.loads(Path("run/summary.json").read_text())["scored_on"] == "held-out"
+
+
+def test_reproduce_appends_each_seed_and_continues(script, tmp_path):
+    out = tmp_path / "seeds.jsonl"
+    flags = [*SMALL_DATA, "--arch", "gap", "--epochs", "1", "--batch-size", "50", "--out", out]
+    status, printed, _ = script("reproduce.py", *flags, "--seeds", "1")
+    assert status == 0
+    assert "1 seeds" in printed
+    (first,) = out.read_text().splitlines()
+
+    status, printed, _ = script("reproduce.py", *flags, "--seeds", "2")
+    assert status == 0
+    lines = out.read_text().splitlines()
+    assert lines[0] == first
+    seeds = [json.loads(line) for line in lines]
+    assert [seed["config"]["seed"] for seed in seeds] == [1, 2]
+    assert all(len(seed["history"]) == 1 and seed["seconds"] > 0 and seed["environment"] for seed in seeds)
+    mean = sum(seed["history"][-1]["test_accuracy"] for seed in seeds) / 2
+    assert f"mean {mean:.3%}" in printed
+
+    assert_refused(script("reproduce.py", *flags, "--learning-rate", "0.2"), str(out), "--out")
+    assert_refused(script("reproduce.py", *flags, "--seeds", "0"), "seeds 0", "choose")
+    assert out.read_text().splitlines() == lines
 
 
 @pytest.mark.parametrize(
@@ -155,7 +186,7 @@ def test_evaluate_refuses(script, flags, parts):
     assert_refused(script("evaluate.py", *flags.split()), *parts)
 
 
-@pytest.mark.parametrize("name", ["train.py", "evaluate.py", "bundle_mnist.py"])
+@pytest.mark.parametrize("name", ["train.py", "evaluate.py", "reproduce.py", "benchmark.py", "bundle_mnist.py"])
 def test_help_is_complete(script, name):
     status, out, _ = script(name, "--help")
     assert status == 0

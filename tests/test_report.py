@@ -1,0 +1,52 @@
+import json
+import statistics
+
+import pytest
+from conftest import ROOT
+
+from mnist_jax import report
+from mnist_jax.analysis import seed_statistics
+
+
+def test_readme_tables_are_made_from_the_results():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert readme.count("<!-- recipe ") >= 2
+    assert report.insert_tables(readme, ROOT / "results") == readme
+
+
+def test_seed_statistics_closed_form():
+    accuracies = [0.994, 0.995, 0.993, 0.996]
+    result = seed_statistics(accuracies)
+    assert result.n == 4
+    assert result.mean == pytest.approx(0.9945)
+    assert result.std == pytest.approx(statistics.stdev(accuracies))
+    assert result.stderr == pytest.approx(statistics.stdev(accuracies) / 2)
+    assert (result.min, result.max, result.share) == (0.993, 0.996, 0.75)
+    single = seed_statistics([0.99])
+    assert (single.n, single.std, single.stderr, single.share) == (1, None, None, 0.0)
+
+
+def line(seed, *accuracies):
+    history = [
+        {"epoch": i, "train_loss": 0.1, "train_accuracy": 0.98, "test_loss": 0.1, "test_accuracy": a, "seconds": 1.0}
+        for i, a in enumerate(accuracies, 1)
+    ]
+    return json.dumps({"config": {"seed": seed}, "history": history, "seconds": 30.0, "environment": {}})
+
+
+def test_tables_quote_the_last_epoch_over_seeds(tmp_path):
+    (tmp_path / "reference-gap.jsonl").write_text(line(1, 0.99, 0.98) + "\n" + line(2, 0.97, 0.984) + "\n")
+    table = report.recipe_table(tmp_path, "reference").splitlines()
+    assert len(table) == 3
+    assert table[2] == ("| `gap` | 9,752 | 98.28 (98.28) | 2 | 2 | 98.20 ± 0.28 | 98.70 ± 0.42 | 98.00 ± 0.00 | 30 |")
+    text = "before\n<!-- recipe reference -->\nold\n<!-- end -->\nafter\n<!-- recipe none -->\n<!-- end -->\n"
+    filled = report.insert_tables(text, tmp_path)
+    assert table[2] in filled
+    assert "old" not in filled
+    assert filled.startswith("before\n")
+    assert "\n<!-- end -->\nafter\n" in filled
+    assert report.insert_tables(filled, tmp_path) == filled
+
+
+def test_no_results_file_is_no_seeds(tmp_path):
+    assert report.read_seeds(tmp_path / "absent.jsonl") == []
