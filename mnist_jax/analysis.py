@@ -79,3 +79,14 @@ def seed_statistics(accuracies: Sequence[float], threshold: float = TARGET_ACCUR
     share = sum(accuracy >= threshold for accuracy in accuracies) / n
     stderr = None if std is None else std / n**0.5
     return SeedStatistics(n, statistics.fmean(accuracies), std, stderr, min(accuracies), max(accuracies), share)
+
+
+def ratios(result: dict[str, Any], figure: str, name: str, base: str = "ours") -> list[float]:
+    """How many times `base`'s seconds a contender took, round by round."""
+    mine, theirs = (result["contenders"][who][figure] for who in (base, name))
+    return [b / a for a, b in zip(mine, theirs, strict=True)]
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Minimum, median and maximum."""
+    return min(values), statistics.median(values), max(values)

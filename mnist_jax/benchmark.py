@@ -7,7 +7,6 @@ settings or caches. Machines drift, so a ratio is taken within each round and it
 import multiprocessing
 import os
 import resource
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -209,14 +208,3 @@ def _work(pipe: Any, name: str, config: Config, threads: int, born: float) -> No
         call()
         pipe.send(time.perf_counter() - begin)
     pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-
-
-def ratios(result: dict[str, Any], figure: str, name: str, base: str = "ours") -> list[float]:
-    """How many times `base`'s seconds a contender took, round by round."""
-    mine, theirs = (result["contenders"][who][figure] for who in (base, name))
-    return [b / a for a, b in zip(mine, theirs, strict=True)]
-
-
-def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Minimum, median and maximum."""
-    return min(values), statistics.median(values), max(values)

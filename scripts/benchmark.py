@@ -76,14 +76,14 @@ def main(options: Options) -> None:
         "environment": analysis.environment() | {"load_average": os.getloadavg()},
     }
     console.print(table(result))
-    low, matmul, high = benchmark.spread(result["matmul_flops"])
+    low, matmul, high = analysis.spread(result["matmul_flops"])
     achieved = [
         flops / seconds / rate
         for seconds, rate in zip(result["contenders"]["ours"]["step_seconds"], result["matmul_flops"], strict=True)
     ]
     console.print(
         f"float32 matmul {matmul / 1e9:.0f} GFLOP/s ({low / 1e9:.0f} to {high / 1e9:.0f}); ours runs at "
-        f"{benchmark.spread(achieved)[1]:.0%} of that, counting {flops / 1e9:.2f} GFLOP a step, "
+        f"{analysis.spread(achieved)[1]:.0%} of that, counting {flops / 1e9:.2f} GFLOP a step, "
         "six for each multiply-add of the convolutions"
     )
     console.print(f"{options.threads} of {os.cpu_count()} cores, {options.rounds} rounds of {options.steps} steps")
@@ -98,15 +98,15 @@ def table(result: dict) -> Table:
     for column in made.columns[1:]:
         column.justify, column.no_wrap = "right", True
     for name, record in result["contenders"].items():
-        low, step, high = (1e3 * value for value in benchmark.spread(record["step_seconds"]))
+        low, step, high = (1e3 * value for value in analysis.spread(record["step_seconds"]))
         made.add_row(
             name,
             f"{step:.1f}",
             f"{low:.0f}-{high:.0f}",
             f"{1e3 * result['batch_size'] / step:,.0f}",
-            f"{benchmark.spread(benchmark.ratios(result, 'step_seconds', name))[1]:.2f}",
-            f"{benchmark.spread(record['score_seconds'])[1]:.2f}",
-            f"{benchmark.spread(benchmark.ratios(result, 'score_seconds', name))[1]:.2f}",
+            f"{analysis.spread(analysis.ratios(result, 'step_seconds', name))[1]:.2f}",
+            f"{analysis.spread(record['score_seconds'])[1]:.2f}",
+            f"{analysis.spread(analysis.ratios(result, 'score_seconds', name))[1]:.2f}",
             f"{record['start']['first_step']:.1f}",
             f"{record['start']['compile']:.1f}",
             f"{record['peak_bytes'] / 1e6:.0f}",

@@ -1,4 +1,6 @@
 import os
+import runpy
+import sys
 from pathlib import Path
 
 import jax
@@ -24,3 +26,18 @@ def mnist():
 def batch(mnist):
     """The first 32 training images and labels, as uint8 and int32."""
     return mnist.train.images[:32], mnist.train.labels[:32]
+
+
+@pytest.fixture
+def script(monkeypatch, capsys, tmp_path):
+    """Runs a script in this process, in an empty directory: (exit status, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name, *args):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+        captured = capsys.readouterr()
+        return stop.value.code or 0, captured.out, captured.err
+
+    return run

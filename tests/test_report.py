@@ -10,7 +10,7 @@ from mnist_jax.analysis import seed_statistics
 
 def test_readme_tables_are_made_from_the_results():
     readme = (ROOT / "README.md").read_text("utf-8")
-    assert readme.count("<!-- recipe ") >= 2
+    assert readme.count("<!-- table: recipe ") >= 2
     assert report.insert_tables(readme, ROOT / "results") == readme
 
 
@@ -38,14 +38,28 @@ def test_tables_quote_the_last_epoch_over_seeds(tmp_path):
     (tmp_path / "reference-gap.jsonl").write_text(line(1, 0.99, 0.98) + "\n" + line(2, 0.97, 0.984) + "\n")
     table = report.recipe_table(tmp_path, "reference").splitlines()
     assert len(table) == 3
-    assert table[2] == ("| `gap` | 9,752 | 98.28 (98.28) | 2 | 2 | 98.20 ± 0.28 | 98.70 ± 0.42 | 98.00 ± 0.00 | 30 |")
-    text = "before\n<!-- recipe reference -->\nold\n<!-- end -->\nafter\n<!-- recipe none -->\n<!-- end -->\n"
+    assert table[2] == ("| `gap` | 9,752 | 98.28 (98.28) | 2 | 2 | 98.20 ± 0.28 | 98.70 ± 0.42 | 98.00 ± 0.00 |")
+    blocks = ["before", "<!-- table: recipe reference -->", "old", "<!-- end -->", "after"]
+    text = "\n".join([*blocks, "<!-- table: recipe none -->", "<!-- end -->", ""])
     filled = report.insert_tables(text, tmp_path)
     assert table[2] in filled
     assert "old" not in filled
     assert filled.startswith("before\n")
     assert "\n<!-- end -->\nafter\n" in filled
     assert report.insert_tables(filled, tmp_path) == filled
+
+
+def test_speed_table_takes_ratios_round_by_round(tmp_path):
+    start = {"first_step": 5.0, "compile": 2.0}
+    ours = {"start": start, "step_seconds": [0.02, 0.04, 0.03], "score_seconds": [1.0, 1.0, 1.0], "peak_bytes": 5e8}
+    flax = {"start": start, "step_seconds": [0.08, 0.08, 0.09], "score_seconds": [2.0, 1.0, 3.0], "peak_bytes": 6e8}
+    result = {"contenders": {"ours": ours, "flax": flax}, "batch_size": 128}
+    (tmp_path / "benchmark-gap.json").write_text(json.dumps(result))
+    table = report.speed_table(tmp_path).splitlines()
+    assert table[2] == "| `gap` | ours | 30.0 (20.0 to 40.0) | 1.00 | 4,267 | 1.00 | 1.00 | 5.0 | 500 |"
+    assert table[3] == "| `gap` | flax | 80.0 (80.0 to 90.0) | 3.00 | 1,600 | 2.00 | 2.00 | 5.0 | 600 |"
+    filled = report.insert_tables("<!-- table: speed -->\n<!-- end -->\n", tmp_path)
+    assert filled == "<!-- table: speed -->\n" + "\n".join(table) + "\n<!-- end -->\n"
 
 
 def test_no_results_file_is_no_seeds(tmp_path):

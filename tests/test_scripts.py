@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,21 +14,6 @@ from mnist_jax import Config, make_config
 
 SMALL_DATA = ["--data-source", "tfds", "--data-dir", str(PREPARED)]
 SMALL_RUN = [*SMALL_DATA, "--arch", "gap", "--epochs", "2", "--batch-size", "50"]
-
-
-@pytest.fixture
-def script(monkeypatch, capsys, tmp_path):
-    """Runs a script in this process, in an empty directory: (exit status, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(name, *args):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
-        captured = capsys.readouterr()
-        return stop.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 def assert_refused(result, *parts):

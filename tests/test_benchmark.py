@@ -1,0 +1,45 @@
+import pytest
+
+from mnist_jax import ARCHS, benchmark, create_model, make_config
+from mnist_jax.analysis import ratios, spread
+
+
+def test_multiply_adds_are_those_of_the_tables():
+    counts = {arch: round(benchmark.multiply_adds(create_model(arch)) / 1e6, 2) for arch in ARCHS}
+    assert counts == {"basic": 52.16, "lighter": 2.84, "gap": 2.03, "bn_dropout": 2.03}
+
+
+def test_ratios_are_taken_round_by_round():
+    result = {"contenders": {"ours": {"step_seconds": [1.0, 2.0]}, "flax": {"step_seconds": [3.0, 8.0]}}}
+    assert ratios(result, "step_seconds", "flax") == [3.0, 4.0]
+    assert spread([3.0, 1.0, 2.0]) == (1.0, 2.0, 3.0)
+
+
+def test_contenders_take_turns_in_processes_of_their_own():
+    rounds = []
+    config = make_config("reference", arch="gap", batch_size=8)
+    result = benchmark.run(config, ["ours", "flax"], rounds=2, steps=1, threads=1, on_round=rounds.append)
+    assert rounds == [1, 2]
+    assert list(result["contenders"]) == ["ours", "flax"]
+    assert len(result["matmul_flops"]) == 2
+    for record in result["contenders"].values():
+        assert len(record["step_seconds"]) == len(record["score_seconds"]) == 2
+        assert min(record["step_seconds"] + record["score_seconds"]) > 0
+        assert record["start"]["first_step"] > record["start"]["compile"] > 0
+        assert record["peak_bytes"] > 1e8
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--arch", "bn"], ["'bn'", "bn_dropout"]),
+        (["--rounds", "0"], ["rounds 0", "choose"]),
+        (["--contenders", "numpy"], ["'numpy'", "flax"]),
+    ],
+)
+def test_benchmark_refuses(script, flags, parts):
+    status, out, err = script("benchmark.py", *flags)
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1
+    for part in parts:
+        assert part in err
