@@ -31,15 +31,15 @@ class Config:
     """Momentum of SGD, in [0, 1)."""
     nesterov: bool = True
     """Nesterov's form of momentum."""
-    dropout_rate: float = 0.05
+    dropout_rate: float = 0.0
     """Probability in [0, 1) that a unit is dropped; only bn_dropout has dropout layers."""
-    rotation: float = 0.0
+    rotation: float = 10.0
     """Augmentation: each training image is rotated by up to so many degrees either way."""
-    shift: float = 0.0
+    shift: float = 2.0
     """Augmentation: shifted by up to so many pixels down or up, right or left."""
-    scale: float = 0.0
+    scale: float = 0.1
     """Augmentation: scaled by up to this fraction either way, in [0, 1)."""
-    shear: float = 0.0
+    shear: float = 0.1
     """Augmentation: sheared by up to so many pixels per pixel either way."""
     kernel_init: str = "he_normal"
     """Initial kernels: he_normal, or torch_uniform (PyTorch's default, uniform in +-1/sqrt(fan_in))."""
@@ -86,6 +86,11 @@ RECIPES: dict[str, dict[str, Any]] = {
         "learning_rate": 0.01,
         "schedule": "constant",
         "nesterov": False,
+        "dropout_rate": 0.05,
+        "rotation": 0.0,
+        "shift": 0.0,
+        "scale": 0.0,
+        "shear": 0.0,
         "kernel_init": "torch_uniform",
     },
 }

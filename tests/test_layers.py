@@ -223,7 +223,7 @@ def test_dropout_takes_old_and_new_keys(implementation):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_training_step_lowers_for_every_platform(arch):
-    config = make_config(arch=arch, rotation=10.0)
+    config = make_config(arch=arch, dropout_rate=0.05)
     model, optimizer = make_model(config), make_optimizer(config, 100)
     state = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0)))
     step = partial(train_step, model=model, optimizer=optimizer, distortion=make_distortion(config))

@@ -4,6 +4,8 @@ import math
 import pytest
 
 from mnist_jax import RECIPES, Config, InputError, make_config
+from mnist_jax.augment import Distortion
+from mnist_jax.training import make_distortion
 
 
 def test_reference_is_the_notebooks_recipe():
@@ -11,11 +13,13 @@ def test_reference_is_the_notebooks_recipe():
     assert (config.epochs, config.batch_size, config.learning_rate, config.momentum) == (15, 128, 0.01, 0.9)
     assert (config.schedule, config.nesterov, config.kernel_init) == ("constant", False, "torch_uniform")
     assert (config.dropout_rate, config.seed) == (0.05, 1)
+    assert make_distortion(config) is None
 
 
 def test_default_meets_the_limit_on_epochs():
     assert make_config() == Config()
     assert make_config().epochs < 15
+    assert make_distortion(make_config()) == Distortion(rotation=10.0, shift=2.0, scale=0.1, shear=0.1)
 
 
 def test_overrides_win_and_configs_are_values():
