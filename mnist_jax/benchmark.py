@@ -161,7 +161,7 @@ def run(
     workers, result = {}, {"contenders": {}, "matmul_flops": []}
     for name in contenders:
         pipe, end = context.Pipe()
-        process = context.Process(target=_work, args=(end, name, config, threads, time.time()), daemon=True)
+        process = context.Process(target=_work, args=(end, name, config, steps, threads, time.time()), daemon=True)
         process.start()
         workers[name] = pipe
         start = pipe.recv()  # One after the other: nothing else runs while one starts and compiles.
@@ -169,7 +169,7 @@ def run(
     for i in range(rounds):
         for name, pipe in workers.items():
             record = result["contenders"][name]
-            record["step_seconds"].append(_ask(pipe, "steps", steps) / steps)
+            record["step_seconds"].append(_ask(pipe, "steps") / steps)
             record["score_seconds"].append(_ask(pipe, "score"))
         if "ours" in workers:
             result["matmul_flops"].append(2 * _MATMUL_SIZE**3 / _ask(workers["ours"], "matmul"))
@@ -184,14 +184,14 @@ def _ask(pipe: Any, *command: Any) -> float:
     return pipe.recv()
 
 
-def _work(pipe: Any, name: str, config: Config, threads: int, born: float) -> None:
+def _work(pipe: Any, name: str, config: Config, steps: int, threads: int, born: float) -> None:
     """A contender's process: starts, then answers each command with its seconds until told to stop."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     contender = CONTENDERS[name](config, load_mnist())
     compiling = time.perf_counter()
     contender.steps(1)
     pipe.send(Start(time.time() - born, time.perf_counter() - compiling))
-    contender.steps(3)
+    contender.steps(steps)  # A program of its own, where the number of steps is part of a shape.
     contender.score()
     square = None
     while (command := pipe.recv())[0] != "stop":
@@ -199,7 +199,7 @@ def _work(pipe: Any, name: str, config: Config, threads: int, born: float) -> No
             square = jnp.asarray(np.random.default_rng(0).normal(size=(_MATMUL_SIZE,) * 2), jnp.float32)
             multiply = jax.jit(jnp.matmul)
         call = {
-            "steps": lambda: contender.steps(command[1]),
+            "steps": lambda: contender.steps(steps),
             "score": contender.score,
             "matmul": lambda: multiply(square, square).block_until_ready(),  # noqa: B023
         }[command[0]]

@@ -38,8 +38,9 @@ def compiler_options(once: bool = False) -> dict[str, str | int] | None:
 def reuse_freed_memory() -> None:
     """Lets the C allocator keep what a training step frees, for the next step; on Linux with glibc, else nothing.
 
-    XLA:CPU allocates its scratch space (some 40 MB) anew at every step. By default glibc hands it back to the kernel
-    each time, and nine thousand page faults a step cost a third of the time. Call once, before the first step.
+    XLA:CPU allocates its scratch space (40 MB, `basic` 140) anew at every step. By default glibc hands it back to the
+    kernel each time, and nine thousand page faults a step cost a third of the time. Call once, before JAX is first
+    used: glibc keeps blocks above 64 MB for the main thread only, so steps must run there, which JAX decides early.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return
@@ -48,6 +49,7 @@ def reuse_freed_memory() -> None:
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(top_pad, 2**26)
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def use_compilation_cache() -> Path | None:

@@ -270,7 +270,7 @@ def train_epoch(
 ) -> tuple[TrainState, Metrics]:
     """Trains on the batches of `order`, int32 [steps, B]; the state given is donated.
 
-    `on_step(i, totals)`, on CPU, gets the epoch's metrics up to and with step i while step i + 1 runs.
+    `on_step(i, totals)`, on CPU, gets the metrics up to and with step i once step i + 1 is on its way or done.
     """
     options = {"model": model, "optimizer": optimizer, "distortion": distortion}
     if jax.default_backend() != "cpu":
