@@ -179,7 +179,7 @@ def run(
     return result
 
 
-def _ask(pipe: Any, *command: Any) -> float:
+def _ask(pipe: Any, command: str) -> float:
     pipe.send(command)
     return pipe.recv()
 
@@ -192,18 +192,17 @@ def _work(pipe: Any, name: str, config: Config, steps: int, threads: int, born: 
     contender.steps(1)
     pipe.send(Start(time.time() - born, time.perf_counter() - compiling))
     contender.steps(steps)  # A program of its own, where the number of steps is part of a shape.
+    square = np.random.default_rng(0).normal(size=(_MATMUL_SIZE, _MATMUL_SIZE)).astype(np.float32)
+    multiply = jax.jit(jnp.matmul)
+    commands = {
+        "steps": (partial(contender.steps, 1), partial(contender.steps, steps)),
+        "score": (partial(contender.steps, 1), contender.score),
+        "matmul": (lambda: multiply(square, square).block_until_ready(),) * 2,
+    }
     contender.score()
-    square = None
-    while (command := pipe.recv())[0] != "stop":
-        if command[0] == "matmul" and square is None:
-            square = jnp.asarray(np.random.default_rng(0).normal(size=(_MATMUL_SIZE,) * 2), jnp.float32)
-            multiply = jax.jit(jnp.matmul)
-        call = {
-            "steps": lambda: contender.steps(steps),
-            "score": contender.score,
-            "matmul": lambda: multiply(square, square).block_until_ready(),  # noqa: B023
-        }[command[0]]
-        call() if command[0] == "matmul" else contender.steps(1)  # Back into the caches before the clock starts.
+    while (command := pipe.recv()) != "stop":
+        warm_up, call = commands[command]
+        warm_up()  # Back into the caches before the clock starts.
         begin = time.perf_counter()
         call()
         pipe.send(time.perf_counter() - begin)

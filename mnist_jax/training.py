@@ -248,7 +248,7 @@ _EVAL = (("model", "batch_size"),)
 
 def evaluate(model: Network, variables: dict[str, Any], split: Split, batch_size: int = 250) -> Metrics:
     """Scores a whole split: every example counts once, whatever the batch size."""
-    batch_size = min(batch_size, len(split.labels))
+    batch_size, split = min(batch_size, len(split.labels)), jax.device_put(split)
     if jax.default_backend() != "cpu":
         return _jit(_eval_all, *_EVAL)(variables, split, model=model, batch_size=batch_size)
     step, totals = _jit(_eval_at, *_EVAL), Metrics.zeros()

@@ -94,9 +94,12 @@ def main(options: Options) -> None:
 def table(result: dict) -> Table:
     """A row per contender; times are medians over the rounds, and ratios medians of the rounds' ratios."""
     columns = ("step", "min-max", "images/s", "x ours", "score", "x ours", "start", "compile", "peak")
-    made = Table("contender", *columns, title=f"{result['arch']}, batch {result['batch_size']}", box=box.SIMPLE_HEAD)
-    for column in made.columns[1:]:
+    made = Table(
+        "contender", *columns, width=100, title=f"{result['arch']}, batch {result['batch_size']}", box=box.SIMPLE_HEAD
+    )
+    for column in made.columns:
         column.justify, column.no_wrap = "right", True
+    made.columns[0].justify = "left"
     for name, record in result["contenders"].items():
         low, step, high = (1e3 * value for value in analysis.spread(record["step_seconds"]))
         made.add_row(
