@@ -56,7 +56,7 @@ def main(options: Options) -> None:
             raise InputError(f"contender {name!r} cannot run here; choose from {', '.join(possible)}")
     names = [name for name in possible if not options.contenders or name in options.contenders or name == "ours"]
 
-    console = Console(highlight=False, width=100)
+    console = Console(highlight=False, width=104)
     with console.status("starting") as status:
         result = benchmark.run(
             config,
@@ -93,9 +93,9 @@ def main(options: Options) -> None:
 
 def table(result: dict) -> Table:
     """A row per contender; times are medians over the rounds, and ratios medians of the rounds' ratios."""
-    columns = ("step", "min-max", "images/s", "x ours", "score", "x ours", "start", "compile", "peak")
+    columns = ("step", "range", "images/s", "x ours", "score", "x ours", "start", "compile", "peak")
     made = Table(
-        "contender", *columns, width=100, title=f"{result['arch']}, batch {result['batch_size']}", box=box.SIMPLE_HEAD
+        "contender", *columns, width=104, title=f"{result['arch']}, batch {result['batch_size']}", box=box.SIMPLE_HEAD
     )
     for column in made.columns:
         column.justify, column.no_wrap = "right", True
