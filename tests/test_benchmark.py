@@ -18,12 +18,12 @@ def test_ratios_are_taken_round_by_round():
 def test_contenders_take_turns_in_processes_of_their_own():
     rounds = []
     config = make_config("reference", arch="gap", batch_size=8)
-    result = benchmark.run(config, ["ours", "flax"], rounds=2, steps=1, threads=1, on_round=rounds.append)
-    assert rounds == [1, 2]
+    result = benchmark.run(config, ["ours", "flax"], rounds=1, steps=1, threads=1, on_round=rounds.append)
+    assert rounds == [1]
     assert list(result["contenders"]) == ["ours", "flax"]
-    assert len(result["matmul_flops"]) == 2
+    assert len(result["matmul_flops"]) == 1
     for record in result["contenders"].values():
-        assert len(record["step_seconds"]) == len(record["score_seconds"]) == 2
+        assert len(record["step_seconds"]) == len(record["score_seconds"]) == 1
         assert min(record["step_seconds"] + record["score_seconds"]) > 0
         assert record["start"]["first_step"] > record["start"]["compile"] > 0
         assert record["peak_bytes"] > 1e8
