@@ -53,7 +53,7 @@ def environment() -> dict[str, Any]:
         "platform": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
         "cpu": cpu_name(),
-        "cpu_cores": os.cpu_count(),
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
 
 
