@@ -16,6 +16,7 @@ from mnist_jax.training import (
     init_state,
     make_model,
     make_optimizer,
+    predict,
     train_epoch,
     train_step,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "make_model",
     "make_optimizer",
     "objective",
+    "predict",
     "save_weights",
     "standardise",
     "train_epoch",
