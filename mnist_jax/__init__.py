@@ -1,7 +1,7 @@
 """99.4% on MNIST with fewer than 10,000 parameters, in fewer than 15 epochs, in Flax and JAX."""
 
 from mnist_jax.analysis import environment, objective
-from mnist_jax.checkpoints import load_run, load_weights, save_weights
+from mnist_jax.checkpoints import load_pretrained, load_run, load_weights, save_weights
 from mnist_jax.data import Mnist, Split, hold_out, load_mnist, standardise
 from mnist_jax.errors import DivergedError, InputError
 from mnist_jax.models import ARCHS, count_params, create_model
@@ -41,6 +41,7 @@ __all__ = [
     "hold_out",
     "init_state",
     "load_mnist",
+    "load_pretrained",
     "load_run",
     "load_weights",
     "make_config",

@@ -44,7 +44,8 @@ class Start(NamedTuple):
 def _ours(config: Config, data: Any, distortion: Distortion | None = None) -> Contender:
     reuse_freed_memory()
     train, test = jax.device_put(data)
-    model, optimizer = training.make_model(config), training.make_optimizer(config, 100_000)
+    options = training.step_options(config, 100_000) | {"distortion": distortion}
+    model, optimizer = options["model"], options["optimizer"]
     streams = training.Streams.from_seed(config.seed)
     shuffle = jax.jit(training.epoch_order, static_argnums=(2, 3))
     order = shuffle(streams.order, 1, len(train.labels), config.batch_size)
@@ -53,7 +54,6 @@ def _ours(config: Config, data: Any, distortion: Distortion | None = None) -> Co
 
     def steps(n: int) -> None:
         nonlocal state
-        options = {"model": model, "optimizer": optimizer, "distortion": distortion}
         state, _ = training.train_epoch(state, train, order[:n], streams.step, **options)
         jax.block_until_ready(state)
 

@@ -7,6 +7,7 @@ RUN_DIR/weights.safetensors  parameters and batch statistics after the last epoc
 """
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mnist_jax.errors import InputError
-from mnist_jax.models import Network, abstract_variables
+from mnist_jax.models import Network, abstract_variables, create_model
 from mnist_jax.recipes import Config
 from mnist_jax.training import EpochMetrics, make_model
 
 FORMAT = 1
+PRETRAINED = Path(__file__).parent / "pretrained"
 CONFIG, METRICS, SUMMARY, WEIGHTS = "config.json", "metrics.jsonl", "summary.json", "weights.safetensors"
 
 
@@ -70,11 +72,11 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def save_weights(path: Path, arch: str, variables: dict[str, Any]) -> None:
-    """Writes `params` and `batch_stats` as safetensors, named like `params/conv1/kernel`."""
+    """Writes `params` and `batch_stats` as safetensors, named like `params/conv1/kernel`, with a hash of them."""
     flat = flatten_dict({name: variables[name] for name in ("params", "batch_stats")}, sep="/")
     tensors = {name: np.asarray(value) for name, value in flat.items()}
     # One entry: safetensors writes several in an order that changes, and equal weights are to be equal files.
-    metadata = {"mnist_jax": json.dumps({"format": FORMAT, "arch": arch})}
+    metadata = {"mnist_jax": json.dumps({"format": FORMAT, "arch": arch, "sha256": _sha256(tensors)})}
     _replace(path, lambda temporary: save_file(tensors, temporary, metadata))
 
 
@@ -82,14 +84,14 @@ def load_weights(path: Path, arch: str, model: Network) -> dict[str, Any]:
     """Reads what `save_weights` wrote: the variables that `model.apply` takes.
 
     Raises:
-      InputError: not a weights file, truncated, or of another network.
+      InputError: not a weights file, truncated, damaged, of another network, or with a weight that is not finite.
     """
     expected = flatten_dict(abstract_variables(model), sep="/")
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = json.loads((file.metadata() or {}).get("mnist_jax", "{}"))
+            metadata = dict(json.loads((file.metadata() or {}).get("mnist_jax", "{}")))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, TypeError, ValueError, SafetensorError) as error:
         raise InputError(f"weights {str(path)!r} cannot be read ({error}); name a finished run") from error
     if metadata.get("format") != FORMAT:
         raise InputError(
@@ -101,7 +103,27 @@ def load_weights(path: Path, arch: str, model: Network) -> dict[str, Any]:
         want, found = _describe(expected.get(name)), _describe(tensors.get(name))
         if want != found:
             raise InputError(f"weights {str(path)!r}: {name} expected {want}, found {found}; they are not of {arch!r}")
+    if (found := _sha256(tensors)) != metadata.get("sha256"):
+        raise InputError(
+            f"weights {str(path)!r} are damaged: expected SHA-256 {metadata.get('sha256')}, found {found}; "
+            "get them again, or train again"
+        )
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise InputError(f"weights {str(path)!r}: {name} is not finite everywhere; train again")
     return {"batch_stats": {}, **unflatten_dict({n: jnp.asarray(t) for n, t in tensors.items()}, sep="/")}
+
+
+def load_pretrained(arch: str) -> tuple[Network, dict[str, Any]]:
+    """A network and its trained variables, as shipped: the `default` recipe's seed 1, a seed fixed beforehand.
+
+    `model.apply(variables, standardise(images), train=False)` are the logits.
+
+    Raises:
+      InputError: `arch` is not in `ARCHS`, or the file in the package is damaged.
+    """
+    model = create_model(arch)
+    return model, load_weights(PRETRAINED / f"{arch}.safetensors", arch, model)
 
 
 def load_run(run_dir: Path) -> tuple[Config, Network, dict[str, Any]]:
@@ -113,6 +135,16 @@ def load_run(run_dir: Path) -> tuple[Config, Network, dict[str, Any]]:
     config = load_config(run_dir)
     model = make_model(config)
     return config, model, load_weights(run_dir / WEIGHTS, config.arch, model)
+
+
+def _sha256(tensors: dict[str, np.ndarray]) -> str:
+    """Of names, types, shapes and contents, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {tensor.dtype.str} {tensor.shape}\n".encode())
+        digest.update(tensor.tobytes())
+    return digest.hexdigest()
 
 
 def _describe(array: Any) -> str:

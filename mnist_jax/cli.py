@@ -20,7 +20,7 @@ T = TypeVar("T")
 def parse(options: type[T], args: Sequence[str] | None = None) -> T:
     """Builds a dataclass from command-line flags.
 
-    A field `config: Config` takes its defaults from the recipe that `--recipe` names.
+    A field `config: Config` takes its defaults from the recipe that `--recipe` names, for the network of `--arch`.
 
     Args:
       options: the dataclass; its docstring is the help text.
@@ -33,7 +33,7 @@ def parse(options: type[T], args: Sequence[str] | None = None) -> T:
     args = list(sys.argv[1:] if args is None else args)
     default = {}
     if any(field.name == "config" for field in dataclasses.fields(options)):
-        default["default"] = options(config=make_config(_recipe(args)))
+        default["default"] = options(config=make_config(**_recipe_and_arch(args)))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -63,10 +63,11 @@ def _fail(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def _recipe(args: Sequence[str]) -> str:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--recipe", nargs="?", default="default", const="default")
-    return parser.parse_known_args(args)[0].recipe
+def _recipe_and_arch(args: Sequence[str]) -> dict[str, str]:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for flag in ("--recipe", "--arch"):
+        parser.add_argument(flag, nargs="?")
+    return {name: value for name, value in vars(parser.parse_known_args(args)[0]).items() if value is not None}
 
 
 def _first_message(box: str) -> str:

@@ -8,7 +8,8 @@ from mnist_jax.data import SOURCES
 from mnist_jax.errors import InputError
 from mnist_jax.models import ARCHS, KERNEL_INITS
 
-SCHEDULES = ("constant", "one_cycle")
+OPTIMIZERS = ("sgd", "adamw", "muon")
+SCHEDULES = ("constant", "one_cycle", "cosine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +24,30 @@ class Config:
     """Passes over the training images."""
     batch_size: int = 128
     """Training images per step; what does not fill a last batch rests for that epoch."""
+    optimizer: str = "sgd"
+    """Optimiser: sgd, adamw or muon."""
     learning_rate: float = 0.1
-    """Learning rate of SGD; the peak where the schedule has one."""
+    """Learning rate; the peak where the schedule has one."""
     schedule: str = "one_cycle"
-    """Learning rate over the run: constant, or one_cycle (linear up for a fifth of it, then linear to zero)."""
+    """Learning rate over the run: constant; one_cycle, up and down in straight lines; or cosine, up, then down it."""
+    warmup: float = 0.2
+    """Fraction of the run, in [0, 1), in which the learning rate rises from a tenth of its peak."""
     momentum: float = 0.9
-    """Momentum of SGD, in [0, 1)."""
+    """Momentum of SGD and Muon, beta 1 of AdamW, in [0, 1)."""
     nesterov: bool = True
     """Nesterov's form of momentum."""
+    beta2: float = 0.999
+    """Decay of the mean squared gradients of AdamW, and of Muon where it falls back on it, in [0, 1)."""
+    weight_decay: float = 0.0
+    """Weight decay of the convolution kernels; batch norm is spared."""
+    label_smoothing: float = 0.0
+    """Share of the target, in [0, 1), spread evenly over the ten digits."""
+    average_decay: float = 0.0
+    """Decay per step, in [0, 1), of the moving average of weights that is scored and saved; 0 keeps none."""
+    low_resolution: int = 20
+    """Height and width of the training images in the first epochs; basic and lighter take 28 only."""
+    low_resolution_epochs: int = 0
+    """How many epochs train on images of low resolution."""
     dropout_rate: float = 0.0
     """Probability in [0, 1) that a unit is dropped; only bn_dropout has dropout layers."""
     rotation: float = 10.0
@@ -60,6 +77,7 @@ class Config:
         """Raises InputError for a value that no run can use."""
         _one_of("arch", self.arch, ARCHS)
         _one_of("recipe", self.recipe, RECIPES)
+        _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("kernel_init", self.kernel_init, KERNEL_INITS)
         _one_of("data_source", self.data_source, SOURCES)
@@ -68,10 +86,15 @@ class Config:
         _within("eval_batch_size", self.eval_batch_size, 1 <= self.eval_batch_size <= 10_000, "1 to 10000")
         finite = math.isfinite(self.learning_rate) and self.learning_rate > 0
         _within("learning_rate", self.learning_rate, finite, "a finite number above 0")
-        _within("momentum", self.momentum, 0 <= self.momentum < 1, "at least 0 and below 1")
-        _within("dropout_rate", self.dropout_rate, 0 <= self.dropout_rate < 1, "at least 0 and below 1")
-        _within("scale", self.scale, 0 <= self.scale < 1, "at least 0 and below 1")
-        for name in ("rotation", "shift", "shear"):
+        for name in ("warmup", "momentum", "beta2", "label_smoothing", "average_decay", "dropout_rate", "scale"):
+            value = getattr(self, name)
+            _within(name, value, 0 <= value < 1, "at least 0 and below 1")
+        _within("low_resolution", self.low_resolution, 18 <= self.low_resolution <= 28, "18 to 28")
+        few = 0 <= self.low_resolution_epochs <= self.epochs
+        _within("low_resolution_epochs", self.low_resolution_epochs, few, f"0 to the {self.epochs} epochs")
+        if self.low_resolution_epochs and self.low_resolution < 28 and self.arch in ("basic", "lighter"):
+            raise InputError(f"low resolution epochs need global pooling, which {self.arch} has not; choose 0 of them")
+        for name in ("rotation", "shift", "shear", "weight_decay"):
             value = getattr(self, name)
             _within(name, value, math.isfinite(value) and value >= 0, "a finite number of at least 0")
         _within("seed", self.seed, 0 <= self.seed < 2**32, "0 to 4294967295")
@@ -81,11 +104,18 @@ class Config:
 # What each recipe sets; every other field keeps the default above.
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
+    "fast": {},
     "reference": {
         "epochs": 15,
+        "optimizer": "sgd",
         "learning_rate": 0.01,
         "schedule": "constant",
+        "momentum": 0.9,
         "nesterov": False,
+        "weight_decay": 0.0,
+        "label_smoothing": 0.0,
+        "average_decay": 0.0,
+        "low_resolution_epochs": 0,
         "dropout_rate": 0.05,
         "rotation": 0.0,
         "shift": 0.0,
@@ -95,8 +125,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 
+# What a recipe sets otherwise for a network other than `bn_dropout`.
+ARCH_RECIPES: dict[tuple[str, str], dict[str, Any]] = {}
 
-def make_config(recipe: str = "default", **overrides: Any) -> Config:
+
+def make_config(recipe: str = "default", arch: str = "bn_dropout", **overrides: Any) -> Config:
     """The config of a named recipe, for instance `make_config("reference", arch="gap", seed=2)`.
 
     Raises:
@@ -106,7 +139,8 @@ def make_config(recipe: str = "default", **overrides: Any) -> Config:
     names = [field.name for field in dataclasses.fields(Config)]
     for name in overrides:
         _one_of("setting", name, names)
-    return Config(**{"recipe": recipe, **RECIPES[recipe], **overrides})
+    settings = {**RECIPES[recipe], **ARCH_RECIPES.get((recipe, arch), {}), **overrides}
+    return Config(recipe=recipe, arch=arch, **settings)
 
 
 def _one_of(name: str, value: Any, choices: Any) -> None:

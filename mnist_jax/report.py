@@ -5,18 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mnist_jax import trials
 from mnist_jax.analysis import ratios, seed_statistics, spread
 from mnist_jax.models import ARCHS, abstract_variables, count_params, create_model
 
 # The notebooks' figures in percent: parameters, best epoch's and last epoch's test accuracy after 15 epochs.
 NOTEBOOKS = {"basic": (98.80, 98.76), "lighter": (98.72, 98.72), "gap": (98.28, 98.28), "bn_dropout": (99.42, 99.39)}
-
-
-def read_seeds(path: Path) -> list[dict[str, Any]]:
-    """The finished seeds of a file that `scripts/reproduce.py` writes, one JSON object per line."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def last_epoch(seeds: Sequence[dict[str, Any]]) -> list[float]:
@@ -44,7 +38,7 @@ def recipe_table(results: Path, recipe: str) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for arch in ARCHS:
-        seeds = read_seeds(results / f"{recipe}-{arch}.jsonl")
+        seeds = trials.read(results / f"{recipe}-{arch}.jsonl")
         if not seeds:
             continue
         best, last = NOTEBOOKS[arch]

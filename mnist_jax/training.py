@@ -25,17 +25,21 @@ from mnist_jax.runtime import compiler_options
 
 
 class TrainState(NamedTuple):
-    """All that a step changes: `step` is int32 [], the others are pytrees of arrays."""
+    """All that a step changes: `step` is int32 [], the others are pytrees of arrays.
+
+    `average` is the moving average of `params` and `batch_stats`, None where none is kept.
+    """
 
     params: Any
     batch_stats: Any
     opt_state: Any
     step: jax.Array
+    average: dict[str, Any] | None = None
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `model.apply` takes."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """What `model.apply` takes to predict: the average where one is kept."""
+        return {"params": self.params, "batch_stats": self.batch_stats} if self.average is None else self.average
 
 
 class Metrics(NamedTuple):
@@ -108,28 +112,75 @@ def make_distortion(config: Config) -> Distortion | None:
 def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransformation:
     """The optimiser a config asks for, its learning-rate schedule laid over `total_steps`.
 
-    `one_cycle` is the triangle of L. N. Smith, "Super-Convergence", arXiv:1708.07120, ending at zero.
+    Weight decay spares batch norm: it acts on convolution kernels only, in SGD as a penalty in the gradient, in AdamW
+    and Muon decoupled from it (Loshchilov and Hutter, arXiv:1711.05101). Muon (Jordan, "Muon", 2024) orthogonalises
+    each kernel's update, scaled to the size of Adam's (Liu et al., arXiv:2502.16982); batch norm gets Adam's.
     """
-    return _sgd(config.learning_rate, config.schedule, config.momentum, config.nesterov, total_steps)
+    names = ("optimizer", "learning_rate", "schedule", "warmup", "momentum", "beta2", "nesterov", "weight_decay")
+    return _optimizer(*(getattr(config, name) for name in names), total_steps)
 
 
 @functools.cache  # Equal settings give the same object, so that jit recognises it and does not compile again.
-def _sgd(learning_rate: float, schedule: str, momentum: float, nesterov: bool, total_steps: int):
-    if schedule == "one_cycle":
-        rate = optax.linear_onecycle_schedule(
-            total_steps, learning_rate, pct_start=0.2, pct_final=1.0, div_factor=10.0, final_div_factor=1e4
-        )
-    else:
-        rate = learning_rate
-    return optax.sgd(rate, momentum, nesterov)
+def _optimizer(name, learning_rate, schedule, warmup, momentum, beta2, nesterov, weight_decay, total_steps):
+    rate = _schedule(schedule, learning_rate, warmup, total_steps)
+    if name == "sgd":
+        sgd = optax.sgd(rate, momentum, nesterov)
+        return optax.chain(optax.add_decayed_weights(weight_decay, _kernels), sgd) if weight_decay else sgd
+    if name == "adamw":
+        return optax.adamw(rate, momentum, beta2, weight_decay=weight_decay, mask=_kernels, nesterov=nesterov)
+    return optax.contrib.muon(
+        rate,
+        beta=momentum,
+        weight_decay=weight_decay,
+        nesterov=nesterov,
+        adam_b2=beta2,
+        muon_weight_dimension_numbers=_matrices,
+        consistent_rms=0.2,
+    )
 
 
-def init_state(model: Network, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """The state before the first step. The key is consumed."""
+def _schedule(name, learning_rate, warmup, total_steps):
+    """`one_cycle`: L. N. Smith, arXiv:1708.07120; `cosine`: Loshchilov and Hutter, arXiv:1608.03983."""
+    if name == "one_cycle":
+        return optax.linear_onecycle_schedule(total_steps, learning_rate, warmup, 1.0, 10.0, 1e4)
+    if name == "cosine":
+        rising = round(warmup * total_steps)
+        return optax.warmup_cosine_decay_schedule(learning_rate / 10, learning_rate, rising, total_steps)
+    return learning_rate
+
+
+def _kernels(params):
+    """A tree that says of each parameter whether it is a convolution kernel."""
+    return jax.tree.map(lambda leaf: leaf.ndim == 4, params)
+
+
+def _matrices(params):
+    """A tree that says how Muon reads a kernel as a matrix: height, width and inputs by outputs; None for the rest."""
+    numbers = optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
+    return jax.tree.map(lambda leaf: numbers if leaf.ndim == 4 else None, params)
+
+
+def step_options(config: Config, total_steps: int, epoch: int = 1) -> dict[str, Any]:
+    """What a config makes of `train_step` beside the arrays, in an epoch counted from 1."""
+    return {
+        "model": make_model(config),
+        "optimizer": make_optimizer(config, total_steps),
+        "distortion": make_distortion(config),
+        "label_smoothing": config.label_smoothing,
+        "average_decay": config.average_decay,
+        "resolution": config.low_resolution if epoch <= config.low_resolution_epochs else None,
+    }
+
+
+def init_state(
+    model: Network, optimizer: optax.GradientTransformation, key: jax.Array, average: bool = False
+) -> TrainState:
+    """The state before the first step, with a moving average or without. The key is consumed."""
     variables = model.init(key, jnp.zeros((1, 28, 28, 1), jnp.float32), train=False)
-    params = variables["params"]
-    batch_stats = variables.get("batch_stats", {})
-    return TrainState(params, batch_stats, optimizer.init(params), jnp.zeros((), jnp.int32))
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    # Zeros, because the first step takes nothing from the average; its buffers must not be the parameters'.
+    zeros = jax.tree.map(jnp.zeros_like, {"params": params, "batch_stats": batch_stats}) if average else None
+    return TrainState(params, batch_stats, optimizer.init(params), jnp.zeros((), jnp.int32), zeros)
 
 
 def epoch_order(key: jax.Array, epoch: jax.Array, num_examples: int, batch_size: int) -> jax.Array:
@@ -151,6 +202,9 @@ def train_step(
     model: Network,
     optimizer: optax.GradientTransformation,
     distortion: Distortion | None = None,
+    label_smoothing: float = 0.0,
+    average_decay: float = 0.0,
+    resolution: int | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One step of gradient descent on the mean cross-entropy of a batch.
 
@@ -162,6 +216,10 @@ def train_step(
       model: the network.
       optimizer: as given to `init_state`.
       distortion: how far each image is distorted before the network sees it, if at all.
+      label_smoothing: share of the target, in [0, 1), spread evenly over the ten classes (Szegedy et al.,
+        arXiv:1512.00567); the metrics are of the plain labels all the same.
+      average_decay: share of the moving average that a step keeps, where the state has one.
+      resolution: height and width the images are scaled to, smaller than 28; None to leave them.
 
     Returns:
       The next state, and the metrics of the batch before the update.
@@ -170,22 +228,35 @@ def train_step(
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
     if distortion:
         images = random_affine(augment_key, images, distortion)
+    images = standardise(images)
+    if resolution:
+        images = jax.image.resize(images, (len(images), resolution, resolution, 1), "linear")
 
     def loss_and_aux(params):
         logits, updated = model.apply(
             {"params": params, "batch_stats": state.batch_stats},
-            standardise(images),
+            images,
             train=True,
             rngs={"dropout": dropout_key},
             mutable=["batch_stats"],
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses.mean(), (_metrics(losses, logits, labels), updated.get("batch_stats", {}))
+        loss = losses.mean()
+        if label_smoothing:
+            # Cross-entropy with the smoothed target, as the mixture that it is.
+            loss += label_smoothing * (-jax.nn.log_softmax(logits).mean() - loss)
+        return loss, (_metrics(losses, logits, labels), updated.get("batch_stats", {}))
 
     grads, (metrics, batch_stats) = jax.grad(loss_and_aux, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(params, batch_stats, opt_state, state.step + 1), metrics
+    step, average = state.step + 1, state.average
+    if average is not None:
+        # The running mean of the first steps, then an exponential average: zeros at the start leave no trace. Batch
+        # statistics are averaged with the weights they belong to.
+        weight = (1 - average_decay) / (1 - average_decay ** step.astype(jnp.float32))
+        average = optax.incremental_update({"params": params, "batch_stats": batch_stats}, average, weight)
+    return TrainState(params, batch_stats, opt_state, step, average), metrics
 
 
 def eval_step(
@@ -248,7 +319,7 @@ def _jit(function: Callable, static: tuple[str, ...], donate: tuple[str, ...] = 
 
 
 # Only the train state is donated: the totals of step i - 1 are still to be read while step i runs.
-_TRAIN = (("model", "optimizer", "distortion"), ("state",))
+_TRAIN = (("model", "optimizer", "distortion", "label_smoothing", "average_decay", "resolution"), ("state",))
 _EVAL = (("model", "batch_size"),)
 
 
@@ -279,16 +350,14 @@ def train_epoch(
     order: jax.Array,
     key: jax.Array,
     *,
-    model: Network,
-    optimizer: optax.GradientTransformation,
-    distortion: Distortion | None = None,
     on_step: Callable[[int, Metrics], None] | None = None,
+    **options: Any,
 ) -> tuple[TrainState, Metrics]:
     """Trains on the batches of `order`, int32 [steps, B]; the state given is donated.
 
-    `on_step(i, totals)`, on CPU, gets the metrics up to and with step i once step i + 1 is on its way or done.
+    `options` are those of `train_step`, as `step_options` makes them. `on_step(i, totals)`, on CPU, gets the metrics
+    up to and with step i once step i + 1 is on its way or done.
     """
-    options = {"model": model, "optimizer": optimizer, "distortion": distortion}
     if jax.default_backend() != "cpu":
         return _jit(_train_epoch, *_TRAIN)(state, split, order, key, **options)
     step, totals = _jit(_train_at, *_TRAIN), Metrics.zeros()
@@ -326,10 +395,11 @@ def fit(
       DivergedError: the training loss is no longer finite.
     """
     steps = steps_per_epoch(len(data.train.labels), config.batch_size)
+    total_steps = steps * config.epochs
     model = make_model(config)
-    optimizer = make_optimizer(config, steps * config.epochs)
     streams = Streams.from_seed(config.seed)
-    state = _jit(init_state, ("model", "optimizer"), once=True)(model, optimizer, streams.init)
+    initialise = _jit(init_state, ("model", "optimizer", "average"), once=True)
+    state = initialise(model, make_optimizer(config, total_steps), streams.init, average=config.average_decay > 0)
     shuffle = _jit(epoch_order, ("num_examples", "batch_size"))
     train, test = jax.device_put(data)
     history = []
@@ -341,10 +411,8 @@ def fit(
             train,
             order,
             streams.step,
-            model=model,
-            optimizer=optimizer,
-            distortion=make_distortion(config),
             on_step=on_step and functools.partial(on_step, epoch),
+            **step_options(config, total_steps, epoch),
         )
         train_loss, train_accuracy = totals.mean()
         if not jnp.isfinite(train_loss):

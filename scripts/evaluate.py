@@ -1,4 +1,4 @@
-"""Scores the trained weights of a run on all 10,000 test images."""
+"""Scores the trained weights of a run, or those shipped in the package, on all 10,000 test images."""
 
 import dataclasses
 import json
@@ -12,15 +12,17 @@ from mnist_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Scores the trained weights of a run on all 10,000 test images.
+    """Scores the trained weights of a run, or those shipped in the package, on all 10,000 test images.
 
     Exit status: 0 done, 2 bad input.
 
-    Example: python scripts/evaluate.py runs/20261122-120000-bn_dropout-default
+    Example: python scripts/evaluate.py --arch bn_dropout
     """
 
-    run_dir: tyro.conf.Positional[Path]
+    run_dir: tyro.conf.Positional[Path | None] = None
     """Directory that scripts/train.py wrote."""
+    arch: str | None = None
+    """In place of a run: the network whose shipped weights to score."""
     batch_size: int = 250
     """Images per step; it changes speed and memory, not the result."""
     data_source: str = "bundled"
@@ -37,15 +39,22 @@ def main(options: Options) -> None:
     """Loads, scores and prints."""
     if not 1 <= options.batch_size <= 10_000:
         raise InputError(f"batch size {options.batch_size} cannot be used; choose 1 to 10000")
-    config, model, variables = checkpoints.load_run(options.run_dir)
+    if (options.run_dir is None) == (options.arch is None):
+        raise InputError("name either a run dir or --arch, one of the two")
+    if options.run_dir:
+        config, model, variables = checkpoints.load_run(options.run_dir)
+        arch = config.arch
+    else:
+        arch = options.arch
+        model, variables = checkpoints.load_pretrained(arch)
     test = data.load_mnist(options.data_source, options.data_dir).test
     metrics = training.evaluate(model, variables, test, options.batch_size)
     loss, accuracy = metrics.mean()
     if options.json:
-        result = {"arch": config.arch, "test_loss": loss, "test_accuracy": accuracy, "images": int(metrics.count)}
+        result = {"arch": arch, "test_loss": loss, "test_accuracy": accuracy, "images": int(metrics.count)}
         print(json.dumps(result))
     else:
-        print(f"{config.arch}: test accuracy {accuracy:.2%}, loss {loss:.4f} on {int(metrics.count):,} images")
+        print(f"{arch}: test accuracy {accuracy:.2%}, loss {loss:.4f} on {int(metrics.count):,} images")
 
 
 if __name__ == "__main__":

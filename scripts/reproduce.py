@@ -1,14 +1,11 @@
 """Trains a recipe over many seeds and keeps every seed's history in `results/`."""
 
 import dataclasses
-import json
-import time
 from pathlib import Path
 
-import numpy as np
 import tyro
 
-from mnist_jax import analysis, cli, data, report, training
+from mnist_jax import analysis, checkpoints, cli, data, report, trials
 from mnist_jax.errors import InputError
 from mnist_jax.recipes import Config
 
@@ -32,6 +29,8 @@ class Options:
     """How many seeds, from --seed on."""
     out: Path | None = None
     """File to append to; results/RECIPE-ARCH.jsonl if not given."""
+    weights_dir: Path | None = None
+    """Directory to save each seed's final weights in, as RECIPE-ARCH-SEED.safetensors."""
     table: bool = False
     """Train nothing; write README's tables from results/."""
     compilation_cache: bool = True
@@ -49,20 +48,25 @@ def main(options: Options) -> None:
     config = options.config
     out = options.out or ROOT / "results" / f"{config.recipe}-{config.arch}.jsonl"
     finished = {}
-    for line in report.read_seeds(out):
-        if line["config"] | {"seed": config.seed} != dataclasses.asdict(config):
+    for trial in trials.read(out):
+        ran = trials.config_of(trial)
+        if dataclasses.replace(ran, seed=config.seed) != config:
             raise InputError(f"results {str(out)!r} are of another config; name another file with --out")
-        finished[line["config"]["seed"]] = line
+        finished[ran.seed] = trial
 
+    if options.weights_dir:
+        options.weights_dir.mkdir(parents=True, exist_ok=True)
     mnist = data.load_mnist(config.data_source, config.data_dir)
     if config.held_out:
         mnist = data.hold_out(mnist, config.held_out)
     seeds = range(config.seed, config.seed + options.seeds)
     for seed in seeds:
         if seed not in finished:
-            finished[seed] = train(dataclasses.replace(config, seed=seed), mnist)
-            with out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(finished[seed]) + "\n")
+            finished[seed], variables = trials.run(dataclasses.replace(config, seed=seed), mnist)
+            if options.weights_dir:
+                path = options.weights_dir / f"{config.recipe}-{config.arch}-{seed}.safetensors"
+                checkpoints.save_weights(path, config.arch, variables)
+            trials.append(out, finished[seed])
         last = finished[seed]["history"][-1]
         print(f"seed {seed}  test accuracy {last['test_accuracy']:.2%}  {finished[seed]['seconds']:.0f} s", flush=True)
 
@@ -75,26 +79,6 @@ def main(options: Options) -> None:
         f"{result.share:.0%} at or above {analysis.TARGET_ACCURACY:.2%}; "
         f"best epoch, for comparison: mean {analysis.seed_statistics(report.best_epoch(chosen)).mean:.3%}"
     )
-
-
-def train(config: Config, mnist: data.Mnist) -> dict:
-    """One seed's line of the results file; `seconds` are those of training with a score after every epoch."""
-    start = time.perf_counter()
-    state, history = training.fit(config, mnist)
-    seconds = time.perf_counter() - start
-    model = training.make_model(config)
-    train_loss, train_accuracy = training.evaluate(model, state.variables, mnist.train).mean()
-    predictions = training.predict(model, state.variables, mnist.test.images).argmax(-1)
-    return {
-        "config": dataclasses.asdict(config),
-        "history": [metrics._asdict() for metrics in history],
-        # The final weights on the training images as they are: no distortion, no dropout.
-        "train_loss": train_loss,
-        "train_accuracy": train_accuracy,
-        "errors": np.flatnonzero(predictions != mnist.test.labels).tolist(),
-        "seconds": seconds,
-        "environment": analysis.environment(),
-    }
 
 
 if __name__ == "__main__":

@@ -6,9 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROOT
 from safetensors.numpy import load_file, save_file
 
-from mnist_jax import ARCHS, InputError, create_model, load_weights, make_config, save_weights
+from mnist_jax import (
+    ARCHS,
+    InputError,
+    create_model,
+    load_pretrained,
+    load_weights,
+    make_config,
+    predict,
+    save_weights,
+    trials,
+)
 from mnist_jax.checkpoints import create_run, load_config, load_run, write_json
 
 
@@ -62,6 +73,34 @@ def test_weights_with_another_shape_dtype_or_name(tmp_path, lighter):
         edited(path, edit)
         with pytest.raises(InputError, match=message):
             load_weights(path, "lighter", create_model("lighter"))
+
+
+def test_weights_with_a_flipped_bit_or_a_nan(tmp_path, lighter):
+    path = tmp_path / "w"
+    save_weights(path, "lighter", lighter)
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="are damaged: expected SHA-256"):
+        load_weights(path, "lighter", create_model("lighter"))
+    broken = jax.tree.map(lambda x: x.at[0].set(jnp.nan), lighter)
+    save_weights(path, "lighter", broken)
+    with pytest.raises(InputError, match="is not finite everywhere; train again"):
+        load_weights(path, "lighter", create_model("lighter"))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_shipped_weights_are_seed_1_of_the_default_recipe(arch, mnist):
+    """They get the very test images wrong that the results of that seed name, and nothing else."""
+    model, variables = load_pretrained(arch)
+    (trial,) = (t for t in trials.read(ROOT / "results" / f"default-{arch}.jsonl") if t["config"]["seed"] == 1)
+    predictions = predict(model, variables, mnist.test.images).argmax(-1)
+    assert np.flatnonzero(predictions != mnist.test.labels).tolist() == trial["errors"]
+
+
+def test_no_shipped_weights_of_another_network():
+    with pytest.raises(InputError, match="unknown arch 'bn'"):
+        load_pretrained("bn")
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "text", "truncated", "foreign"])

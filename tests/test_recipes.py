@@ -41,7 +41,18 @@ def test_every_recipe_names_real_settings():
     [
         ("arch", "bn"),
         ("recipe", "best"),
-        ("schedule", "cosine"),
+        ("optimizer", "adam"),
+        ("schedule", "linear"),
+        ("warmup", 1.0),
+        ("beta2", 1.0),
+        ("weight_decay", -0.1),
+        ("weight_decay", math.inf),
+        ("label_smoothing", 1.0),
+        ("average_decay", 1.0),
+        ("low_resolution", 17),
+        ("low_resolution", 29),
+        ("low_resolution_epochs", -1),
+        ("low_resolution_epochs", 15),
         ("kernel_init", "zeros"),
         ("data_source", "torch"),
         ("epochs", 0),
@@ -70,6 +81,12 @@ def test_unusable_values_are_named_with_the_remedy(setting, value):
     assert str(value) in str(error.value)
     assert setting.replace("_", " ") in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_low_resolution_needs_global_pooling():
+    assert make_config(low_resolution_epochs=1, arch="gap").low_resolution == 20
+    with pytest.raises(InputError, match="need global pooling, which lighter has not; choose 0"):
+        make_config(low_resolution_epochs=1, arch="lighter")
 
 
 def test_unknown_setting():

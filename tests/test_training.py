@@ -239,6 +239,114 @@ def test_one_cycle_rises_for_a_fifth_and_ends_near_zero():
     np.testing.assert_allclose(np.diff(rates[20:]), np.diff(rates[20:])[0], rtol=1e-3)
 
 
+def updates_of(config, params, grads, steps=1):
+    optimizer = make_optimizer(config, 100)
+    state = optimizer.init(params)
+    for _ in range(steps):
+        updates, state = optimizer.update(grads, state, params)
+    return updates
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_weight_decay_shrinks_kernels_and_spares_batch_norm(optimizer):
+    config = make_config(
+        "reference", optimizer=optimizer, learning_rate=0.1, weight_decay=0.01, momentum=0.0, average_decay=0.0
+    )
+    params = {"conv": {"kernel": jnp.full((3, 3, 2, 4), 2.0)}, "bn": {"scale": jnp.full(4, 2.0)}}
+    updates = updates_of(config, params, jax.tree.map(jnp.zeros_like, params))
+    np.testing.assert_allclose(updates["conv"]["kernel"], -0.1 * 0.01 * 2.0, rtol=1e-6)
+    np.testing.assert_array_equal(updates["bn"]["scale"], 0)
+
+
+def test_adamw_takes_the_sign_of_a_first_gradient():
+    config = make_config("reference", optimizer="adamw", learning_rate=0.1)
+    params = {"kernel": jnp.ones((1, 1, 2, 2))}
+    grads = {"kernel": jnp.array([[[[3.0, -2.0], [0.5, -1e-3]]]])}
+    np.testing.assert_allclose(updates_of(config, params, grads)["kernel"], -0.1 * jnp.sign(grads["kernel"]), rtol=1e-4)
+
+
+def test_muon_orthogonalises_kernels_and_leaves_batch_norm_to_adam():
+    config = make_config("reference", optimizer="muon", learning_rate=0.1)
+    params = {"conv": {"kernel": jnp.ones((3, 3, 2, 4))}, "bn": {"scale": jnp.ones(4)}}
+    grads = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(leaf.ndim), leaf.shape), params)
+    updates = updates_of(config, params, grads)
+    singular = np.linalg.svd(updates["conv"]["kernel"].reshape(18, 4), compute_uv=False)
+    # Five Newton-Schulz steps bring every singular value to about one; 0.2 sqrt(18) scales it to the size of Adam's.
+    np.testing.assert_allclose(singular / (0.1 * 0.2 * 18**0.5), 1, atol=0.35)
+    np.testing.assert_allclose(updates["bn"]["scale"], -0.1 * jnp.sign(grads["bn"]["scale"]), rtol=1e-4)
+
+
+def test_cosine_rises_and_falls_to_zero():
+    config = make_config("reference", schedule="cosine", warmup=0.2, momentum=0.0, learning_rate=0.5)
+    optimizer = make_optimizer(config, 100)
+    state, rates = optimizer.init(jnp.float32(0.0)), []
+    for _ in range(101):
+        update, state = optimizer.update(jnp.float32(1.0), state)
+        rates.append(-float(update))
+    assert int(np.argmax(rates)) == 20
+    assert (rates[0], rates[20], rates[60]) == pytest.approx((0.05, 0.5, 0.25))
+    assert rates[100] == pytest.approx(0, abs=1e-6)
+
+
+def test_label_smoothing_is_cross_entropy_with_the_smoothed_target(batch):
+    """By the gradient: the step of a plain SGD is the gradient of the closed form."""
+    config = make_config("reference", arch="gap", momentum=0.0, learning_rate=1.0, dropout_rate=0.0)
+    model, optimizer = make_model(config), make_optimizer(config, 100)
+    start = jax.jit(init_state, static_argnums=(0, 1))(model, optimizer, jax.random.key(0))
+    images, labels = batch
+
+    def loss(params):
+        logits = model.apply({"params": params}, standardise(images), train=True)
+        targets = 0.9 * jax.nn.one_hot(labels, 10) + 0.1 / 10
+        return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
+
+    state, metrics = train_step(start, *batch, jax.random.key(0), model=model, optimizer=optimizer, label_smoothing=0.1)
+    expected = jax.tree.map(lambda p, g: p - g, start.params, jax.grad(loss)(start.params))
+    chex.assert_trees_all_close(state.params, expected, atol=1e-6)
+    _, plain = train_step(start, *batch, jax.random.key(0), model=model, optimizer=optimizer)
+    assert metrics.loss == pytest.approx(plain.loss)
+
+
+def test_the_average_is_the_exponential_one_without_its_start(setup, batch):
+    model, optimizer, _ = setup
+    state = init_state(model, optimizer, Streams.from_seed(1).init, average=True)
+    step = jax.jit(partial(train_step, model=model, optimizer=optimizer, average_decay=0.8))
+    seen = []
+    for _ in range(4):
+        state, _ = step(state, *batch, jax.random.key(0))
+        seen.append({"params": state.params, "batch_stats": state.batch_stats})
+    weights = 0.8 ** np.arange(3, -1, -1)
+    weights /= weights.sum()
+    expected = jax.tree.map(lambda *leaves: sum(w * x for w, x in zip(weights, leaves, strict=True)), *seen)
+    chex.assert_trees_all_close(state.average, expected, rtol=1e-5, atol=1e-7)
+    assert state.variables is state.average
+    # After one step it is what that step gave.
+    first, _ = step(init_state(model, optimizer, Streams.from_seed(1).init, average=True), *batch, jax.random.key(0))
+    chex.assert_trees_all_close(first.average, seen[0], rtol=1e-6)
+
+
+def test_fit_scores_the_average(small):
+    config = make_config("reference", arch="gap", epochs=1, batch_size=100, average_decay=0.9)
+    state, history = fit(config, small)
+    model = make_model(config)
+    assert evaluate(model, state.average, small.test).mean() == (history[-1].test_loss, history[-1].test_accuracy)
+    raw = evaluate(model, {"params": state.params, "batch_stats": {}}, small.test)
+    assert raw.mean() != evaluate(model, state.average, small.test).mean()
+
+
+def test_first_epochs_at_low_resolution(small, monkeypatch):
+    shapes = []
+    plain = jax.image.resize
+    monkeypatch.setattr(
+        jax.image, "resize", lambda x, shape, method: (shapes.append(shape), plain(x, shape, method))[1]
+    )
+    config = make_config("reference", epochs=2, batch_size=100, low_resolution=20, low_resolution_epochs=1)
+    state, history = fit(config, small)
+    assert set(shapes) == {(100, 20, 20, 1)}
+    assert [entry.epoch for entry in history] == [1, 2]
+    chex.assert_tree_all_finite(state.params)
+
+
 def test_real_mnist_in_a_few_hundred_steps(mnist):
     """The objective's network, the whole path: 97% of the test images after 234 steps."""
     state, history = fit(make_config(epochs=1, batch_size=128), Mnist(first(mnist.train, 30_000), mnist.test))

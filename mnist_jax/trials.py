@@ -1,0 +1,82 @@
+"""A trial: one config trained to the end, kept as one line of a JSON-lines file in `results/`."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mnist_jax import analysis
+from mnist_jax.data import Mnist
+from mnist_jax.errors import InputError
+from mnist_jax.recipes import Config, make_config
+from mnist_jax.training import evaluate, fit, make_model, predict
+
+
+def run(config: Config, data: Mnist) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Trains and scores one config.
+
+    Args:
+      config: every setting, the seed among them.
+      data: what to train on and what to score; training images held out are scored in place of the test images.
+
+    Returns:
+      The trial and the final variables. The trial has `config`; `history`, one entry per epoch; `train_loss` and
+      `train_accuracy` of the final weights on the training images as they are, without distortion or dropout;
+      `errors`, the indices of the scored images that the final weights get wrong; `seconds` of training with a score
+      after every epoch; `environment`.
+
+    Raises:
+      DivergedError: as `fit`.
+    """
+    start = time.perf_counter()
+    state, history = fit(config, data)
+    seconds = time.perf_counter() - start
+    model = make_model(config)
+    train_loss, train_accuracy = evaluate(model, state.variables, data.train).mean()
+    predictions = predict(model, state.variables, data.test.images).argmax(-1)
+    trial = {
+        "config": dataclasses.asdict(config),
+        "history": [metrics._asdict() for metrics in history],
+        "train_loss": train_loss,
+        "train_accuracy": train_accuracy,
+        "errors": np.flatnonzero(predictions != data.test.labels).tolist(),
+        "seconds": seconds,
+        "environment": analysis.environment(),
+    }
+    return trial, state.variables
+
+
+def append(path: Path, trial: dict[str, Any]) -> None:
+    """Adds a finished trial to a file.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(trial) + "\n")
+    except OSError as error:
+        raise InputError(f"results {str(path)!r} cannot be written ({error.strerror}); name another file") from error
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The finished trials of a file, in the order they finished; none where there is no file.
+
+    Raises:
+      InputError: a line is not JSON.
+    """
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise InputError(f"results {str(path)!r} cannot be read ({error}); mend or remove the line") from error
+
+
+def config_of(trial: dict[str, Any]) -> Config:
+    """The config a trial was run with; a setting that is newer than the trial has the value of its recipe."""
+    return make_config(**trial["config"])

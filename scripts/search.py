@@ -1,0 +1,114 @@
+"""Tries settings on held-out training images and keeps every trial in `results/`."""
+
+import dataclasses
+import itertools
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from mnist_jax import cli, data, trials
+from mnist_jax.errors import DivergedError, InputError
+from mnist_jax.recipes import Config, make_config
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Tries settings on held-out training images: every combination of the values given, some seeds each.
+
+    Trains on the first 50,000 training images and scores the last 10,000; the test images are never looked at. Each
+    finished trial is appended to the log at once, and one that is there already is not run again. Prints the settings,
+    best first.
+
+    Exit status: 0 done, 2 bad input.
+
+    Example: python scripts/search.py --arch gap --vary learning_rate=0.01,0.02 weight_decay=0,0.01 --seeds 2
+    """
+
+    config: tyro.conf.OmitArgPrefixes[Config]
+    vary: tuple[str, ...] = ()
+    """Settings and the values to try, as in learning_rate=0.01,0.02; every combination is tried."""
+    seeds: int = 1
+    """How many seeds of each, from 1001 on: none of them is a seed of the final runs."""
+    log: Path | None = None
+    """File to append to; results/search-ARCH.jsonl if not given."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache directory for the next start."""
+
+
+def main(options: Options) -> None:
+    """Runs what is missing, then prints the ranking."""
+    if options.seeds < 1:
+        raise InputError(f"seeds {options.seeds} cannot be used; choose 1 or more")
+    base = dataclasses.replace(options.config, held_out=options.config.held_out or 10_000)
+    settings = dict(map(parse, options.vary))
+    configs = list(combinations(base, settings))
+    log = options.log or ROOT / "results" / f"search-{base.arch}.jsonl"
+    finished = {trials.config_of(trial): trial for trial in trials.read(log)}
+    mnist = data.hold_out(data.load_mnist(base.data_source, base.data_dir), base.held_out)
+
+    console = Console(highlight=False, soft_wrap=True)
+    for config, seed in itertools.product(configs, range(1001, 1001 + options.seeds)):
+        config = dataclasses.replace(config, seed=seed)
+        if config in finished:
+            continue
+        try:
+            finished[config], _ = trials.run(config, mnist)
+        except DivergedError as error:
+            console.print(f"{label(config, settings)}  seed {seed}: {error}")
+            finished[config] = {"config": dataclasses.asdict(config), "diverged": str(error)}
+        else:
+            last, seconds = finished[config]["history"][-1], finished[config]["seconds"]
+            console.print(f"{label(config, settings)}  seed {seed}: {last['test_accuracy']:.2%}  {seconds:.0f} s")
+        trials.append(log, finished[config])
+
+    table = Table("setting", "accuracy", "loss", "training accuracy", "seeds", box=box.SIMPLE_HEAD)
+    rows = []
+    for config in configs:
+        done = [finished[dataclasses.replace(config, seed=1001 + i)] for i in range(options.seeds)]
+        if not any("diverged" in trial for trial in done):
+            mean = [
+                statistics.fmean(trial["history"][-1][name] for trial in done)
+                for name in ("test_accuracy", "test_loss")
+            ]
+            rows.append((*mean, statistics.fmean(trial["train_accuracy"] for trial in done), config))
+    for accuracy, loss, train, config in sorted(rows, key=lambda row: (-row[0], row[1])):
+        table.add_row(label(config, settings), f"{accuracy:.3%}", f"{loss:.5f}", f"{train:.3%}", str(options.seeds))
+    console.print(table)
+
+
+def parse(text: str) -> tuple[str, list]:
+    """`learning_rate=0.01,0.02` as a name and its values, each of the setting's type."""
+    name, _, values = text.partition("=")
+    types = {field.name: type(getattr(make_config(), field.name)) for field in dataclasses.fields(Config)}
+    name = name.replace("-", "_")
+    if name not in types or name == "seed":
+        raise InputError(f"unknown setting {name!r} in --vary {text!r}; choose from {', '.join(types)}")
+    try:
+        kind = {bool: {"True": True, "False": False}.__getitem__}.get(types[name], types[name])
+        return name, [kind(value) for value in values.split(",")]
+    except (ValueError, KeyError):
+        raise InputError(
+            f"cannot use --vary {text!r}; write {name}=VALUE,VALUE with {types[name].__name__} values"
+        ) from None
+
+
+def combinations(base: Config, settings: dict[str, Sequence]) -> Iterator[Config]:
+    """Every combination of the settings' values, on top of a base."""
+    for values in itertools.product(*settings.values()):
+        yield dataclasses.replace(base, **dict(zip(settings, values, strict=True)))
+
+
+def label(config: Config, settings: dict[str, Sequence]) -> str:
+    """What sets a config apart, in words."""
+    return ", ".join(f"{name} {getattr(config, name)}" for name in settings) or f"{config.arch}, {config.recipe}"
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)
