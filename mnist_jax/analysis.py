@@ -1,6 +1,8 @@
 """Numbers about a result: the objective's verdict, the statistics of seeds, and where it was obtained."""
 
+import collections
 import importlib.metadata
+import itertools
 import os
 import platform
 import statistics
@@ -79,6 +81,11 @@ def seed_statistics(accuracies: Sequence[float], threshold: float = TARGET_ACCUR
     share = sum(accuracy >= threshold for accuracy in accuracies) / n
     stderr = None if std is None else std / n**0.5
     return SeedStatistics(n, statistics.fmean(accuracies), std, stderr, min(accuracies), max(accuracies), share)
+
+
+def error_counts(errors: Sequence[Sequence[int]]) -> dict[int, int]:
+    """How many of the seeds get each image wrong; `errors` has one list of image indices per seed."""
+    return dict(collections.Counter(itertools.chain.from_iterable(errors)))
 
 
 def ratios(result: dict[str, Any], figure: str, name: str, base: str = "ours") -> list[float]:

@@ -1,4 +1,5 @@
 import json
+import re
 import statistics
 
 import pytest
@@ -10,7 +11,7 @@ from mnist_jax.analysis import seed_statistics
 
 def test_readme_tables_are_made_from_the_results():
     readme = (ROOT / "README.md").read_text("utf-8")
-    assert readme.count("<!-- table: recipe ") >= 2
+    assert set(re.findall("<!-- table: ([a-z]+) -->", readme)) == set(report.TABLES)
     assert report.insert_tables(readme, ROOT / "results") == readme
 
 
@@ -26,27 +27,43 @@ def test_seed_statistics_closed_form():
     assert (single.n, single.std, single.stderr, single.share) == (1, None, None, 0.0)
 
 
-def line(seed, *accuracies):
+def line(seed, *accuracies, errors=()):
     history = [
         {"epoch": i, "train_loss": 0.1, "train_accuracy": 0.98, "test_loss": 0.1, "test_accuracy": a, "seconds": 1.0}
         for i, a in enumerate(accuracies, 1)
     ]
-    return json.dumps({"config": {"seed": seed}, "history": history, "seconds": 30.0, "environment": {}})
+    trial = {"config": {"seed": seed}, "history": history, "train_loss": 0.1, "train_accuracy": 0.99}
+    return json.dumps(trial | {"errors": list(errors), "seconds": 30.0, "environment": {}})
 
 
-def test_tables_quote_the_last_epoch_over_seeds(tmp_path):
-    (tmp_path / "reference-gap.jsonl").write_text(line(1, 0.99, 0.98) + "\n" + line(2, 0.97, 0.984) + "\n")
-    table = report.recipe_table(tmp_path, "reference").splitlines()
-    assert len(table) == 3
-    assert table[2] == ("| `gap` | 9,752 | 98.28 (98.28) | 2 | 2 | 98.20 ± 0.28 | 98.70 ± 0.42 | 98.00 ± 0.00 |")
-    blocks = ["before", "<!-- table: recipe reference -->", "old", "<!-- end -->", "after"]
-    text = "\n".join([*blocks, "<!-- table: recipe none -->", "<!-- end -->", ""])
+def test_the_ladder_quotes_the_last_epoch_over_seeds(tmp_path):
+    (tmp_path / "reference-gap.jsonl").write_text(line(1, 0.99, 0.98) + "\n" + line(2, 0.97, 0.995) + "\n")
+    (tmp_path / "fast-bn_dropout.jsonl").write_text(line(1, 0.994) + "\n")
+    table = report.ladder_table(tmp_path).splitlines()
+    assert len(table) == 2 + 4 + 2
+    gap = table.index("| `gap` | 9,752 | notebook | 1 | 15 | 98.28 | | | | 98.28 | 98.17 | -0.11 | |")
+    assert table[gap + 1] == (
+        "| | | reference | 2 | 2 | 98.75 ± 1.06 | 0.750 | 98.00 to 99.50 | 50% | 99.25 ± 0.35 "
+        "| 99.00 ± 0.00 | +0.25 | 30 |"
+    )
+    assert table[-1] == "| | | fast | 1 | 1 | 99.40 |  | 99.40 to 99.40 | 100% | 99.40 | 99.00 | -0.40 | 30 |"
+    blocks = ["before", "<!-- table: ladder -->", "old", "<!-- end -->", "after"]
+    text = "\n".join([*blocks, "<!-- table: errors -->", "<!-- end -->", ""])
     filled = report.insert_tables(text, tmp_path)
-    assert table[2] in filled
+    assert "\n".join(table) in filled
     assert "old" not in filled
     assert filled.startswith("before\n")
     assert "\n<!-- end -->\nafter\n" in filled
     assert report.insert_tables(filled, tmp_path) == filled
+
+
+def test_errors_are_counted_over_seeds(tmp_path):
+    errors = ([1, 2, 3], [2, 3, 4], [3])
+    lines = [line(seed, 0.99, errors=wrong) for seed, wrong in enumerate(errors, 1)]
+    (tmp_path / "default-gap.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "fast-gap.jsonl").write_text(lines[0] + "\n")
+    table = report.errors_table(tmp_path).splitlines()
+    assert table[2:] == ["| `gap` | default | 3 | 2.3 | 1 | 2 | 4 |"]
 
 
 def test_speed_table_takes_ratios_round_by_round(tmp_path):
@@ -60,7 +77,3 @@ def test_speed_table_takes_ratios_round_by_round(tmp_path):
     assert table[3] == "| `gap` | flax | 80.0 (80.0 to 90.0) | 3.00 | 1,600 | 2.00 | 2.00 | 5.0 | 600 |"
     filled = report.insert_tables("<!-- table: speed -->\n<!-- end -->\n", tmp_path)
     assert filled == "<!-- table: speed -->\n" + "\n".join(table) + "\n<!-- end -->\n"
-
-
-def test_no_results_file_is_no_seeds(tmp_path):
-    assert report.read_seeds(tmp_path / "absent.jsonl") == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import PREPARED, ROOT
 
-from mnist_jax import Config, make_config
+from mnist_jax import Config, make_config, trials
 
 SMALL_DATA = ["--data-source", "tfds", "--data-dir", str(PREPARED)]
 SMALL_RUN = [*SMALL_DATA, "--arch", "gap", "--epochs", "2", "--batch-size", "50"]
@@ -129,6 +129,39 @@ def test_reproduce_appends_each_seed_and_continues(script, tmp_path):
     assert out.read_text().splitlines() == lines
 
 
+def test_search_tries_every_combination_once_on_held_out_images(script, tmp_path):
+    log = tmp_path / "log.jsonl"
+    flags = [*SMALL_DATA, "--held-out", "100", "--arch", "gap", "--epochs", "1", "--batch-size", "50", "--log", log]
+    status, printed, _ = script("search.py", *flags, "--vary", "learning-rate=0.01,1e6", "optimizer=sgd")
+    assert status == 0
+    assert "learning_rate 0.01, optimizer sgd  seed 1001" in printed
+    assert "the loss is nan" in printed
+    lines = log.read_text().splitlines()
+    tried = [json.loads(line) for line in lines]
+    assert [trial["config"]["learning_rate"] for trial in tried] == [0.01, 1e6]
+    assert all((trial["config"]["held_out"], trial["config"]["seed"]) == (100, 1001) for trial in tried)
+    assert ("diverged" in tried[0], "diverged" in tried[1]) == (False, True)
+    status, printed, _ = script("search.py", *flags, "--vary", "learning-rate=0.01", "--seeds", "2")
+    assert status == 0
+    assert log.read_text().splitlines()[:2] == lines
+    assert len(log.read_text().splitlines()) == 3
+    assert_refused(script("search.py", *flags, "--vary", "speed=1"), "'speed'", "choose")
+    assert_refused(script("search.py", *flags, "--vary", "epochs=two"), "epochs=two", "int")
+    assert_refused(script("search.py", *flags, "--vary", "optimizer=adam"), "'adam'", "choose")
+    assert_refused(script("search.py", *flags, "--seeds", "0"), "seeds 0", "choose")
+
+
+def test_evaluate_scores_the_shipped_weights(script):
+    status, printed, _ = script("evaluate.py", "--arch", "bn_dropout", "--json")
+    assert status == 0
+    (trial,) = (t for t in trials.read(ROOT / "results" / "default-bn_dropout.jsonl") if t["config"]["seed"] == 1)
+    result = json.loads(printed)
+    assert result["test_accuracy"] == pytest.approx(trial["history"][-1]["test_accuracy"])
+    assert result["images"] == 10_000
+    assert_refused(script("evaluate.py", "--arch", "bn"), "'bn'", "choose")
+    assert_refused(script("evaluate.py", "run", "--arch", "gap"), "one of the two")
+
+
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
@@ -162,7 +195,7 @@ def test_train_refuses(script, flags, parts):
     ("flags", "parts"),
     [
         ("absent", ["'absent'", "run"]),
-        ("", ["Missing", "PATH"]),
+        ("", ["run dir or --arch"]),
         ("run --batch-size 0", ["batch size 0", "choose"]),
     ],
 )
@@ -170,7 +203,10 @@ def test_evaluate_refuses(script, flags, parts):
     assert_refused(script("evaluate.py", *flags.split()), *parts)
 
 
-@pytest.mark.parametrize("name", ["train.py", "evaluate.py", "reproduce.py", "benchmark.py", "bundle_mnist.py"])
+@pytest.mark.parametrize(
+    "name",
+    ["train.py", "evaluate.py", "reproduce.py", "search.py", "benchmark.py", "time_to_target.py", "bundle_mnist.py"],
+)
 def test_help_is_complete(script, name):
     status, out, _ = script(name, "--help")
     assert status == 0

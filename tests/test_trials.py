@@ -1,0 +1,47 @@
+import json
+
+import numpy as np
+import pytest
+
+from mnist_jax import InputError, Mnist, Split, make_config, trials
+from mnist_jax.training import make_model, predict
+
+
+@pytest.fixture(scope="module")
+def ran(mnist):
+    small = Mnist(*(Split(split.images[:500], split.labels[:500]) for split in mnist))
+    config = make_config("reference", arch="gap", epochs=2, batch_size=100, seed=7)
+    return config, small, *trials.run(config, small)
+
+
+def test_a_trial_says_what_the_final_weights_do(ran):
+    config, data, trial, variables = ran
+    assert trials.config_of(trial) == config
+    assert [epoch["epoch"] for epoch in trial["history"]] == [1, 2]
+    wrong = predict(make_model(config), variables, data.test.images, 70).argmax(-1) != data.test.labels
+    assert trial["errors"] == np.flatnonzero(wrong).tolist()
+    assert trial["history"][-1]["test_accuracy"] == 1 - len(trial["errors"]) / 500
+    right = predict(make_model(config), variables, data.train.images).argmax(-1) == data.train.labels
+    assert trial["train_accuracy"] == right.mean()
+    assert trial["seconds"] > 0
+
+
+def test_trials_are_lines_of_a_file(ran, tmp_path):
+    trial = ran[2]
+    path = tmp_path / "new" / "trials.jsonl"
+    assert trials.read(path) == []
+    trials.append(path, trial)
+    trials.append(path, trial)
+    assert trials.read(path) == [trial, trial]
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [trial, trial]
+    path.write_text('{"config"')
+    with pytest.raises(InputError, match="cannot be read"):
+        trials.read(path)
+    with pytest.raises(InputError, match="cannot be written"):
+        trials.append(path / "below", trial)
+
+
+def test_an_older_trial_has_its_recipe_in_the_newer_settings():
+    assert trials.config_of({"config": {"recipe": "reference", "arch": "gap", "seed": 3}}) == make_config(
+        "reference", arch="gap", seed=3
+    )
