@@ -1,14 +1,16 @@
 """99.4% on MNIST with fewer than 10,000 parameters, in fewer than 15 epochs, in Flax and JAX."""
 
 from mnist_jax.analysis import environment, objective
-from mnist_jax.checkpoints import load_pretrained, load_run, load_weights, save_weights
+from mnist_jax.checkpoints import load_run
 from mnist_jax.data import Mnist, Split, hold_out, load_mnist, standardise
-from mnist_jax.errors import DivergedError, InputError
+from mnist_jax.errors import DivergedError, InputError, StorageError
 from mnist_jax.models import ARCHS, count_params, create_model
 from mnist_jax.recipes import RECIPES, Config, make_config
 from mnist_jax.training import (
     EpochMetrics,
     Metrics,
+    Progress,
+    Stopped,
     TrainState,
     eval_step,
     evaluate,
@@ -20,6 +22,7 @@ from mnist_jax.training import (
     train_epoch,
     train_step,
 )
+from mnist_jax.weights import load_pretrained, load_weights, save_weights
 
 __all__ = [
     "ARCHS",
@@ -30,7 +33,10 @@ __all__ = [
     "InputError",
     "Metrics",
     "Mnist",
+    "Progress",
     "Split",
+    "Stopped",
+    "StorageError",
     "TrainState",
     "count_params",
     "create_model",

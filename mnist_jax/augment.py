@@ -1,4 +1,4 @@
-"""Random affine distortions: `(key, images) -> images`, pure, on the device."""
+"""Random distortions, affine and elastic: `(key, images) -> images`, pure, on the device."""
 
 from typing import NamedTuple
 
@@ -27,33 +27,45 @@ class Affine(NamedTuple):
 
 
 class Distortion(NamedTuple):
-    """How far `random_affine` goes either way from no distortion; each draw is uniform, for each image its own.
+    """How far `distort` goes either way from no distortion; each image has draws of its own.
+
+    All but `elastic` are bounds of uniform draws.
 
     Attributes:
       rotation: in degrees.
       shift: in pixels, down and right drawn apart.
       scale: as a fraction below 1: 0.1 draws factors in [0.9, 1.1].
       shear: in pixels per pixel.
+      elastic: standard deviation, in pixels, of what each point of a coarse grid is displaced by, down and right.
     """
 
     rotation: float = 0.0
     shift: float = 0.0
     scale: float = 0.0
     shear: float = 0.0
+    elastic: float = 0.0
 
 
-def random_affine(key: jax.Array, images: jax.Array, distortion: Distortion) -> jax.Array:
-    """Distorts each image by an affine map of its own. The key is consumed.
+_GRID = 5  # Points across and down an image, as smooth as a pen's stroke and as local as a digit's parts.
+
+
+def distort(key: jax.Array, images: jax.Array, distortion: Distortion) -> jax.Array:
+    """Distorts each image by an affine map of its own and, on top, by a smooth displacement of its points.
+
+    The displacement is drawn on a coarse grid and interpolated between: the elastic distortions of Simard, Steinkraus
+    and Platt, "Best practices for convolutional neural networks applied to visual document analysis", 2003.
 
     Args:
-      key: a `jax.random` key.
+      key: a `jax.random` key, consumed.
       images: uint8 or float32 [B, H, W, C].
       distortion: how far.
 
     Returns:
       float32 [B, H, W, C] on the scale of `images`.
     """
-    rotation, down, right, scale, shear = jax.random.uniform(key, (5, len(images)), minval=-1.0, maxval=1.0)
+    batch, height, width, _ = images.shape
+    affine_key, elastic_key = jax.random.split(key)
+    rotation, down, right, scale, shear = jax.random.uniform(affine_key, (5, batch), minval=-1.0, maxval=1.0)
     maps = Affine(
         jnp.deg2rad(distortion.rotation) * rotation,
         distortion.shift * down,
@@ -61,10 +73,14 @@ def random_affine(key: jax.Array, images: jax.Array, distortion: Distortion) -> 
         1 + distortion.scale * scale,
         distortion.shear * shear,
     )
-    return affine(images, maps)
+    if not distortion.elastic:
+        return affine(images, maps)
+    grid = distortion.elastic * jax.random.normal(elastic_key, (2, batch, _GRID, _GRID))
+    displacement = jax.image.resize(grid, (2, batch, height, width), "cubic")
+    return affine(images, maps, displacement)
 
 
-def affine(images: jax.Array, maps: Affine) -> jax.Array:
+def affine(images: jax.Array, maps: Affine, displacement: jax.Array | None = None) -> jax.Array:
     """Draws images anew under affine maps, with bilinear interpolation and zeros outside.
 
     Each pixel of the result is looked up where the inverse map takes it, as `scipy.ndimage.affine_transform` of order 1
@@ -73,6 +89,7 @@ def affine(images: jax.Array, maps: Affine) -> jax.Array:
     Args:
       images: uint8 or float32 [B, H, W, C].
       maps: fields scalar or float32 [B].
+      displacement: float32 [2, B, H, W]: how many pixels further down, and right, each pixel is looked up.
 
     Returns:
       float32 [B, H, W, C].
@@ -87,6 +104,8 @@ def affine(images: jax.Array, maps: Affine) -> jax.Array:
     x, y = cos * x - sin * y, sin * x + cos * y
     x = x + maps.shear * y
     source_y, source_x = y / maps.scale + middle_y, x / maps.scale + middle_x
+    if displacement is not None:
+        source_y, source_x = source_y + displacement[0], source_x + displacement[1]
 
     # A margin of zeros, one pixel before and two behind, takes every lookup outside the image.
     source_y, source_x = jnp.clip(source_y, -1, height), jnp.clip(source_x, -1, width)

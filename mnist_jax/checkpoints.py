@@ -1,31 +1,45 @@
-"""A run on disk: its directory, and weights as a safetensors file.
+"""A run on disk, and how it goes on after an interruption.
 
 RUN_DIR/config.json          every setting
 RUN_DIR/metrics.jsonl        one line per finished epoch
+RUN_DIR/checkpoints/STEP/    the train state and all that came before it, by Orbax; STEP.sha256 beside it
 RUN_DIR/summary.json         the result, the objective's verdict, the environment
 RUN_DIR/weights.safetensors  parameters and batch statistics after the last epoch
+
+A checkpoint counts once the hashes of its files are written, as `sha256sum` has them: what a crash, a full disk or a
+flipped bit leaves behind is noticed, named and passed over for the checkpoint before it. One process at a time writes
+to a run.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import os
+import platform
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import filelock
+import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from mnist_jax.errors import InputError
-from mnist_jax.models import Network, abstract_variables, create_model
-from mnist_jax.recipes import Config
-from mnist_jax.training import EpochMetrics, make_model
+from mnist_jax.analysis import environment
+from mnist_jax.errors import InputError, StorageError
+from mnist_jax.models import Network
+from mnist_jax.recipes import Config, make_config
+from mnist_jax.training import EpochMetrics, Progress, abstract_progress, make_model
+from mnist_jax.weights import load_weights, replace_file, save_weights
 
-FORMAT = 1
-PRETRAINED = Path(__file__).parent / "pretrained"
 CONFIG, METRICS, SUMMARY, WEIGHTS = "config.json", "metrics.jsonl", "summary.json", "weights.safetensors"
+CHECKPOINTS, LOCK, OWNER = "checkpoints", ".lock", ".owner"
+
+# Settings that a run may go on with otherwise: they change where it reads and how it scores, not what it computes.
+MAY_CHANGE = ("data_source", "data_dir", "eval_batch_size", "run_dir")
+
+
+# The run directory ---------------------------------------------------------------------------------------------------
 
 
 def create_run(run_dir: Path, config: Config) -> None:
@@ -35,10 +49,12 @@ def create_run(run_dir: Path, config: Config) -> None:
       InputError: the directory holds a run already, or cannot be written.
     """
     if (run_dir / CONFIG).exists():
-        raise InputError(f"run dir {str(run_dir)!r} already holds a run; name another with --run-dir")
+        raise InputError(
+            f"run dir {str(run_dir)!r} already holds a run; go on with it by --resume, or name another with --run-dir"
+        )
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_json(run_dir / CONFIG, dataclasses.asdict(config))
+        _write_json(run_dir / CONFIG, dataclasses.asdict(config))
     except OSError as error:
         raise InputError(
             f"run dir {str(run_dir)!r} cannot be written ({error.strerror}); name another with --run-dir"
@@ -53,77 +69,64 @@ def load_config(run_dir: Path) -> Config:
     """
     path = run_dir / CONFIG
     try:
-        return Config(**json.loads(path.read_text(encoding="utf-8")))
+        return make_config(**json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise InputError(f"{str(run_dir)!r} holds no run ({path.name}: {error.strerror}); name a run dir") from error
     except (TypeError, ValueError) as error:
         raise InputError(f"config {str(path)!r} cannot be used: {error}") from error
 
 
-def append_metrics(run_dir: Path, metrics: EpochMetrics) -> None:
-    """Appends one epoch's line to the run's metrics."""
-    with (run_dir / METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(metrics._asdict()) + "\n")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON so that the file is there whole or not at all."""
-    _replace(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8"))
-
-
-def save_weights(path: Path, arch: str, variables: dict[str, Any]) -> None:
-    """Writes `params` and `batch_stats` as safetensors, named like `params/conv1/kernel`, with a hash of them."""
-    flat = flatten_dict({name: variables[name] for name in ("params", "batch_stats")}, sep="/")
-    tensors = {name: np.asarray(value) for name, value in flat.items()}
-    # One entry: safetensors writes several in an order that changes, and equal weights are to be equal files.
-    metadata = {"mnist_jax": json.dumps({"format": FORMAT, "arch": arch, "sha256": _sha256(tensors)})}
-    _replace(path, lambda temporary: save_file(tensors, temporary, metadata))
-
-
-def load_weights(path: Path, arch: str, model: Network) -> dict[str, Any]:
-    """Reads what `save_weights` wrote: the variables that `model.apply` takes.
+@contextlib.contextmanager
+def lock(run_dir: Path) -> Iterator[None]:
+    """Keeps other processes from writing to a run; the system lets go of it when this one ends, however it ends.
 
     Raises:
-      InputError: not a weights file, truncated, damaged, of another network, or with a weight that is not finite.
+      InputError: another process has it.
     """
-    expected = flatten_dict(abstract_variables(model), sep="/")
+    owner = run_dir / OWNER
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = dict(json.loads((file.metadata() or {}).get("mnist_jax", "{}")))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, TypeError, ValueError, SafetensorError) as error:
-        raise InputError(f"weights {str(path)!r} cannot be read ({error}); name a finished run") from error
-    if metadata.get("format") != FORMAT:
+        with filelock.FileLock(run_dir / LOCK, timeout=0):
+            owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+            yield
+    except filelock.Timeout:
+        who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
         raise InputError(
-            f"weights {str(path)!r} have format {metadata.get('format')}; expected {FORMAT}, as scripts/train.py writes"
-        )
-    if metadata.get("arch") != arch:
-        raise InputError(f"weights {str(path)!r} are of network {metadata.get('arch')!r}; expected {arch!r}")
-    for name in sorted(expected.keys() | tensors.keys()):
-        want, found = _describe(expected.get(name)), _describe(tensors.get(name))
-        if want != found:
-            raise InputError(f"weights {str(path)!r}: {name} expected {want}, found {found}; they are not of {arch!r}")
-    if (found := _sha256(tensors)) != metadata.get("sha256"):
-        raise InputError(
-            f"weights {str(path)!r} are damaged: expected SHA-256 {metadata.get('sha256')}, found {found}; "
-            "get them again, or train again"
-        )
-    for name, tensor in tensors.items():
-        if not np.isfinite(tensor).all():
-            raise InputError(f"weights {str(path)!r}: {name} is not finite everywhere; train again")
-    return {"batch_stats": {}, **unflatten_dict({n: jnp.asarray(t) for n, t in tensors.items()}, sep="/")}
+            f"run dir {str(run_dir)!r} is being written by {who}; wait for it or stop it, or name another"
+        ) from None
+    except PermissionError as error:
+        raise _unwritable(run_dir, error) from error
 
 
-def load_pretrained(arch: str) -> tuple[Network, dict[str, Any]]:
-    """A network and its trained variables, as shipped: the `default` recipe's seed 1, a seed fixed beforehand.
-
-    `model.apply(variables, standardise(images), train=False)` are the logits.
+def save_config(run_dir: Path, config: Config) -> None:
+    """Writes the settings a run goes on with.
 
     Raises:
-      InputError: `arch` is not in `ARCHS`, or the file in the package is damaged.
+      StorageError: they cannot be written.
     """
-    model = create_model(arch)
-    return model, load_weights(PRETRAINED / f"{arch}.safetensors", arch, model)
+    with _storing(run_dir):
+        _write_json(run_dir / CONFIG, dataclasses.asdict(config))
+
+
+def save_epochs(run_dir: Path, history: Sequence[EpochMetrics]) -> None:
+    """Writes the lines of all finished epochs; a reader finds whole lines only, each epoch once.
+
+    Raises:
+      StorageError: it cannot be written.
+    """
+    lines = "".join(json.dumps(metrics._asdict()) + "\n" for metrics in history)
+    with _storing(run_dir):
+        replace_file(run_dir / METRICS, lambda temporary: temporary.write_text(lines, encoding="utf-8"))
+
+
+def save_result(run_dir: Path, config: Config, variables: dict[str, Any], summary: dict[str, Any]) -> None:
+    """Writes the final weights and the summary of a run.
+
+    Raises:
+      StorageError: one of them cannot be written.
+    """
+    with _storing(run_dir):
+        save_weights(run_dir / WEIGHTS, config.arch, variables)
+        _write_json(run_dir / SUMMARY, summary)
 
 
 def load_run(run_dir: Path) -> tuple[Config, Network, dict[str, Any]]:
@@ -137,22 +140,181 @@ def load_run(run_dir: Path) -> tuple[Config, Network, dict[str, Any]]:
     return config, model, load_weights(run_dir / WEIGHTS, config.arch, model)
 
 
-def _sha256(tensors: dict[str, np.ndarray]) -> str:
-    """Of names, types, shapes and contents, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = np.ascontiguousarray(tensors[name])
-        digest.update(f"{name} {tensor.dtype.str} {tensor.shape}\n".encode())
-        digest.update(tensor.tobytes())
-    return digest.hexdigest()
+# Checkpoints ---------------------------------------------------------------------------------------------------------
 
 
-def _describe(array: Any) -> str:
-    return "nothing" if array is None else f"{array.dtype} {tuple(array.shape)}"
+class Resumed(NamedTuple):
+    """What a run goes on from: `progress`, None for the very start, and a line for each damaged checkpoint."""
+
+    progress: Progress | None
+    damaged: tuple[str, ...]
 
 
-def _replace(path: Path, write: Any) -> None:
-    """Writes beside `path` and renames, so that a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    temporary.replace(path)
+def save_checkpoint(run_dir: Path, config: Config, progress: Progress, num_examples: int, keep: int = 3) -> None:
+    """Writes a checkpoint and waits until it is on disk; of the older ones, the newest `keep - 1` stay.
+
+    Args:
+      run_dir: the run's directory, locked.
+      config: every setting of the run.
+      progress: how far it is.
+      num_examples: training images in an epoch.
+      keep: how many checkpoints to keep, at least 1.
+
+    Raises:
+      StorageError: it cannot be written; the checkpoints before it stay.
+    """
+    import orbax.checkpoint as ocp  # Takes a second to import.
+
+    tensors = {name: np.asarray(leaf) for name, leaf in _named(progress).items()}
+    record = {
+        "config": dataclasses.asdict(config),
+        "history": [metrics._asdict() for metrics in progress.history],
+        "epoch": len(progress.history),
+        "seed": config.seed,
+        "best_test_accuracy": max((metrics.test_accuracy for metrics in progress.history), default=None),
+        "num_examples": num_examples,
+        "environment": environment(),
+    }
+    step, directory = int(progress.state.step), run_dir / CHECKPOINTS
+    with _storing(run_dir):
+        with _manager(run_dir, keep) as manager:
+            items = {"state": ocp.args.StandardSave(tensors), "record": ocp.args.JsonSave(record)}
+            manager.save(step, args=ocp.args.Composite(**items), force=True)
+            manager.wait_until_finished()
+        lines = "".join(f"{digest}  {name}\n" for name, digest in _hashes(directory / str(step)).items())
+        replace_file(directory / f"{step}.sha256", lambda temporary: temporary.write_text(lines, encoding="utf-8"))
+        for hashes in directory.glob("*.sha256"):
+            if not hashes.with_suffix("").exists():
+                hashes.unlink()
+
+
+def resume(run_dir: Path, config: Config, num_examples: int) -> Resumed:
+    """The newest intact checkpoint of a run; damaged ones that are newer are set aside as `STEP.damaged`.
+
+    Args:
+      run_dir: the run's directory, locked.
+      config: the settings to go on with.
+      num_examples: training images in an epoch.
+
+    Raises:
+      InputError: a setting differs that may not, the number of images differs, or every checkpoint is damaged.
+    """
+    _require_same(load_config(run_dir), config)
+    directory = (run_dir / CHECKPOINTS).absolute()
+    damaged = []
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    for step in sorted((int(name) for name in names if name.isdecimal()), reverse=True):
+        try:
+            _verify(directory / str(step))
+            tensors, record = _read_checkpoint(run_dir, step)
+        except Exception as error:  # Orbax and TensorStore raise whatever they stumble over.
+            reason = " ".join(str(error).split())[:200]
+            damaged.append(f"checkpoint {directory / str(step)} is damaged: {reason}")
+            with _storing(run_dir):
+                taken = len(list(directory.glob(f"{step}.damaged*")))
+                (directory / str(step)).rename(directory / f"{step}.damaged{taken or ''}")
+            continue
+        trained = make_config(**record["config"])
+        _require_same(trained, config)
+        if record["num_examples"] != num_examples:
+            raise InputError(
+                f"the run in {str(run_dir)!r} trains on {record['num_examples']} images, not {num_examples}; "
+                "give it the same data"
+            )
+        history = tuple(EpochMetrics(**metrics) for metrics in record["history"])
+        return Resumed(_rebuild(tensors, config, num_examples)._replace(history=history), tuple(damaged))
+    if damaged:
+        raise InputError(f"{'; '.join(damaged)}; no checkpoint is intact, so start again in another --run-dir")
+    return Resumed(None, ())
+
+
+def _read_checkpoint(run_dir: Path, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    import orbax.checkpoint as ocp
+
+    with _manager(run_dir) as manager:
+        restored = manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), record=ocp.args.JsonRestore())
+        )
+    return {name: np.asarray(leaf) for name, leaf in restored["state"].items()}, restored["record"]
+
+
+def _rebuild(tensors: dict[str, np.ndarray], config: Config, num_examples: int) -> Progress:
+    expected = abstract_progress(config, num_examples)
+    names, treedef = list(_named(expected)), jax.tree.structure(expected)
+    return jax.tree.unflatten(treedef, [jax.numpy.asarray(tensors[name]) for name in names])
+
+
+def _named(progress: Progress) -> dict[str, Any]:
+    """The arrays of a progress by name, such as `state/params/conv1/kernel`."""
+    leaves = jax.tree_util.tree_leaves_with_path(progress._replace(history=()))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _hashes(checkpoint: Path) -> dict[str, str]:
+    """SHA-256 of every file of a checkpoint, by its path from the directory above."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    return {
+        path.relative_to(checkpoint.parent).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
+
+
+def _verify(checkpoint: Path) -> None:
+    """Raises ValueError, with the reason, unless every file of a checkpoint is what was saved."""
+    hashes = checkpoint.with_name(checkpoint.name + ".sha256")
+    if not hashes.exists():
+        raise ValueError("it was not saved to the end")
+    saved = dict(reversed(line.split("  ", 1)) for line in hashes.read_text(encoding="utf-8").splitlines())
+    found = _hashes(checkpoint)
+    for name in sorted(saved.keys() | found.keys()):
+        if saved.get(name) != found.get(name):
+            raise ValueError(f"{name} is {'missing' if name not in found else 'not what was saved'}")
+    if not saved:
+        raise ValueError(f"{hashes.name} is empty")
+
+
+@contextlib.contextmanager
+def _manager(run_dir: Path, keep: int | None = None) -> Iterator[Any]:
+    import orbax.checkpoint as ocp
+
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    with ocp.CheckpointManager((run_dir / CHECKPOINTS).absolute(), options=options) as manager:
+        yield manager
+
+
+def _require_same(trained: Config, config: Config) -> None:
+    """Refuses to go on with another setting than the run was begun with, unless it may change."""
+    free = set(MAY_CHANGE)
+    if trained.schedule == "constant":  # Otherwise the learning rate of every step depends on how many there are.
+        free.add("epochs")
+    differing = [
+        f"{field.name} is {getattr(config, field.name)!r}, but the run was begun with {getattr(trained, field.name)!r}"
+        for field in dataclasses.fields(Config)
+        if field.name not in free and getattr(config, field.name) != getattr(trained, field.name)
+    ]
+    if differing:
+        raise InputError(f"cannot resume: {'; '.join(differing)}; give the same settings, or start another run")
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def _write_json(path: Path, content: Any) -> None:
+    text = json.dumps(content, indent=2) + "\n"
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def _storing(run_dir: Path) -> Iterator[None]:
+    """Turns what goes wrong while writing to a run into a `StorageError`."""
+    try:
+        yield
+    except Exception as error:  # TensorStore reports a full disk as a ValueError.
+        raise _unwritable(run_dir, error) from error
+
+
+def _unwritable(run_dir: Path, error: Exception) -> StorageError:
+    reason = " ".join(str(error).split())[:300]
+    return StorageError(
+        f"cannot write to run dir {str(run_dir)!r}: {reason}; what was saved before is intact: make room or mend the "
+        f"permissions, then go on with --resume {run_dir}"
+    )

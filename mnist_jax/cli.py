@@ -4,13 +4,18 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import tyro
 
-from mnist_jax.errors import DivergedError, InputError
+from mnist_jax.checkpoints import load_config
+from mnist_jax.errors import DivergedError, InputError, StorageError
 from mnist_jax.recipes import make_config
 from mnist_jax.runtime import reuse_freed_memory, use_compilation_cache
 
@@ -20,7 +25,8 @@ T = TypeVar("T")
 def parse(options: type[T], args: Sequence[str] | None = None) -> T:
     """Builds a dataclass from command-line flags.
 
-    A field `config: Config` takes its defaults from the recipe that `--recipe` names, for the network of `--arch`.
+    A field `config: Config` takes its defaults from the run that `--resume` names, else from the recipe that `--recipe`
+    names, for the network of `--arch`.
 
     Args:
       options: the dataclass; its docstring is the help text.
@@ -33,7 +39,9 @@ def parse(options: type[T], args: Sequence[str] | None = None) -> T:
     args = list(sys.argv[1:] if args is None else args)
     default = {}
     if any(field.name == "config" for field in dataclasses.fields(options)):
-        default["default"] = options(config=make_config(**_recipe_and_arch(args)))
+        given = _values(args, "--recipe", "--arch", "--resume")
+        run_dir = given.pop("resume", None)
+        default["default"] = options(config=load_config(Path(run_dir)) if run_dir else make_config(**given))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -45,7 +53,10 @@ def parse(options: type[T], args: Sequence[str] | None = None) -> T:
 
 
 def run(main: Callable[[T], int | None], options: type[T]) -> NoReturn:
-    """Runs a script: exit status 2 after bad input and 3 after a diverged training, each with one line."""
+    """Runs a script; what a user can cause ends in one line and an exit status.
+
+    2 after bad input, 3 after a diverged training, 4 where a result could not be written, 130 after Ctrl-C.
+    """
     try:
         parsed = parse(options)
         reuse_freed_memory()
@@ -56,6 +67,42 @@ def run(main: Callable[[T], int | None], options: type[T]) -> NoReturn:
         _fail(str(error), status=2)
     except DivergedError as error:
         _fail(str(error), status=3)
+    except StorageError as error:
+        _fail(str(error), status=4)
+    except KeyboardInterrupt:
+        _fail("interrupted", status=128 + signal.SIGINT)
+
+
+@contextlib.contextmanager
+def catch_signals() -> Iterator[list[int]]:
+    """Notes SIGINT and SIGTERM in the list it gives, in place of what they do; a second one ends the process at once.
+
+    The interpreter runs a handler only between its own instructions, so not while a step runs or compiles; the
+    descriptor that it writes to meanwhile is read by a thread.
+    """
+    received, (readable, writable) = [], os.pipe()
+    os.set_blocking(writable, False)
+
+    def note() -> None:
+        while number := os.read(readable, 1):
+            if received:
+                os._exit(128 + number[0])
+            received.append(number[0])
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    thread = threading.Thread(target=note, daemon=True)
+    thread.start()
+    descriptor = signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    handlers = [signal.signal(number, lambda number, frame: None) for number in numbers]
+    try:
+        yield received
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(descriptor)
+        os.close(writable)
+        thread.join()
+        os.close(readable)
 
 
 def _fail(message: str, status: int) -> NoReturn:
@@ -63,9 +110,10 @@ def _fail(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def _recipe_and_arch(args: Sequence[str]) -> dict[str, str]:
+def _values(args: Sequence[str], *flags: str) -> dict[str, str]:
+    """The values of some flags, ahead of parsing the rest."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    for flag in ("--recipe", "--arch"):
+    for flag in flags:
         parser.add_argument(flag, nargs="?")
     return {name: value for name, value in vars(parser.parse_known_args(args)[0]).items() if value is not None}
 

@@ -6,4 +6,8 @@ class InputError(ValueError):
 
 
 class DivergedError(ArithmeticError):
-    """The loss is no longer finite. The message names the step; scripts exit with status 3."""
+    """A loss or gradient is no longer finite. The message names the step; scripts exit with status 3."""
+
+
+class StorageError(OSError):
+    """A result cannot be written. The message names the place and the remedy; scripts exit with status 4."""

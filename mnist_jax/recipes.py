@@ -58,6 +58,8 @@ class Config:
     """Augmentation: scaled by up to this fraction either way, in [0, 1)."""
     shear: float = 0.1
     """Augmentation: sheared by up to so many pixels per pixel either way."""
+    elastic: float = 0.0
+    """Augmentation: points displaced by so many pixels (standard deviation), neighbours alike."""
     kernel_init: str = "he_normal"
     """Initial kernels: he_normal, or torch_uniform (PyTorch's default, uniform in +-1/sqrt(fan_in))."""
     seed: int = 1
@@ -94,7 +96,7 @@ class Config:
         _within("low_resolution_epochs", self.low_resolution_epochs, few, f"0 to the {self.epochs} epochs")
         if self.low_resolution_epochs and self.low_resolution < 28 and self.arch in ("basic", "lighter"):
             raise InputError(f"low resolution epochs need global pooling, which {self.arch} has not; choose 0 of them")
-        for name in ("rotation", "shift", "shear", "weight_decay"):
+        for name in ("rotation", "shift", "shear", "elastic", "weight_decay"):
             value = getattr(self, name)
             _within(name, value, math.isfinite(value) and value >= 0, "a finite number of at least 0")
         _within("seed", self.seed, 0 <= self.seed < 2**32, "0 to 4294967295")
@@ -121,6 +123,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "shift": 0.0,
         "scale": 0.0,
         "shear": 0.0,
+        "elastic": 0.0,
         "kernel_init": "torch_uniform",
     },
 }

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from mnist_jax.augment import Distortion, random_affine
+from mnist_jax.augment import Distortion, distort
 from mnist_jax.data import Mnist, Split, standardise
 from mnist_jax.errors import DivergedError, InputError
 from mnist_jax.models import KERNEL_INITS, Network, create_model
@@ -43,20 +43,24 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Sums over examples, to be divided once: `loss` float32 [], `correct` and `count` int32 []."""
+    """Sums over examples, to be divided once: `loss` float32 [], `correct` and `count` int32 [].
+
+    `bad_step`, int32 [], is the first training step, counted from 1, whose loss or gradient was not finite; 0 for none.
+    """
 
     loss: jax.Array
     correct: jax.Array
     count: jax.Array
+    bad_step: jax.Array
 
     @classmethod
     def zeros(cls) -> "Metrics":
         """Of no examples."""
-        return cls(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+        return cls(*(jnp.zeros((), dtype) for dtype in (jnp.float32, jnp.int32, jnp.int32, jnp.int32)))
 
     def mean(self) -> tuple[float, float]:
         """Cross-entropy in nats and accuracy as a fraction, per example."""
-        loss, correct, count = jax.device_get(self)
+        loss, correct, count, _ = jax.device_get(self)
         return float(loss) / int(count), int(correct) / int(count)
 
 
@@ -72,6 +76,24 @@ class EpochMetrics(NamedTuple):
     test_loss: float
     test_accuracy: float
     seconds: float
+
+
+class Progress(NamedTuple):
+    """How far a run is: all that it needs to go on from there, as if it had never stopped.
+
+    Attributes:
+      state: the train state; `state.step` says where in which epoch the run is.
+      totals: metrics of the epoch in progress; zeros between epochs.
+      history: the finished epochs.
+    """
+
+    state: TrainState
+    totals: Metrics
+    history: tuple[EpochMetrics, ...] = ()
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and did after a whole step; `args[0]`, a `Progress`, is where it stands."""
 
 
 class Streams(NamedTuple):
@@ -105,7 +127,7 @@ def make_model(config: Config) -> Network:
 
 def make_distortion(config: Config) -> Distortion | None:
     """How far a config's augmentation goes; None for none at all."""
-    distortion = Distortion(config.rotation, config.shift, config.scale, config.shear)
+    distortion = Distortion(config.rotation, config.shift, config.scale, config.shear, config.elastic)
     return distortion if any(distortion) else None
 
 
@@ -227,7 +249,7 @@ def train_step(
     chex.assert_equal_shape_prefix([images, labels], 1)
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
     if distortion:
-        images = random_affine(augment_key, images, distortion)
+        images = distort(augment_key, images, distortion)
     images = standardise(images)
     if resolution:
         images = jax.image.resize(images, (len(images), resolution, resolution, 1), "linear")
@@ -248,6 +270,8 @@ def train_step(
         return loss, (_metrics(losses, logits, labels), updated.get("batch_stats", {}))
 
     grads, (metrics, batch_stats) = jax.grad(loss_and_aux, has_aux=True)(state.params)
+    finite = jnp.isfinite(metrics.loss) & jnp.isfinite(optax.tree.sum(grads))
+    metrics = metrics._replace(bad_step=jnp.where(finite, 0, state.step + 1))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     step, average = state.step + 1, state.average
@@ -270,11 +294,13 @@ def eval_step(
 
 def _metrics(losses: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> Metrics:
     correct = logits.argmax(-1) == labels
-    return Metrics(losses.sum(where=mask), correct.sum(where=mask), jnp.ones_like(labels).sum(where=mask))
+    count = jnp.ones_like(labels).sum(where=mask)
+    return Metrics(losses.sum(where=mask), correct.sum(where=mask), count, jnp.int32(0))
 
 
 def _add(a: Metrics, b: Metrics) -> Metrics:
-    return jax.tree.map(jnp.add, a, b)
+    sums = jax.tree.map(jnp.add, a, b)
+    return sums._replace(bad_step=jnp.where(a.bad_step > 0, a.bad_step, b.bad_step))
 
 
 # The i-th step of an epoch, and of a scoring: the bodies that both ways of looping share.
@@ -292,11 +318,11 @@ def _eval_at(i, totals, variables, split, *, model, batch_size):
     return _add(totals, eval_step(variables, split.images[batch], split.labels[batch], mask, model=model))
 
 
-def _train_epoch(state, split, order, key, **options):
+def _train_epoch(first, state, totals, split, order, key, **options):
     def body(i, carry):
         return _train_at(i, *carry, split, order, key, **options)
 
-    return lax.fori_loop(0, len(order), body, (state, Metrics.zeros()))
+    return lax.fori_loop(first, len(order), body, (state, totals))
 
 
 def _eval_all(variables, split, *, model, batch_size):
@@ -350,79 +376,132 @@ def train_epoch(
     order: jax.Array,
     key: jax.Array,
     *,
+    first: int = 0,
+    totals: Metrics | None = None,
     on_step: Callable[[int, Metrics], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
     **options: Any,
 ) -> tuple[TrainState, Metrics]:
     """Trains on the batches of `order`, int32 [steps, B]; the state given is donated.
 
-    `options` are those of `train_step`, as `step_options` makes them. `on_step(i, totals)`, on CPU, gets the metrics
-    up to and with step i once step i + 1 is on its way or done.
+    Args:
+      state: the state to start from.
+      split: the training examples.
+      order: which of them each step sees.
+      key: the run's step stream.
+      first: the step of the epoch to begin at, for one that was interrupted.
+      totals: metrics of the steps before `first`.
+      on_step: on CPU called as `on_step(i, totals)`, with the metrics up to and with step i.
+      stop: on CPU asked after every step whether to leave the rest of the epoch.
+      **options: those of `train_step`, as `step_options` makes them.
+
+    Returns:
+      The state, and the metrics of the epoch so far. On CPU a loss that is not finite ends the epoch early.
     """
+    totals = totals or Metrics.zeros()
     if jax.default_backend() != "cpu":
-        return _jit(_train_epoch, *_TRAIN)(state, split, order, key, **options)
-    step, totals = _jit(_train_at, *_TRAIN), Metrics.zeros()
-    for i in range(len(order)):
+        return _jit(_train_epoch, *_TRAIN)(first, state, totals, split, order, key, **options)
+    step = _jit(_train_at, *_TRAIN)
+    for i in range(first, len(order)):
         before = totals
         state, totals = step(i, state, totals, split, order, key, **options)
-        if on_step and i:
+        # What step i - 1 gave is read while step i may still be running.
+        if on_step and i > first:
             on_step(i - 1, before)
+        if before.bad_step or stop():
+            break
     if on_step:
-        on_step(len(order) - 1, totals)
+        on_step(i, totals)
     return state, totals
+
+
+def start(config: Config, num_examples: int) -> Progress:
+    """A run before its first step, on `num_examples` training images.
+
+    Raises:
+      InputError: the batch size is above the number of training images.
+    """
+    initialise = _jit(init_state, ("model", "optimizer", "average"), once=True)
+    return Progress(initialise(**_init_arguments(config, num_examples)), Metrics.zeros())
+
+
+def abstract_progress(config: Config, num_examples: int) -> Progress:
+    """Shapes and dtypes of a run's progress, as `jax.ShapeDtypeStruct`, without computing any."""
+    return jax.eval_shape(lambda: Progress(init_state(**_init_arguments(config, num_examples)), Metrics.zeros()))
+
+
+def _init_arguments(config, num_examples):
+    total_steps = steps_per_epoch(num_examples, config.batch_size) * config.epochs
+    return {
+        "model": make_model(config),
+        "optimizer": make_optimizer(config, total_steps),
+        "key": Streams.from_seed(config.seed).init,
+        "average": config.average_decay > 0,
+    }
 
 
 def fit(
     config: Config,
     data: Mnist,
     *,
+    progress: Progress | None = None,
     on_step: Callable[[int, int, Metrics], None] | None = None,
-    on_epoch: Callable[[TrainState, EpochMetrics], None] | None = None,
+    on_epoch: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[TrainState, list[EpochMetrics]]:
-    """Trains a network from scratch and scores it on `data.test` after every epoch.
+    """Trains a network and scores it on `data.test` after every epoch.
 
     Args:
       config: every setting of the run; on one machine the same config and data give the same bits on CPU.
       data: what to train on and what to score.
-      on_step: called as `on_step(epoch, i, totals)` after step i of an epoch (CPU only), with the epoch's
-        metrics so far.
-      on_epoch: called as `on_epoch(state, metrics)` after each epoch.
+      progress: where to go on from, else from scratch; its state is donated. It comes out the same to the bit, on CPU,
+        however often a run has stopped and gone on.
+      on_step: called as `on_step(epoch, i, totals)` after step i of an epoch (CPU only), with the epoch's metrics so
+        far.
+      on_epoch: called as `on_epoch(progress)` after each epoch, whose metrics are `progress.history[-1]`.
+      stop: asked whether to stop, on CPU after every step, else after every epoch.
 
     Returns:
       The final state and the history, one entry per epoch.
 
     Raises:
       InputError: the batch size is above the number of training images.
-      DivergedError: the training loss is no longer finite.
+      DivergedError: a loss or gradient is no longer finite.
+      Stopped: `stop` said so before the last epoch was done.
     """
     steps = steps_per_epoch(len(data.train.labels), config.batch_size)
-    total_steps = steps * config.epochs
-    model = make_model(config)
+    state, totals, history = progress or start(config, len(data.train.labels))
     streams = Streams.from_seed(config.seed)
-    initialise = _jit(init_state, ("model", "optimizer", "average"), once=True)
-    state = initialise(model, make_optimizer(config, total_steps), streams.init, average=config.average_decay > 0)
     shuffle = _jit(epoch_order, ("num_examples", "batch_size"))
     train, test = jax.device_put(data)
-    history = []
-    for epoch in range(1, config.epochs + 1):
-        start = time.perf_counter()
-        order = shuffle(streams.order, epoch, num_examples=len(train.labels), batch_size=config.batch_size)
+    done = int(state.step)
+    for epoch in range(done // steps + 1, config.epochs + 1):
+        begin = time.perf_counter()
+        options = step_options(config, steps * config.epochs, epoch)
         state, totals = train_epoch(
             state,
             train,
-            order,
+            shuffle(streams.order, epoch, num_examples=len(train.labels), batch_size=config.batch_size),
             streams.step,
+            first=done % steps,
+            totals=totals,
             on_step=on_step and functools.partial(on_step, epoch),
-            **step_options(config, total_steps, epoch),
+            stop=stop,
+            **options,
         )
-        train_loss, train_accuracy = totals.mean()
-        if not jnp.isfinite(train_loss):
+        done = int(state.step)
+        if totals.bad_step:
             raise DivergedError(
-                f"the loss is {train_loss} in epoch {epoch} (steps {(epoch - 1) * steps + 1} to {epoch * steps}); "
-                f"try a learning rate below {config.learning_rate}"
+                f"the loss or its gradient is not finite at step {totals.bad_step} of {steps * config.epochs}, in "
+                f"epoch {epoch}; try a learning rate below {config.learning_rate}"
             )
-        test_loss, test_accuracy = evaluate(model, state.variables, test, config.eval_batch_size).mean()
-        seconds = time.perf_counter() - start
-        history.append(EpochMetrics(epoch, train_loss, train_accuracy, test_loss, test_accuracy, seconds))
+        if done < epoch * steps:
+            raise Stopped(Progress(state, totals, history))
+        scores = evaluate(options["model"], state.variables, test, config.eval_batch_size)
+        history += (EpochMetrics(epoch, *totals.mean(), *scores.mean(), time.perf_counter() - begin),)
+        totals = Metrics.zeros()
         if on_epoch:
-            on_epoch(state, history[-1])
-    return state, history
+            on_epoch(Progress(state, totals, history))
+        if epoch < config.epochs and stop():
+            raise Stopped(Progress(state, totals, history))
+    return state, list(history)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tyro
 
-from mnist_jax import checkpoints, cli, data, training
+from mnist_jax import checkpoints, cli, data, training, weights
 from mnist_jax.errors import InputError
 
 
@@ -46,7 +46,7 @@ def main(options: Options) -> None:
         arch = config.arch
     else:
         arch = options.arch
-        model, variables = checkpoints.load_pretrained(arch)
+        model, variables = weights.load_pretrained(arch)
     test = data.load_mnist(options.data_source, options.data_dir).test
     metrics = training.evaluate(model, variables, test, options.batch_size)
     loss, accuracy = metrics.mean()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from mnist_jax import analysis, checkpoints, cli, data, report, trials
+from mnist_jax import analysis, cli, data, report, trials, weights
 from mnist_jax.errors import InputError
 from mnist_jax.recipes import Config
 
@@ -65,7 +65,7 @@ def main(options: Options) -> None:
             finished[seed], variables = trials.run(dataclasses.replace(config, seed=seed), mnist)
             if options.weights_dir:
                 path = options.weights_dir / f"{config.recipe}-{config.arch}-{seed}.safetensors"
-                checkpoints.save_weights(path, config.arch, variables)
+                weights.save_weights(path, config.arch, variables)
             trials.append(out, finished[seed])
         last = finished[seed]["history"][-1]
         print(f"seed {seed}  test accuracy {last['test_accuracy']:.2%}  {finished[seed]['seconds']:.0f} s", flush=True)

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from mnist_jax import analysis, checkpoints, cli, data, models, training
+from mnist_jax.errors import InputError
 from mnist_jax.recipes import Config
 
 
@@ -22,14 +23,24 @@ class Options:
     """Trains a network on MNIST, reports every epoch, and says whether the objective is met.
 
     The objective: 99.4% test accuracy, fewer than 10,000 parameters, fewer than 15 epochs, no fully connected
-    layer. Writes config.json, metrics.jsonl, summary.json and weights.safetensors to a run directory.
+    layer. Writes to a run directory config.json, metrics.jsonl (a line per epoch), checkpoints, summary.json and
+    weights.safetensors.
 
-    Exit status: 0 done, 1 objective not met (with --require-objective), 2 bad input, 3 training diverged.
+    Ctrl-C, or SIGTERM, finishes the step, saves, and prints the command that goes on; a second one leaves at once.
+
+    Exit status: 0 done, 1 objective not met (with --require-objective), 2 bad input, 3 training diverged, 4 cannot
+    write, 130 interrupted, 143 terminated.
 
     Example: python scripts/train.py --arch bn_dropout
     """
 
     config: tyro.conf.OmitArgPrefixes[Config]
+    resume: Path | None = None
+    """Go on with the run in this directory, from its newest intact checkpoint and with its settings."""
+    checkpoint_every: int = 1
+    """Epochs from one checkpoint to the next."""
+    keep: int = 3
+    """How many checkpoints to keep."""
     require_objective: bool = False
     """Exit with status 1 if the objective is not met."""
     compilation_cache: bool = True
@@ -38,25 +49,53 @@ class Options:
 
 def main(options: Options) -> int:
     """Trains, prints and writes; returns the exit status."""
-    start = time.perf_counter()
+    begin = time.perf_counter()
+    for name in ("checkpoint_every", "keep"):
+        if getattr(options, name) < 1:
+            raise InputError(f"{name.replace('_', ' ')} {getattr(options, name)} cannot be used; choose 1 or more")
     config = options.config
     console = Console(highlight=False, soft_wrap=True)
     mnist = data.load_mnist(config.data_source, config.data_dir)
     if config.held_out:
         mnist = data.hold_out(mnist, config.held_out)
-    steps = training.steps_per_epoch(len(mnist.train.labels), config.batch_size)
-    run_dir = Path(config.run_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{config.arch}-{config.recipe}")
-    checkpoints.create_run(run_dir, config)
+    training.steps_per_epoch(len(mnist.train.labels), config.batch_size)
+    run_dir = options.resume or Path(
+        config.run_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{config.arch}-{config.recipe}"
+    )
+    if not options.resume:
+        checkpoints.create_run(run_dir, config)
+    with checkpoints.lock(run_dir):
+        return train(options, mnist, run_dir, console, begin)
 
-    model = training.make_model(config)
-    console.print(layer_table(config.arch, model))
+
+def train(options: Options, mnist: data.Mnist, run_dir: Path, console: Console, begin: float) -> int:
+    """The run itself, in a directory that is this process's own."""
+    config, num_examples = options.config, len(mnist.train.labels)
+    progress = None
+    if options.resume:
+        progress, damaged = checkpoints.resume(run_dir, config, num_examples)
+        for line in damaged:
+            console.print(f"warning: {line}")
+        done = int(progress.state.step) if progress else 0
+        console.print(f"resuming {run_dir} after step {done}")
+        checkpoints.save_config(run_dir, config)
+        checkpoints.save_epochs(run_dir, progress.history if progress else ())
+
+    steps = training.steps_per_epoch(num_examples, config.batch_size)
+    console.print(layer_table(config.arch, training.make_model(config)))
     console.print(f"{config.epochs} epochs of {steps} steps of {config.batch_size} on {jax.devices()[0].device_kind}")
     scored = "held-out" if config.held_out else "test"
 
-    with progress_bar(console, config, steps) as show:
+    with progress_bar(console, config, steps) as show, cli.catch_signals() as received:
 
-        def on_epoch(state: training.TrainState, metrics: training.EpochMetrics) -> None:
-            checkpoints.append_metrics(run_dir, metrics)
+        def save(progress: training.Progress) -> None:
+            checkpoints.save_checkpoint(run_dir, config, progress, num_examples, options.keep)
+
+        def on_epoch(progress: training.Progress) -> None:
+            metrics = progress.history[-1]
+            if metrics.epoch % options.checkpoint_every == 0 or metrics.epoch == config.epochs:
+                save(progress)
+            checkpoints.save_epochs(run_dir, progress.history)
             console.print(
                 f"epoch {metrics.epoch:2d}/{config.epochs}"
                 f"  train loss {metrics.train_loss:.4f} accuracy {metrics.train_accuracy:.2%}"
@@ -64,20 +103,29 @@ def main(options: Options) -> int:
                 f"  {metrics.seconds:.1f} s"
             )
 
-        state, history = training.fit(config, mnist, on_step=show, on_epoch=on_epoch)
+        try:
+            state, history = training.fit(
+                config, mnist, progress=progress, on_step=show, on_epoch=on_epoch, stop=lambda: bool(received)
+            )
+        except training.Stopped as stopped:
+            (progress,) = stopped.args
+            save(progress)
+            checkpoints.save_epochs(run_dir, progress.history)
+            console.print(f"stopped after step {int(progress.state.step)}; to go on:")
+            console.print(f"python scripts/train.py --resume {run_dir}")
+            return 128 + received[0]
 
     conditions = analysis.objective(state.params, config.epochs, history[-1].test_accuracy, scored)
     met = all(condition.met for condition in conditions)
-    checkpoints.save_weights(run_dir / checkpoints.WEIGHTS, config.arch, state.variables)
     summary = {
         **history[-1]._asdict(),
-        "seconds": time.perf_counter() - start,
+        "seconds": time.perf_counter() - begin,
         "scored_on": scored,
         "objective": [condition._asdict() for condition in conditions],
         "objective_met": met,
         "environment": analysis.environment(),
     }
-    checkpoints.write_json(run_dir / checkpoints.SUMMARY, summary)
+    checkpoints.save_result(run_dir, config, state.variables, summary)
 
     table = Table(
         "condition", "value", "asked for", "", title=f"objective {'met' if met else 'not met'}", box=box.SIMPLE_HEAD

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from mnist_jax.augment import Affine, Distortion, affine, random_affine
+from mnist_jax.augment import Affine, Distortion, affine, distort
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def test_identity_is_the_input_to_the_bit(images):
     np.testing.assert_array_equal(affine(images, Affine()), images)
     floats = np.random.default_rng(0).normal(size=(3, 9, 12, 2)).astype(np.float32)
     np.testing.assert_array_equal(affine(floats, Affine()), floats)
-    np.testing.assert_array_equal(random_affine(jax.random.key(0), images, Distortion()), images)
+    np.testing.assert_array_equal(distort(jax.random.key(0), images, Distortion()), images)
 
 
 @pytest.mark.parametrize(("down", "right"), [(1, 0), (0, -1), (3, -5), (-28, 0), (40, 2)])
@@ -71,18 +71,18 @@ def test_agreement_with_scipy(rotation, down, right, scale, shear, seed):
 def test_each_image_has_its_own_draw(images):
     same = np.repeat(images[:1], 200, axis=0)
     limit = Distortion(rotation=10.0, shift=2.0, scale=0.1, shear=0.1)
-    drawn = random_affine(jax.random.key(0), same, limit)
+    drawn = distort(jax.random.key(0), same, limit)
     assert drawn.dtype == jnp.float32
     assert len(np.unique(np.asarray(drawn).reshape(200, -1), axis=0)) == 200
-    np.testing.assert_array_equal(drawn, random_affine(jax.random.key(0), same, limit))
-    assert jnp.abs(drawn - random_affine(jax.random.key(1), same, limit)).max() > 1
+    np.testing.assert_array_equal(drawn, distort(jax.random.key(0), same, limit))
+    assert jnp.abs(drawn - distort(jax.random.key(1), same, limit)).max() > 1
 
 
 def test_draws_span_the_range_evenly():
     """The centre of mass of a dot tells the shift: uniform in +-3, down and right apart."""
     dots = np.zeros((4000, 15, 15, 1), np.uint8)
     dots[:, 7, 7] = 255
-    drawn = np.asarray(random_affine(jax.random.key(0), dots, Distortion(shift=3.0)))[..., 0] / 255
+    drawn = np.asarray(distort(jax.random.key(0), dots, Distortion(shift=3.0)))[..., 0] / 255
     down = (drawn.sum(2) * np.arange(15)).sum(1) - 7
     right = (drawn.sum(1) * np.arange(15)).sum(1) - 7
     for draws in (down, right):
@@ -94,5 +94,31 @@ def test_draws_span_the_range_evenly():
 
 def test_distortions_keep_the_ink(images):
     """Digits stay in the picture: a mild distortion changes the mean ink by a few percent at most."""
-    drawn = random_affine(jax.random.key(0), images, Distortion(rotation=10.0, shift=2.0, shear=0.1))
+    drawn = distort(jax.random.key(0), images, Distortion(rotation=10.0, shift=2.0, shear=0.1))
     assert float(drawn.mean()) == pytest.approx(images.mean(), rel=0.05)
+
+
+def test_displacement_agrees_with_scipy(images):
+    """Each pixel is looked up where the displacement says, with bilinear interpolation and zeros outside."""
+    displacement = np.random.default_rng(0).normal(scale=3, size=(2, 4, 28, 28)).astype(np.float32)
+    drawn = affine(images[:4], Affine(), displacement)
+    places = np.mgrid[:28, :28]
+    for i in range(4):
+        image = np.pad(images[i, :, :, 0].astype(np.float64), 30)
+        expected = ndimage.map_coordinates(image, places + 30 + displacement[:, i], order=1)
+        np.testing.assert_allclose(drawn[i, :, :, 0], expected, atol=2e-3)
+
+
+def test_elastic_distortion_is_smooth_and_as_large_as_said():
+    """On ramps, whose pixels tell where they were looked up."""
+    rows, columns = np.mgrid[:28, :28].astype(np.float32)
+    ramps = np.tile(np.stack([rows, columns], -1)[None], (500, 1, 1, 1)) + 100
+    drawn = np.asarray(distort(jax.random.key(0), ramps, Distortion(elastic=0.5)))
+    moved = (drawn - ramps)[:, 6:22, 6:22]  # Inside, where nothing is looked up beyond the edge.
+    assert abs(moved.mean()) < 0.02
+    # Between the points of the grid, draws of two to four of them are mixed.
+    assert 0.3 < moved.std() < 0.55
+    assert np.abs(np.diff(moved, axis=1)).max() < 0.8
+    assert np.corrcoef(moved[:, :-1].ravel(), moved[:, 1:].ravel())[0, 1] > 0.95
+    assert abs(np.corrcoef(moved[..., 0].ravel(), moved[..., 1].ravel())[0, 1]) < 0.05
+    assert abs(np.corrcoef(moved[:-1].ravel(), moved[1:].ravel())[0, 1]) < 0.05

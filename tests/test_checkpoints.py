@@ -1,122 +1,17 @@
 import dataclasses
 import json
+import shutil
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from conftest import ROOT
-from safetensors.numpy import load_file, save_file
 
-from mnist_jax import (
-    ARCHS,
-    InputError,
-    create_model,
-    load_pretrained,
-    load_weights,
-    make_config,
-    predict,
-    save_weights,
-    trials,
-)
-from mnist_jax.checkpoints import create_run, load_config, load_run, write_json
+from mnist_jax import InputError, Mnist, Split, Stopped, StorageError, checkpoints, fit, make_config
+from mnist_jax.checkpoints import create_run, load_config, load_run, lock, resume, save_checkpoint, save_epochs
+from mnist_jax.training import Progress
 
-
-def variables_of(arch, seed=0):
-    variables = create_model(arch).init(jax.random.key(seed), jnp.zeros((1, 28, 28, 1)), train=False)
-    return {"batch_stats": {}, **variables}
-
-
-@pytest.fixture(scope="module")
-def lighter():
-    return variables_of("lighter")
-
-
-@pytest.mark.parametrize("arch", ARCHS)
-def test_weights_survive_to_the_bit(arch, tmp_path):
-    variables = variables_of(arch)
-    save_weights(tmp_path / "w", arch, variables)
-    chex.assert_trees_all_equal(load_weights(tmp_path / "w", arch, create_model(arch)), variables)
-    content = (tmp_path / "w").read_bytes()
-    save_weights(tmp_path / "w", arch, variables)
-    assert (tmp_path / "w").read_bytes() == content
-    assert [path.name for path in tmp_path.iterdir()] == ["w"]
-
-
-def test_weights_of_another_network(tmp_path, lighter):
-    save_weights(tmp_path / "w", "lighter", lighter)
-    with pytest.raises(InputError, match="are of network 'lighter'; expected 'gap'"):
-        load_weights(tmp_path / "w", "gap", create_model("gap"))
-
-
-def edited(path, edit):
-    tensors = load_file(path)
-    edit(tensors)
-    save_file(tensors, path, {"mnist_jax": '{"format": 1, "arch": "lighter"}'})
-
-
-def test_weights_with_another_shape_dtype_or_name(tmp_path, lighter):
-    path = tmp_path / "w"
-    edits = {
-        r"conv1/kernel expected float32 \(3, 3, 1, 16\), found float32 \(1, 3, 3, 16\)": lambda t: t.update(
-            {"params/conv1/kernel": t["params/conv1/kernel"].reshape(1, 3, 3, 16)}
-        ),
-        "conv1/kernel expected float32 .* found float64": lambda t: t.update(
-            {"params/conv1/kernel": t["params/conv1/kernel"].astype(np.float64)}
-        ),
-        "conv1/kernel expected float32 .* found nothing": lambda t: t.pop("params/conv1/kernel"),
-        "conv9/kernel expected nothing": lambda t: t.update({"params/conv9/kernel": np.zeros(1, np.float32)}),
-    }
-    for message, edit in edits.items():
-        save_weights(path, "lighter", lighter)
-        edited(path, edit)
-        with pytest.raises(InputError, match=message):
-            load_weights(path, "lighter", create_model("lighter"))
-
-
-def test_weights_with_a_flipped_bit_or_a_nan(tmp_path, lighter):
-    path = tmp_path / "w"
-    save_weights(path, "lighter", lighter)
-    content = bytearray(path.read_bytes())
-    content[-1000] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(InputError, match="are damaged: expected SHA-256"):
-        load_weights(path, "lighter", create_model("lighter"))
-    broken = jax.tree.map(lambda x: x.at[0].set(jnp.nan), lighter)
-    save_weights(path, "lighter", broken)
-    with pytest.raises(InputError, match="is not finite everywhere; train again"):
-        load_weights(path, "lighter", create_model("lighter"))
-
-
-@pytest.mark.parametrize("arch", ARCHS)
-def test_shipped_weights_are_seed_1_of_the_default_recipe(arch, mnist):
-    """They get the very test images wrong that the results of that seed name, and nothing else."""
-    model, variables = load_pretrained(arch)
-    (trial,) = (t for t in trials.read(ROOT / "results" / f"default-{arch}.jsonl") if t["config"]["seed"] == 1)
-    predictions = predict(model, variables, mnist.test.images).argmax(-1)
-    assert np.flatnonzero(predictions != mnist.test.labels).tolist() == trial["errors"]
-
-
-def test_no_shipped_weights_of_another_network():
-    with pytest.raises(InputError, match="unknown arch 'bn'"):
-        load_pretrained("bn")
-
-
-@pytest.mark.parametrize("damage", ["missing", "empty", "text", "truncated", "foreign"])
-def test_not_a_weights_file(tmp_path, lighter, damage):
-    path = tmp_path / "w.safetensors"
-    save_weights(path, "lighter", lighter)
-    content = path.read_bytes()
-    if damage == "missing":
-        path.unlink()
-    elif damage == "foreign":
-        save_file({"x": np.zeros(3)}, path)
-    else:
-        path.write_bytes({"empty": b"", "text": b"weights, honestly", "truncated": content[:-100]}[damage])
-    with pytest.raises(InputError, match=str(path)) as error:
-        load_weights(path, "lighter", create_model("lighter"))
-    assert "\n" not in str(error.value)
+CONFIG = make_config("reference", arch="gap", epochs=3, batch_size=100, average_decay=0.9, optimizer="adamw")
 
 
 def test_a_run_directory_is_made_once(tmp_path):
@@ -124,7 +19,7 @@ def test_a_run_directory_is_made_once(tmp_path):
     create_run(tmp_path / "a" / "run", config)
     assert load_config(tmp_path / "a" / "run") == config
     assert json.loads((tmp_path / "a" / "run" / "config.json").read_text()) == dataclasses.asdict(config)
-    with pytest.raises(InputError, match="already holds a run; name another with --run-dir"):
+    with pytest.raises(InputError, match="already holds a run; go on with it by --resume, or name another"):
         create_run(tmp_path / "a" / "run", make_config())
     assert load_config(tmp_path / "a" / "run") == config
 
@@ -138,15 +33,200 @@ def test_a_run_directory_that_cannot_be_written(tmp_path):
 def test_no_run_or_an_unusable_config(tmp_path):
     with pytest.raises(InputError, match="holds no run"):
         load_run(tmp_path)
-    for content in ("not json", '{"arch": "bn"}', '{"colour": 1}', "[1]"):
+    for content in ("not json", '{"arch": "bn"}', '{"colour": 1}', "[1]", '{"recipe": 1}'):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(InputError, match=r"config .* cannot be used"):
             load_run(tmp_path)
 
 
-def test_json_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "x.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
+def test_one_writer_at_a_time(tmp_path):
+    refused = pytest.raises(InputError, match=r"is being written by process \d+ on .*; wait for it or stop it")
+    with lock(tmp_path), refused, lock(tmp_path):
+        pass
+    with lock(tmp_path):
+        pass
+
+
+@pytest.fixture(scope="module")
+def small(mnist):
+    return Mnist(*(Split(split.images[:500], split.labels[:500]) for split in mnist))
+
+
+@pytest.fixture(scope="module")
+def saved(small, tmp_path_factory):
+    """A run of three epochs, a checkpoint after each: its directory, its progress, and the final state."""
+    run_dir, seen = tmp_path_factory.mktemp("runs") / "run", []
+    create_run(run_dir, CONFIG)
+
+    def keep(progress):
+        seen.append(progress._replace(state=jax.tree.map(jnp.copy, progress.state)))  # The next step takes it.
+        save_checkpoint(run_dir, CONFIG, progress, 500)
+        save_epochs(run_dir, progress.history)
+
+    fit(CONFIG, small, on_epoch=keep)
+    return run_dir, seen
+
+
+@pytest.fixture
+def run(saved, tmp_path):
+    """A copy to damage."""
+    shutil.copytree(saved[0], tmp_path / "run")
+    return tmp_path / "run", saved[1]
+
+
+def same(a: Progress, b: Progress):
+    chex.assert_trees_all_equal(a._replace(history=()), b._replace(history=()))
+    assert a.history == b.history
+
+
+def test_a_checkpoint_is_the_progress_to_the_bit(run):
+    run_dir, seen = run
+    found = resume(run_dir, CONFIG, 500)
+    assert found.damaged == ()
+    same(found.progress, seen[-1])
+    assert jax.tree.structure(found.progress.state) == jax.tree.structure(seen[-1].state)
+    assert [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()] == [
+        metrics._asdict() for metrics in seen[-1].history
+    ]
+
+
+def test_a_run_goes_on_from_a_checkpoint_in_mid_epoch(small, saved, tmp_path):
+    create_run(tmp_path / "run", CONFIG)
+    asked = iter([False] * 6 + [True])  # After steps 1 to 5, between the epochs, after step 6: yes.
+    with pytest.raises(Stopped) as stopped:
+        fit(CONFIG, small, stop=lambda: next(asked))
+    save_checkpoint(tmp_path / "run", CONFIG, stopped.value.args[0], 500)
+    progress = resume(tmp_path / "run", CONFIG, 500).progress
+    assert (int(progress.state.step), int(progress.totals.count), len(progress.history)) == (6, 100, 1)
+    state, history = fit(CONFIG, small, progress=progress)
+    expected = saved[1][-1]
+    chex.assert_trees_all_equal(state, expected.state)
+    assert [entry[:-1] for entry in history] == [entry[:-1] for entry in expected.history]
+
+
+def test_only_the_newest_are_kept(small, tmp_path):
+    create_run(tmp_path, CONFIG)
+    fit(CONFIG, small, on_epoch=lambda progress: save_checkpoint(tmp_path, CONFIG, progress, 500, keep=2))
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["10", "10.sha256", "15", "15.sha256"]
+
+
+def files_of(checkpoint):
+    return sorted(path for path in checkpoint.rglob("*") if path.is_file())
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    if how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "flipped" and content:
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    elif how == "emptied":
+        path.write_bytes(b"")
+    elif how == "missing":
+        path.unlink()
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "emptied", "missing"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(run, how):
+    run_dir, seen = run
+    newest = run_dir / "checkpoints" / "15"
+    for path in files_of(newest):
+        damage(path, how)
+    found = resume(run_dir, CONFIG, 500)
+    (line,) = found.damaged
+    assert str(newest) in line
+    assert "is damaged" in line
+    assert "\n" not in line
+    same(found.progress, seen[1])
+    # It is set aside, so that the same step can be saved again.
+    assert newest.with_name("15.damaged").is_dir()
+    save_checkpoint(run_dir, CONFIG, seen[2], 500)
+    same(resume(run_dir, CONFIG, 500).progress, seen[2])
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "emptied", "missing"])
+def test_damage_to_any_one_file_is_noticed(saved, tmp_path, how):
+    run_dir, seen = saved
+    for i, path in enumerate([*files_of(run_dir / "checkpoints" / "15"), run_dir / "checkpoints" / "15.sha256"]):
+        if path.stat().st_size == 0 and how != "missing":
+            continue
+        copy = tmp_path / str(i)
+        shutil.copytree(run_dir, copy)
+        damage(copy / path.relative_to(run_dir), how)
+        (line,) = resume(copy, CONFIG, 500).damaged
+        assert "checkpoints/15 is damaged: " in line
+        if i == 0:
+            same(resume(copy, CONFIG, 500).progress, seen[1])
+
+
+def test_all_checkpoints_damaged(run):
+    run_dir, _ = run
+    for step in (5, 10, 15):
+        for path in files_of(run_dir / "checkpoints" / str(step)):
+            damage(path, "flipped")
+    with pytest.raises(InputError, match="no checkpoint is intact, so start again in another --run-dir") as error:
+        resume(run_dir, CONFIG, 500)
+    assert all(f"checkpoints/{step} is damaged" in str(error.value) for step in (5, 10, 15))
+
+
+def test_no_checkpoint_yet_is_the_start(tmp_path):
+    create_run(tmp_path, CONFIG)
+    assert resume(tmp_path, CONFIG, 500) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("learning_rate", 0.02), ("arch", "bn_dropout"), ("seed", 2), ("batch_size", 50)]
+)
+def test_another_setting_is_refused(run, setting, value):
+    run_dir, _ = run
+    other = dataclasses.replace(CONFIG, **{setting: value})
+    message = f"cannot resume: {setting} is {value!r}, but the run was begun with {getattr(CONFIG, setting)!r}"
+    with pytest.raises(InputError, match=message):
+        resume(run_dir, other, 500)
+    # By hand in the file, to the same end.
+    (run_dir / "config.json").write_text(json.dumps(dataclasses.asdict(other)))
+    with pytest.raises(InputError, match=message):
+        resume(run_dir, load_config(run_dir), 500)
+
+
+def test_what_may_change(run):
+    run_dir, seen = run
+    longer = dataclasses.replace(CONFIG, epochs=5, eval_batch_size=100, run_dir="elsewhere")
+    same(resume(run_dir, longer, 500).progress, seen[-1])
+    with pytest.raises(InputError, match="trains on 500 images, not 400"):
+        resume(run_dir, CONFIG, 400)
+
+
+def test_epochs_may_not_change_under_a_schedule(tmp_path):
+    config = make_config(arch="gap")
+    create_run(tmp_path, config)
+    with pytest.raises(InputError, match=r"epochs is \d+, but the run was begun with"):
+        resume(tmp_path, dataclasses.replace(config, epochs=config.epochs + 1), 500)
+
+
+def test_a_checkpoint_of_another_network(run, tmp_path):
+    run_dir, _ = run
+    other = dataclasses.replace(CONFIG, arch="lighter")
+    create_run(tmp_path / "other", other)
+    shutil.copytree(run_dir / "checkpoints", tmp_path / "other" / "checkpoints")
+    with pytest.raises(InputError, match="arch is 'lighter', but the run was begun with 'gap'"):
+        resume(tmp_path / "other", other, 500)
+
+
+def test_what_cannot_be_written_says_so_and_harms_nothing(run, monkeypatch):
+    run_dir, seen = run
+    before = (run_dir / "metrics.jsonl").read_bytes()
+
+    def refuse(self, target):
+        raise PermissionError(13, "Permission denied", str(target))
+
+    monkeypatch.setattr("pathlib.Path.replace", refuse)
+    with pytest.raises(StorageError, match=r"cannot write to run dir .*Permission denied.*--resume"):
+        save_epochs(run_dir, seen[0].history)
+    assert (run_dir / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(StorageError, match=r"cannot write to run dir .*--resume"):
+        checkpoints.save_result(run_dir, CONFIG, seen[0].state.variables, {"a": 1})
+    monkeypatch.undo()
+    same(resume(run_dir, CONFIG, 500).progress, seen[-1])

@@ -1,3 +1,4 @@
+import itertools
 from functools import partial
 
 import chex
@@ -23,7 +24,7 @@ from mnist_jax import (
     training,
 )
 from mnist_jax.augment import Distortion
-from mnist_jax.training import Streams, epoch_order, steps_per_epoch
+from mnist_jax.training import Stopped, Streams, epoch_order, steps_per_epoch
 
 
 def first(split, size):
@@ -189,7 +190,7 @@ def test_fit_is_reproducible_to_the_bit_and_compiles_once(small, monkeypatch):
     traces = []
     monkeypatch.setattr(training, "standardise", lambda images: (traces.append(images.shape), standardise(images))[1])
     epochs = []
-    state, history = fit(config, small, on_epoch=lambda state, metrics: epochs.append(metrics))
+    state, history = fit(config, small, on_epoch=lambda progress: epochs.append(progress.history[-1]))
     again, other = fit(config, small)
     chex.assert_trees_all_equal(state, again)
     assert [entry[:-1] for entry in history] == [entry[:-1] for entry in other]
@@ -202,14 +203,55 @@ def test_fit_is_reproducible_to_the_bit_and_compiles_once(small, monkeypatch):
     assert jnp.abs(different.params["conv1"]["kernel"] - state.params["conv1"]["kernel"]).max() > 0
 
 
+def after(asked):
+    """A `stop` that says yes from the given time on that it is asked."""
+    times = itertools.count(1)
+    return lambda: next(times) >= asked
+
+
+@pytest.mark.parametrize(("stops", "steps"), [([3], [3]), ([10], [10]), ([1, 8, 4], [1, 9, 12]), ([19], [18])])
+def test_a_run_that_stops_and_goes_on_is_the_run_that_did_not(small, stops, steps):
+    """Ten steps an epoch: in mid-epoch, between epochs, several times; between epochs it is asked once more."""
+    config = make_config(arch="gap", epochs=2, batch_size=100, average_decay=0.9)
+    state, history = fit(config, small)
+    progress, stood = None, []
+    for asked in stops:
+        with pytest.raises(Stopped) as stopped:
+            fit(config, small, progress=progress, stop=after(asked))
+        (progress,) = stopped.value.args
+        stood.append(int(progress.state.step))
+    again, other = fit(config, small, progress=progress)
+    assert stood == steps
+    chex.assert_trees_all_equal(state, again)
+    assert [entry[:-1] for entry in history] == [entry[:-1] for entry in other]
+
+
 def test_fit_refuses_a_batch_above_the_data(small):
     with pytest.raises(InputError, match="batch size 1001 is above the 1000 training images"):
         fit(make_config(batch_size=1001), small)
 
 
 def test_a_loss_that_is_not_finite_stops_the_fit(small):
-    with pytest.raises(DivergedError, match=r"epoch 1 .*learning rate below 1000000.0"):
-        fit(make_config(arch="gap", epochs=1, batch_size=100, learning_rate=1e6), small)
+    """At 1e6 the first update throws the weights so far that the second step's loss overflows, or the third's."""
+    config = make_config("reference", arch="gap", epochs=1, batch_size=100, learning_rate=1e6)
+    with pytest.raises(DivergedError, match=r"at step \d+ of 10, in epoch 1; try a learning rate below 1000000.0"):
+        fit(config, small)
+
+
+def test_the_first_bad_step_is_named(setup, small, monkeypatch):
+    """In either way of looping, and whatever comes after it."""
+    model, optimizer, fresh = setup
+    order = epoch_order(jax.random.key(0), 1, 1000, 100)
+    options = {"model": model, "optimizer": optimizer}
+    state = fresh()
+    params = {**state.params, "conv8": {"kernel": state.params["conv8"]["kernel"] * jnp.inf}}
+    for backend in ("cpu", "gpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        broken = jax.tree.map(jnp.copy, state._replace(params=params, step=jnp.int32(6)))
+        _, totals = train_epoch(broken, small.train, order, jax.random.key(1), first=6, **options)
+        assert totals.bad_step == 7
+        _, totals = train_epoch(jax.tree.map(jnp.copy, state), small.train, order[:2], jax.random.key(1), **options)
+        assert totals.bad_step == 0
 
 
 def test_reference_optimiser_is_plain_sgd_with_momentum():

@@ -1,0 +1,123 @@
+import pickle
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT
+from safetensors.numpy import load_file, save_file
+
+from mnist_jax import (
+    ARCHS,
+    InputError,
+    create_model,
+    load_pretrained,
+    load_weights,
+    predict,
+    save_weights,
+    trials,
+)
+
+
+def variables_of(arch, seed=0):
+    variables = create_model(arch).init(jax.random.key(seed), jnp.zeros((1, 28, 28, 1)), train=False)
+    return {"batch_stats": {}, **variables}
+
+
+@pytest.fixture(scope="module")
+def lighter():
+    return variables_of("lighter")
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_weights_survive_to_the_bit(arch, tmp_path):
+    variables = variables_of(arch)
+    save_weights(tmp_path / "w", arch, variables)
+    chex.assert_trees_all_equal(load_weights(tmp_path / "w", arch, create_model(arch)), variables)
+    content = (tmp_path / "w").read_bytes()
+    save_weights(tmp_path / "w", arch, variables)
+    assert (tmp_path / "w").read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["w"]
+
+
+def test_weights_of_another_network(tmp_path, lighter):
+    save_weights(tmp_path / "w", "lighter", lighter)
+    with pytest.raises(InputError, match="are of network 'lighter'; expected 'gap'"):
+        load_weights(tmp_path / "w", "gap", create_model("gap"))
+
+
+def edited(path, edit):
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path, {"mnist_jax": '{"format": 1, "arch": "lighter"}'})
+
+
+def test_weights_with_another_shape_dtype_or_name(tmp_path, lighter):
+    path = tmp_path / "w"
+    edits = {
+        r"conv1/kernel expected float32 \(3, 3, 1, 16\), found float32 \(1, 3, 3, 16\)": lambda t: t.update(
+            {"params/conv1/kernel": t["params/conv1/kernel"].reshape(1, 3, 3, 16)}
+        ),
+        "conv1/kernel expected float32 .* found float64": lambda t: t.update(
+            {"params/conv1/kernel": t["params/conv1/kernel"].astype(np.float64)}
+        ),
+        "conv1/kernel expected float32 .* found nothing": lambda t: t.pop("params/conv1/kernel"),
+        "conv9/kernel expected nothing": lambda t: t.update({"params/conv9/kernel": np.zeros(1, np.float32)}),
+    }
+    for message, edit in edits.items():
+        save_weights(path, "lighter", lighter)
+        edited(path, edit)
+        with pytest.raises(InputError, match=message):
+            load_weights(path, "lighter", create_model("lighter"))
+
+
+def test_weights_with_a_flipped_bit_or_a_nan(tmp_path, lighter):
+    path = tmp_path / "w"
+    save_weights(path, "lighter", lighter)
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="are damaged: expected SHA-256"):
+        load_weights(path, "lighter", create_model("lighter"))
+    broken = jax.tree.map(lambda x: x.at[0].set(jnp.nan), lighter)
+    save_weights(path, "lighter", broken)
+    with pytest.raises(InputError, match="is not finite everywhere; train again"):
+        load_weights(path, "lighter", create_model("lighter"))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_shipped_weights_are_seed_1_of_the_default_recipe(arch, mnist):
+    """They get the very test images wrong that the results of that seed name, and nothing else."""
+    model, variables = load_pretrained(arch)
+    (trial,) = (t for t in trials.read(ROOT / "results" / f"default-{arch}.jsonl") if t["config"]["seed"] == 1)
+    predictions = predict(model, variables, mnist.test.images).argmax(-1)
+    assert np.flatnonzero(predictions != mnist.test.labels).tolist() == trial["errors"]
+
+
+def test_no_shipped_weights_of_another_network():
+    with pytest.raises(InputError, match="unknown arch 'bn'"):
+        load_pretrained("bn")
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "text", "truncated", "foreign", "zip", "pickle", "list"])
+def test_not_a_weights_file(tmp_path, lighter, damage):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, "lighter", lighter)
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "foreign":
+        save_file({"x": np.zeros(3)}, path)
+    elif damage == "zip":
+        np.savez(path, x=np.zeros(3))
+        path.with_name(path.name + ".npz").replace(path)
+    elif damage == "pickle":
+        path.write_bytes(pickle.dumps(lighter))
+    elif damage == "list":
+        save_file({"x": np.zeros(3)}, path, {"mnist_jax": "[1]"})
+    else:
+        path.write_bytes({"empty": b"", "text": b"weights, honestly", "truncated": content[:-100]}[damage])
+    with pytest.raises(InputError, match=str(path)) as error:
+        load_weights(path, "lighter", create_model("lighter"))
+    assert "\n" not in str(error.value)
