@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import platform
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -176,7 +177,7 @@ def save_checkpoint(run_dir: Path, config: Config, progress: Progress, num_examp
         "environment": environment(),
     }
     step, directory = int(progress.state.step), run_dir / CHECKPOINTS
-    with _storing(run_dir):
+    with _storing(run_dir), _quiet_threads():
         with _manager(run_dir, keep) as manager:
             items = {"state": ocp.args.StandardSave(tensors), "record": ocp.args.JsonSave(record)}
             manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -310,6 +311,15 @@ def _storing(run_dir: Path) -> Iterator[None]:
         yield
     except Exception as error:  # TensorStore reports a full disk as a ValueError.
         raise _unwritable(run_dir, error) from error
+
+
+@contextlib.contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Keeps what a failed write leaves running in Orbax's threads from printing tracebacks until the process ends."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda unraisable: None
+    yield
+    sys.unraisablehook = hook
 
 
 def _unwritable(run_dir: Path, error: Exception) -> StorageError:

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import logging
 import urllib.request
 import zipfile
 import zlib
@@ -104,6 +105,8 @@ def _load_bundled(path: Path) -> Mnist:
 def _load_tfds(data_dir: str | Path | None) -> Mnist:
     # Imported here: only this source needs it, and it costs a second.
     import tensorflow_datasets as tfds
+
+    logging.getLogger("absl").setLevel(logging.ERROR)  # It would recommend another decoder at every start.
 
     if data_dir is not None and not Path(data_dir).is_dir():
         raise InputError(f"data dir {str(data_dir)!r} is not a directory; name one that holds mnist/3.0.1")

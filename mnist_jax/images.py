@@ -53,6 +53,8 @@ def load_image(path: Path) -> np.ndarray:
                 if getattr(image, "n_frames", 1) > 1:
                     raise InputError(f"image {str(path)!r} is animated; give one picture")
                 grey = _grey(ImageOps.exif_transpose(image))
+    except InputError:
+        raise
     except Image.DecompressionBombError:
         raise InputError(f"image {str(path)!r} is too large; make it smaller, up to {MAX_PIXELS:,} pixels") from None
     except (OSError, SyntaxError, ValueError) as error:
@@ -65,7 +67,7 @@ def load_image(path: Path) -> np.ndarray:
 
 
 def centre(ink: np.ndarray) -> np.ndarray:
-    """Scales ink to a box of 20x20, its shape kept, and moves its centre of mass to the middle of 28x28.
+    """Scales ink to a box of 20x20, its shape kept, and moves its centre of mass to pixel (14, 14) of 28x28.
 
     Args:
       ink: float [H, W], 0 for background to 255; some of it above 0.
@@ -87,7 +89,7 @@ def centre(ink: np.ndarray) -> np.ndarray:
     corner = []
     for axis, length in enumerate(small.shape):
         middle = (small.sum(1 - axis) * np.arange(length)).sum() / mass
-        corner.append(int(np.clip(round((_SIZE - 1) / 2 - middle), 0, _SIZE - length)))
+        corner.append(int(np.clip(round(_SIZE / 2 - middle), 0, _SIZE - length)))
     down, right = corner
     placed[down : down + small.shape[0], right : right + small.shape[1]] = np.clip(small, 0, 255).round()
     return placed[..., None]

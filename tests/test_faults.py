@@ -1,0 +1,252 @@
+"""What can go wrong with a run, provoked for real: signals, kills, a full disk, a second process, odd environments."""
+
+import dataclasses
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import PREPARED, ROOT
+
+from mnist_jax import Config, InputError, checkpoints, cli
+
+TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py")]
+# A constant rate, so that more epochs may follow; 30 steps an epoch.
+FLAGS = ["--data-source", "tfds", "--data-dir", str(PREPARED), "--arch", "bn_dropout", "--recipe", "reference"]
+FLAGS += ["--batch-size", "10", "--average-decay", "0.9", "--rotation", "10"]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """A compilation cache for all processes of this file."""
+    return os.environ | {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+
+
+def train(environment, *args, **options):
+    return subprocess.run(
+        [*TRAIN, *map(str, args)], capture_output=True, text=True, check=False, env=environment, **options
+    )
+
+
+def begin(environment, *args):
+    return subprocess.Popen(
+        [*TRAIN, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def outcome(run_dir):
+    """What a run comes to: weights, and metrics without the seconds."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["seconds"]
+    return (run_dir / "weights.safetensors").read_bytes(), lines
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(environment, tmp_path_factory):
+    """The outcome of six epochs in one go."""
+    run_dir = tmp_path_factory.mktemp("runs") / "run"
+    result = train(environment, *FLAGS, "--epochs", 6, "--run-dir", run_dir)
+    assert (result.returncode, result.stderr) == (0, "")
+    return outcome(run_dir)
+
+
+@pytest.fixture(scope="module")
+def three_epochs(environment, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "run"
+    assert train(environment, *FLAGS, "--epochs", 3, "--run-dir", run_dir).returncode == 0
+    return run_dir
+
+
+@pytest.fixture
+def run_dir(three_epochs, tmp_path):
+    """A run of three epochs, to damage."""
+    shutil.copytree(three_epochs, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def wait_for(condition, process=None):
+    for _ in range(6000):
+        if condition():
+            return
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    raise AssertionError("it never came")
+
+
+def finish(environment, run_dir, *args):
+    result = train(environment, "--resume", run_dir, *args)
+    assert result.returncode == 0, result.stderr
+    return outcome(run_dir)
+
+
+def test_more_epochs_are_the_longer_run(environment, uninterrupted, run_dir):
+    assert finish(environment, run_dir, "--epochs", 6) == uninterrupted
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_in_mid_epoch_saves_and_says_how_to_go_on(environment, uninterrupted, tmp_path, number, status):
+    run_dir = tmp_path / "run"
+    process = begin(environment, *FLAGS, "--epochs", 6, "--run-dir", run_dir)
+    wait_for((run_dir / "metrics.jsonl").exists, process)
+    process.send_signal(number)
+    out, err = process.communicate()
+    assert process.returncode == status
+    assert out.splitlines()[-1] == f"python scripts/train.py --resume {run_dir}"
+    assert err == ""
+    assert finish(environment, run_dir) == uninterrupted
+
+
+def test_a_second_interrupt_leaves_at_once(environment, tmp_path):
+    """A step of three seconds and more is under way; there is no waiting for it, and nothing is saved."""
+    flags = ["--arch", "basic", "--recipe", "reference", "--batch-size", "2000", "--run-dir", tmp_path / "run"]
+    process = begin(environment, *flags)
+    wait_for((tmp_path / "run" / ".owner").exists, process)
+    # The line that says how many epochs there are is printed before the signals are caught.
+    while "epochs of" not in process.stdout.readline():
+        pass
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert process.returncode == 130
+    assert "to go on" not in out
+    assert err == ""
+
+
+@pytest.mark.slow
+def test_killed_ten_times_at_random_moments(environment, tmp_path):
+    """Epochs here take a tenth of a second and saving one as long, so that about every other kill hits a save."""
+    assert train(environment, *FLAGS, "--epochs", 20, "--run-dir", tmp_path / "whole").returncode == 0
+    run_dir, moments = tmp_path / "run", random.Random(0)
+    flags = [*FLAGS, "--epochs", 20, "--run-dir", run_dir]
+    for _ in range(10):
+        metrics = run_dir / "metrics.jsonl"
+        before = metrics.stat().st_mtime_ns if metrics.exists() else 0
+        process = begin(environment, *flags)
+        wait_for(
+            lambda process=process, metrics=metrics, before=before: (
+                process.poll() is not None or (metrics.exists() and metrics.stat().st_mtime_ns != before)
+            )
+        )
+        time.sleep(moments.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+        assert [line["epoch"] for line in lines] == list(range(1, len(lines) + 1))
+        flags = ["--resume", run_dir]
+    assert finish(environment, run_dir) == outcome(tmp_path / "whole")
+    assert not [path for path in (run_dir / "checkpoints").iterdir() if "tmp" in path.name]
+
+
+def test_a_full_disk_while_saving(environment, uninterrupted, run_dir):
+    """No file may grow beyond 20 kB, as though the disk were full; what was saved goes on where there is room."""
+    before = outcome(run_dir)
+    result = train(
+        environment,
+        *("--resume", run_dir, "--epochs", 6, "--no-compilation-cache"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )
+    assert result.returncode == 4
+    assert result.stderr.startswith(f"error: cannot write to run dir '{run_dir}'")
+    assert result.stderr.endswith(f"--resume {run_dir}\n")
+    assert result.stderr.count("\n") == 1
+    assert outcome(run_dir) == before
+    assert finish(environment, run_dir, "--epochs", 6) == uninterrupted
+
+
+def test_two_runs_in_one_directory(environment, tmp_path):
+    run_dir = tmp_path / "run"
+    first = begin(environment, *FLAGS, "--epochs", 1000, "--run-dir", run_dir)
+    wait_for((run_dir / "metrics.jsonl").exists, first)
+    second = train(environment, "--resume", run_dir)
+    first.terminate()
+    first.communicate()
+    assert (second.returncode, second.stdout) == (2, "")
+    assert f"is being written by process {first.pid} on" in second.stderr
+    assert second.stderr.count("\n") == 1
+    assert first.returncode == 143
+
+
+def test_metrics_cut_in_mid_line(environment, uninterrupted, run_dir):
+    content = (run_dir / "metrics.jsonl").read_text()
+    (run_dir / "metrics.jsonl").write_text(content[: len(content) // 2])
+    assert finish(environment, run_dir, "--epochs", 6) == uninterrupted
+
+
+def test_damage_is_said_aloud_and_mended(environment, uninterrupted, run_dir):
+    shutil.rmtree(run_dir / "checkpoints" / "90" / "state")
+    result = train(environment, "--resume", run_dir, "--epochs", 6)
+    assert result.returncode == 0
+    assert f"warning: checkpoint {run_dir / 'checkpoints' / '90'} is damaged: " in result.stdout
+    assert f"resuming {run_dir} after step 60" in result.stdout
+    assert outcome(run_dir) == uninterrupted
+
+
+def test_a_diverged_run_keeps_its_last_good_checkpoint(environment, tmp_path):
+    result = train(environment, *FLAGS, "--epochs", 3, "--learning-rate", "1e6", "--run-dir", tmp_path / "run")
+    assert result.returncode == 3
+    assert result.stderr.startswith("error: the loss or its gradient is not finite at step ")
+    assert result.stderr.count("\n") == 1
+    config = checkpoints.load_config(tmp_path / "run")
+    found = checkpoints.resume(tmp_path / "run", config, 300)
+    if found.progress:
+        assert all(abs(leaf).max() < float("inf") for leaf in found.progress.state.params["conv1"].values())
+
+
+def test_a_config_edited_by_hand_is_refused(environment, run_dir, tmp_path):
+    config = json.loads((run_dir / "config.json").read_text())
+    (run_dir / "config.json").write_text(json.dumps(config | {"learning_rate": 0.5}))
+    result = train(environment, "--resume", run_dir)
+    assert result.returncode == 2
+    assert "learning_rate is 0.5, but the run was begun with 0.01" in result.stderr
+    result = train(environment, "--resume", tmp_path / "absent")
+    assert (result.returncode, "holds no run" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"PYTHONHASHSEED": "1", "LC_ALL": "C"},
+        {"PYTHONHASHSEED": "2", "LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8"},
+        {"XDG_CACHE_HOME": "/proc/nowhere"},
+        {"TMPDIR": "/proc/nowhere"},
+    ],
+    ids=["hash seed and locale", "another", "unwritable cache", "no temporary directory"],
+)
+def test_the_environment_changes_nothing(environment, uninterrupted, tmp_path, odd):
+    result = train(environment | odd, *FLAGS, "--epochs", 6, "--run-dir", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    assert outcome(tmp_path / "run") == uninterrupted
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """As the scripts have it."""
+
+    config: cli.tyro.conf.OmitArgPrefixes[Config]
+
+
+NUMERIC = [field.name for field in dataclasses.fields(Config) if field.type in (int, float)]
+
+
+@pytest.mark.parametrize("name", NUMERIC)
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "1e400", "word"])
+def test_every_number_is_accepted_or_refused_by_name(name, value):
+    flag = "--" + name.replace("_", "-")
+    may_be_zero = name not in ("epochs", "batch_size", "eval_batch_size", "learning_rate", "low_resolution")
+    if value == "0" and may_be_zero:
+        assert getattr(cli.parse(Options, [flag, value]).config, name) == 0
+        return
+    with pytest.raises(InputError) as error:
+        cli.parse(Options, [flag, value])
+    message = str(error.value)
+    assert flag in message or name.replace("_", " ") in message
+    assert "\n" not in message
