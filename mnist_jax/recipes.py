@@ -60,6 +60,8 @@ class Config:
     """Augmentation: sheared by up to so many pixels per pixel either way."""
     elastic: float = 0.0
     """Augmentation: points displaced by so many pixels (standard deviation), neighbours alike."""
+    plain_epochs: int = 0
+    """How many epochs, the last, train on the images as they are, without augmentation."""
     kernel_init: str = "he_normal"
     """Initial kernels: he_normal, or torch_uniform (PyTorch's default, uniform in +-1/sqrt(fan_in))."""
     seed: int = 1
@@ -94,6 +96,8 @@ class Config:
         _within("low_resolution", self.low_resolution, 18 <= self.low_resolution <= 28, "18 to 28")
         few = 0 <= self.low_resolution_epochs <= self.epochs
         _within("low_resolution_epochs", self.low_resolution_epochs, few, f"0 to the {self.epochs} epochs")
+        few = 0 <= self.plain_epochs <= self.epochs
+        _within("plain_epochs", self.plain_epochs, few, f"0 to the {self.epochs} epochs")
         if self.low_resolution_epochs and self.low_resolution < 28 and self.arch in ("basic", "lighter"):
             raise InputError(f"low resolution epochs need global pooling, which {self.arch} has not; choose 0 of them")
         for name in ("rotation", "shift", "shear", "elastic", "weight_decay"):
@@ -124,6 +128,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "scale": 0.0,
         "shear": 0.0,
         "elastic": 0.0,
+        "plain_epochs": 0,
         "kernel_init": "torch_uniform",
     },
 }

@@ -187,7 +187,7 @@ def step_options(config: Config, total_steps: int, epoch: int = 1) -> dict[str, 
     return {
         "model": make_model(config),
         "optimizer": make_optimizer(config, total_steps),
-        "distortion": make_distortion(config),
+        "distortion": make_distortion(config) if epoch <= config.epochs - config.plain_epochs else None,
         "label_smoothing": config.label_smoothing,
         "average_decay": config.average_decay,
         "resolution": config.low_resolution if epoch <= config.low_resolution_epochs else None,

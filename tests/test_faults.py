@@ -1,5 +1,6 @@
 """What can go wrong with a run, provoked for real: signals, kills, a full disk, a second process, odd environments."""
 
+import ast
 import dataclasses
 import json
 import os
@@ -250,3 +251,14 @@ def test_every_number_is_accepted_or_refused_by_name(name, value):
     message = str(error.value)
     assert flag in message or name.replace("_", " ") in message
     assert "\n" not in message
+
+
+def test_nothing_is_unpickled():
+    """No module of the package imports a serialiser that runs code, and arrays are read without it."""
+    for path in sorted((ROOT / "mnist_jax").glob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+                assert not names & {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}, path
+        assert source.count("np.load(") == source.count("allow_pickle=False"), path

@@ -53,6 +53,8 @@ def test_every_recipe_names_real_settings():
         ("low_resolution", 29),
         ("low_resolution_epochs", -1),
         ("low_resolution_epochs", 15),
+        ("plain_epochs", -1),
+        ("plain_epochs", 15),
         ("kernel_init", "zeros"),
         ("data_source", "torch"),
         ("epochs", 0),
