@@ -27,6 +27,7 @@ import jax
 import numpy as np
 
 from mnist_jax.analysis import environment
+from mnist_jax.devices import from_writer
 from mnist_jax.errors import InputError, StorageError
 from mnist_jax.models import Network
 from mnist_jax.recipes import Config, make_config
@@ -178,6 +179,7 @@ def save_checkpoint(run_dir: Path, config: Config, progress: Progress, num_examp
     }
     step, directory = int(progress.state.step), run_dir / CHECKPOINTS
     with _storing(run_dir), _quiet_threads():
+        directory.mkdir(exist_ok=True)
         with _manager(run_dir, keep) as manager:
             items = {"state": ocp.args.StandardSave(tensors), "record": ocp.args.JsonSave(record)}
             manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -229,6 +231,21 @@ def resume(run_dir: Path, config: Config, num_examples: int) -> Resumed:
     return Resumed(None, ())
 
 
+def share(progress: Progress | None, config: Config, num_examples: int) -> Progress | None:
+    """What the writing process goes on from, for every process; the others give None."""
+    if jax.process_count() == 1:
+        return progress
+    epochs = int(from_writer(np.int32(-1 if progress is None else len(progress.history))))
+    if epochs < 0:
+        return None
+    if progress is None:
+        shapes = abstract_progress(config, num_examples)
+        progress = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    history = np.zeros((epochs, len(EpochMetrics._fields))) if not progress.history else np.array(progress.history)
+    arrays, history = from_writer((progress._replace(history=()), history))
+    return arrays._replace(history=tuple(EpochMetrics(int(row[0]), *map(float, row[1:])) for row in history))
+
+
 def _read_checkpoint(run_dir: Path, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     import orbax.checkpoint as ocp
 
@@ -277,7 +294,16 @@ def _verify(checkpoint: Path) -> None:
 def _manager(run_dir: Path, keep: int | None = None) -> Iterator[Any]:
     import orbax.checkpoint as ocp
 
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    # Of several processes one writes, and waits for no other.
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="writer"
+    )
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        cleanup_tmp_directories=True,
+        create=False,
+        multiprocessing_options=alone if jax.process_count() > 1 else ocp.options.MultiprocessingOptions(),
+    )
     with ocp.CheckpointManager((run_dir / CHECKPOINTS).absolute(), options=options) as manager:
         yield manager
 

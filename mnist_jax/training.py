@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import Mesh
 
+from mnist_jax import devices
 from mnist_jax.augment import Distortion, distort
 from mnist_jax.data import Mnist, Split, standardise
 from mnist_jax.errors import DivergedError, InputError
@@ -312,8 +314,8 @@ def _train_at(i, state, totals, split, order, key, **options):
     return state, _add(totals, metrics)
 
 
-def _eval_at(i, totals, variables, split, *, model, batch_size):
-    batch = i * batch_size + jnp.arange(batch_size)
+def _eval_at(i, totals, variables, split, order, *, model):
+    batch = order[i]
     mask = batch < len(split.labels)  # Indices past the end read the last example, which then does not count.
     return _add(totals, eval_step(variables, split.images[batch], split.labels[batch], mask, model=model))
 
@@ -325,16 +327,21 @@ def _train_epoch(first, state, totals, split, order, key, **options):
     return lax.fori_loop(first, len(order), body, (state, totals))
 
 
-def _eval_all(variables, split, *, model, batch_size):
+def _eval_all(variables, split, order, *, model):
     def body(i, totals):
-        return _eval_at(i, totals, variables, split, model=model, batch_size=batch_size)
+        return _eval_at(i, totals, variables, split, order, model=model)
 
-    return lax.fori_loop(0, -(-len(split.labels) // batch_size), body, Metrics.zeros())
+    return lax.fori_loop(0, len(order), body, Metrics.zeros())
 
 
-def _logits_at(i, variables, images, *, model, batch_size):
-    batch = i * batch_size + jnp.arange(batch_size)
-    return model.apply(variables, standardise(images[batch]), train=False)
+def _logits_at(i, variables, images, order, *, model):
+    return model.apply(variables, standardise(images[order[i]]), train=False)
+
+
+def _in_order(num_examples, batch_size):
+    """Indices int32 [steps, batch_size] of all examples, and past the end where the last batch is not full."""
+    steps = -(-num_examples // batch_size)
+    return np.arange(steps * batch_size, dtype=np.int32).reshape(steps, batch_size)
 
 
 @functools.cache
@@ -346,28 +353,30 @@ def _jit(function: Callable, static: tuple[str, ...], donate: tuple[str, ...] = 
 
 # Only the train state is donated: the totals of step i - 1 are still to be read while step i runs.
 _TRAIN = (("model", "optimizer", "distortion", "label_smoothing", "average_decay", "resolution"), ("state",))
-_EVAL = (("model", "batch_size"),)
+_EVAL = (("model",),)
 
 
-def evaluate(model: Network, variables: dict[str, Any], split: Split, batch_size: int = 250) -> Metrics:
-    """Scores a whole split: every example counts once, whatever the batch size."""
-    batch_size, split = min(batch_size, len(split.labels)), jax.device_put(split)
+def evaluate(
+    model: Network, variables: dict[str, Any], split: Split, batch_size: int = 250, mesh: Mesh | None = None
+) -> Metrics:
+    """Scores a whole split: every example counts once, whatever the batch size and the devices of `mesh`."""
+    batch_size = min(batch_size, len(split.labels))
+    if mesh:
+        batch_size = -(-batch_size // mesh.size) * mesh.size
+    split, order = devices.put(split, mesh), devices.put(_in_order(len(split.labels), batch_size), mesh, axis=1)
     if jax.default_backend() != "cpu":
-        return _jit(_eval_all, *_EVAL)(variables, split, model=model, batch_size=batch_size)
-    step, totals = _jit(_eval_at, *_EVAL), Metrics.zeros()
-    for i in range(-(-len(split.labels) // batch_size)):
-        totals = step(i, totals, variables, split, model=model, batch_size=batch_size)
+        return _jit(_eval_all, *_EVAL)(variables, split, order, model=model)
+    step, totals = _jit(_eval_at, *_EVAL), devices.put(Metrics.zeros(), mesh)
+    for i in range(len(order)):
+        totals = step(i, totals, variables, split, order, model=model)
     return totals
 
 
 def predict(model: Network, variables: dict[str, Any], images: jax.Array, batch_size: int = 250) -> np.ndarray:
     """Logits float32 [N, 10] of images uint8 [N, 28, 28, 1]; the batch size does not change them."""
-    batch_size, images = min(batch_size, len(images)), jax.device_put(images)
+    order, images = jax.device_put((_in_order(len(images), min(batch_size, len(images))), images))
     step = _jit(_logits_at, *_EVAL)
-    batches = range(-(-len(images) // batch_size))
-    # The last batch reads the last image over and over where it is not full.
-    logits = [step(i, variables, images, model=model, batch_size=batch_size) for i in batches]
-    return np.concatenate(logits)[: len(images)]
+    return np.concatenate([step(i, variables, images, order, model=model) for i in range(len(order))])[: len(images)]
 
 
 def train_epoch(
@@ -445,6 +454,7 @@ def fit(
     data: Mnist,
     *,
     progress: Progress | None = None,
+    mesh: Mesh | None = None,
     on_step: Callable[[int, int, Metrics], None] | None = None,
     on_epoch: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -456,37 +466,43 @@ def fit(
       data: what to train on and what to score.
       progress: where to go on from, else from scratch; its state is donated. It comes out the same to the bit, on CPU,
         however often a run has stopped and gone on.
+      mesh: the devices to split every batch over, as `devices.make_mesh` makes it; None for the default device.
       on_step: called as `on_step(epoch, i, totals)` after step i of an epoch (CPU only), with the epoch's metrics so
         far.
       on_epoch: called as `on_epoch(progress)` after each epoch, whose metrics are `progress.history[-1]`.
-      stop: asked whether to stop, on CPU after every step, else after every epoch.
+      stop: asked whether to stop, on CPU after every step, else, and where there are several processes, after every
+        epoch.
 
     Returns:
       The final state and the history, one entry per epoch.
 
     Raises:
-      InputError: the batch size is above the number of training images.
+      InputError: the batch size is above the number of training images, or cannot be split over the devices.
       DivergedError: a loss or gradient is no longer finite.
       Stopped: `stop` said so before the last epoch was done.
     """
     steps = steps_per_epoch(len(data.train.labels), config.batch_size)
+    if mesh:
+        devices.require_divisible(config.batch_size, mesh)
     state, totals, history = progress or start(config, len(data.train.labels))
+    state, totals = devices.put((state, totals), mesh)
     streams = Streams.from_seed(config.seed)
     shuffle = _jit(epoch_order, ("num_examples", "batch_size"))
-    train, test = jax.device_put(data)
+    train, test = devices.put(data, mesh)
     done = int(state.step)
     for epoch in range(done // steps + 1, config.epochs + 1):
         begin = time.perf_counter()
         options = step_options(config, steps * config.epochs, epoch)
+        order = shuffle(streams.order, epoch, num_examples=len(train.labels), batch_size=config.batch_size)
         state, totals = train_epoch(
             state,
             train,
-            shuffle(streams.order, epoch, num_examples=len(train.labels), batch_size=config.batch_size),
+            devices.put(order, mesh, axis=1),
             streams.step,
             first=done % steps,
             totals=totals,
             on_step=on_step and functools.partial(on_step, epoch),
-            stop=stop,
+            stop=stop if jax.process_count() == 1 else lambda: False,  # All processes take the same steps.
             **options,
         )
         done = int(state.step)
@@ -497,11 +513,11 @@ def fit(
             )
         if done < epoch * steps:
             raise Stopped(Progress(state, totals, history))
-        scores = evaluate(options["model"], state.variables, test, config.eval_batch_size)
+        scores = evaluate(options["model"], state.variables, test, config.eval_batch_size, mesh)
         history += (EpochMetrics(epoch, *totals.mean(), *scores.mean(), time.perf_counter() - begin),)
-        totals = Metrics.zeros()
+        totals = devices.put(Metrics.zeros(), mesh)
         if on_epoch:
             on_epoch(Progress(state, totals, history))
-        if epoch < config.epochs and stop():
+        if epoch < config.epochs and devices.any_process(stop()):
             raise Stopped(Progress(state, totals, history))
     return state, list(history)

@@ -1,6 +1,7 @@
 """Trains a network, reports every epoch, and says whether the objective is met."""
 
 import dataclasses
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,12 +9,13 @@ from pathlib import Path
 
 import jax
 import tyro
+from jax.sharding import Mesh
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mnist_jax import analysis, checkpoints, cli, data, models, training
+from mnist_jax import analysis, checkpoints, cli, data, devices, models, training
 from mnist_jax.errors import InputError
 from mnist_jax.recipes import Config
 
@@ -41,6 +43,14 @@ class Options:
     """Epochs from one checkpoint to the next."""
     keep: int = 3
     """How many checkpoints to keep."""
+    devices: str | None = None
+    """How many devices to split every batch over, or all; if not given, all GPUs or TPU cores, and one CPU."""
+    coordinator: str | None = None
+    """Of several processes: HOST:PORT where process 0 listens; not needed on a TPU pod, under Slurm or MPI."""
+    num_processes: int | None = None
+    """Of several processes: how many there are."""
+    process_id: int | None = None
+    """Of several processes: which one this is, from 0; process 0 prints and writes."""
     require_objective: bool = False
     """Exit with status 1 if the objective is not met."""
     compilation_cache: bool = True
@@ -53,8 +63,11 @@ def main(options: Options) -> int:
     for name in ("checkpoint_every", "keep"):
         if getattr(options, name) < 1:
             raise InputError(f"{name.replace('_', ' ')} {getattr(options, name)} cannot be used; choose 1 or more")
+    devices.join_processes(options.coordinator, options.num_processes, options.process_id)
+    mesh = devices.choose_mesh(options.devices)
     config = options.config
-    console = Console(highlight=False, soft_wrap=True)
+    if mesh:
+        devices.require_divisible(config.batch_size, mesh)
     mnist = data.load_mnist(config.data_source, config.data_dir)
     if config.held_out:
         mnist = data.hold_out(mnist, config.held_out)
@@ -62,40 +75,49 @@ def main(options: Options) -> int:
     run_dir = options.resume or Path(
         config.run_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{config.arch}-{config.recipe}"
     )
+    console = Console(highlight=False, soft_wrap=True, quiet=not devices.is_writer())
+    if not devices.is_writer():
+        return train(options, mnist, mesh, run_dir, console, begin)
     if not options.resume:
         checkpoints.create_run(run_dir, config)
     with checkpoints.lock(run_dir):
-        return train(options, mnist, run_dir, console, begin)
+        return train(options, mnist, mesh, run_dir, console, begin)
 
 
-def train(options: Options, mnist: data.Mnist, run_dir: Path, console: Console, begin: float) -> int:
-    """The run itself, in a directory that is this process's own."""
+def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path, console: Console, begin: float) -> int:
+    """The run itself, in a directory that is this process's own, or another's that writes for it."""
     config, num_examples = options.config, len(mnist.train.labels)
     progress = None
     if options.resume:
-        progress, damaged = checkpoints.resume(run_dir, config, num_examples)
-        for line in damaged:
-            console.print(f"warning: {line}")
-        done = int(progress.state.step) if progress else 0
-        console.print(f"resuming {run_dir} after step {done}")
-        checkpoints.save_config(run_dir, config)
-        checkpoints.save_epochs(run_dir, progress.history if progress else ())
+        if devices.is_writer():
+            progress, damaged = checkpoints.resume(run_dir, config, num_examples)
+            for line in damaged:
+                console.print(f"warning: {line}")
+            console.print(f"resuming {run_dir} after step {int(progress.state.step) if progress else 0}")
+            checkpoints.save_config(run_dir, config)
+            checkpoints.save_epochs(run_dir, progress.history if progress else ())
+        progress = checkpoints.share(progress, config, num_examples)
 
     steps = training.steps_per_epoch(num_examples, config.batch_size)
     console.print(layer_table(config.arch, training.make_model(config)))
-    console.print(f"{config.epochs} epochs of {steps} steps of {config.batch_size} on {jax.devices()[0].device_kind}")
+    count = mesh.size if mesh else 1
+    console.print(
+        f"{config.epochs} epochs of {steps} steps of {config.batch_size} on {count} x {jax.devices()[0].device_kind}"
+    )
     scored = "held-out" if config.held_out else "test"
 
     with progress_bar(console, config, steps) as show, cli.catch_signals() as received:
 
         def save(progress: training.Progress) -> None:
-            checkpoints.save_checkpoint(run_dir, config, progress, num_examples, options.keep)
+            if devices.is_writer():
+                checkpoints.save_checkpoint(run_dir, config, progress, num_examples, options.keep)
 
         def on_epoch(progress: training.Progress) -> None:
             metrics = progress.history[-1]
             if metrics.epoch % options.checkpoint_every == 0 or metrics.epoch == config.epochs:
                 save(progress)
-            checkpoints.save_epochs(run_dir, progress.history)
+            if devices.is_writer():
+                checkpoints.save_epochs(run_dir, progress.history)
             console.print(
                 f"epoch {metrics.epoch:2d}/{config.epochs}"
                 f"  train loss {metrics.train_loss:.4f} accuracy {metrics.train_accuracy:.2%}"
@@ -105,15 +127,22 @@ def train(options: Options, mnist: data.Mnist, run_dir: Path, console: Console, 
 
         try:
             state, history = training.fit(
-                config, mnist, progress=progress, on_step=show, on_epoch=on_epoch, stop=lambda: bool(received)
+                config,
+                mnist,
+                progress=progress,
+                mesh=mesh,
+                on_step=show,
+                on_epoch=on_epoch,
+                stop=lambda: bool(received),
             )
         except training.Stopped as stopped:
             (progress,) = stopped.args
             save(progress)
-            checkpoints.save_epochs(run_dir, progress.history)
+            if devices.is_writer():
+                checkpoints.save_epochs(run_dir, progress.history)
             console.print(f"stopped after step {int(progress.state.step)}; to go on:")
             console.print(f"python scripts/train.py --resume {run_dir}")
-            return 128 + received[0]
+            return 128 + (received[0] if received else signal.SIGTERM)  # Another process was told to.
 
     conditions = analysis.objective(state.params, config.epochs, history[-1].test_accuracy, scored)
     met = all(condition.met for condition in conditions)
@@ -125,7 +154,8 @@ def train(options: Options, mnist: data.Mnist, run_dir: Path, console: Console, 
         "objective_met": met,
         "environment": analysis.environment(),
     }
-    checkpoints.save_result(run_dir, config, state.variables, summary)
+    if devices.is_writer():
+        checkpoints.save_result(run_dir, config, state.variables, summary)
 
     table = Table(
         "condition", "value", "asked for", "", title=f"objective {'met' if met else 'not met'}", box=box.SIMPLE_HEAD
