@@ -8,7 +8,7 @@ strides are 1. GPU and TPU keep XLA's own convolution; on CPU each shape gets th
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -273,23 +273,25 @@ class BatchNorm(nn.Module):
     use_running_average: bool
     momentum: float = 0.9
     epsilon: float = 1e-5
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Float32 [B, H, W, C] to the same."""
+        """[B, H, W, C] to the same, of type `dtype`; the statistics are taken in float32."""
         channels = x.shape[-1:]
+        x = x.astype(jnp.float32)
         scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         var = self.variable("batch_stats", "var", jnp.ones, channels)
         if self.use_running_average:
             slope = scale * lax.rsqrt(var.value + self.epsilon)
-            return x * _spread(slope) + _spread(bias - mean.value * slope)
+            return (x * _spread(slope) + _spread(bias - mean.value * slope)).astype(self.dtype)
         y, batch_mean, batch_var = batch_norm(x, scale, bias, self.epsilon)
         if not self.is_initializing():
             mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
             var.value = self.momentum * var.value + (1 - self.momentum) * batch_var
-        return y
+        return y.astype(self.dtype)
 
 
 # Dropout -------------------------------------------------------------------------------------------------------------
@@ -340,7 +342,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Float32 of any shape to the same."""
+        """Floating point of any shape to the same."""
         if self.deterministic or self.rate == 0:
             return x
         return dropout(x, self.make_rng("dropout"), self.rate)

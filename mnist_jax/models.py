@@ -34,15 +34,19 @@ class Network(nn.Module):
       dropout_rate: probability in [0, 1) that a unit is dropped in training; only `bn_dropout` drops any.
       kernel_init: initialiser of every convolution kernel.
       layers: what the network is made of: `FAST`, or the same in Flax's own layers, `FLAX`.
+      dtype: type of the activations; parameters, batch statistics and logits are float32.
     """
 
     dropout_rate: float = 0.05
     kernel_init: Callable[..., jax.Array] = KERNEL_INITS["torch_uniform"]
     layers: Layers = FAST
+    dtype: Any = jnp.float32
 
     def convolution(self) -> Callable[..., nn.Module]:
         """The bias-free convolution, valid unless told otherwise, of every network."""
-        return partial(self.layers.conv, padding="VALID", use_bias=False, kernel_init=self.kernel_init)
+        return partial(
+            self.layers.conv, padding="VALID", use_bias=False, kernel_init=self.kernel_init, dtype=self.dtype
+        )
 
 
 class Basic(Network):
@@ -62,7 +66,7 @@ class Basic(Network):
         x = nn.relu(conv(128, (3, 3), name="conv6")(x))  # 7   73,728
         x = nn.relu(conv(10, (1, 1), name="conv7")(x))  # 7    1,280
         x = conv(10, (7, 7), name="conv8")(x)  # 1    4,900
-        return x.squeeze((1, 2))
+        return x.squeeze((1, 2)).astype(jnp.float32)
 
 
 class Lighter(Network):
@@ -82,7 +86,7 @@ class Lighter(Network):
         x = nn.relu(conv(10, (3, 3), name="conv6")(x))  # 7   1,440
         x = nn.relu(conv(10, (1, 1), name="conv7")(x))  # 7     100
         x = conv(10, (7, 7), name="conv8")(x)  # 1   4,900
-        return x.squeeze((1, 2))
+        return x.squeeze((1, 2)).astype(jnp.float32)
 
 
 class Gap(Network):
@@ -103,7 +107,7 @@ class Gap(Network):
         x = nn.relu(conv(10, (3, 3), padding=1, name="conv7")(x))  # 6     900
         x = x.mean((1, 2), keepdims=True)  # 1
         x = conv(10, (1, 1), name="conv8")(x)  # 1     100
-        return x.squeeze((1, 2))
+        return x.squeeze((1, 2)).astype(jnp.float32)
 
 
 class BnDropout(Network):
@@ -114,8 +118,12 @@ class BnDropout(Network):
         """Standardised images float32 [B, 28, 28, 1] to logits float32 [B, 10]."""
         conv = self.convolution()
 
+        norm = partial(
+            self.layers.batch_norm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype
+        )
+
         def norm_drop(x: jax.Array, name: str) -> jax.Array:
-            x = self.layers.batch_norm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name)(x)
+            x = norm(name=name)(x)
             return self.layers.dropout(self.dropout_rate, deterministic=not train)(x)
 
         x = norm_drop(nn.relu(conv(16, (3, 3), name="conv1")(x)), "bn1")  # 26    144 + 32
@@ -128,7 +136,7 @@ class BnDropout(Network):
         x = norm_drop(nn.relu(conv(10, (3, 3), padding=1, name="conv7")(x)), "bn7")  # 6     900 + 20
         x = x.mean((1, 2), keepdims=True)  # 1
         x = conv(10, (1, 1), name="conv8")(x)  # 1     100
-        return x.squeeze((1, 2))
+        return x.squeeze((1, 2)).astype(jnp.float32)
 
 
 ARCHS: dict[str, type[Network]] = {"basic": Basic, "lighter": Lighter, "gap": Gap, "bn_dropout": BnDropout}

@@ -6,7 +6,7 @@ there each step is dispatched by itself; both walk through the one `train_step`.
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -124,7 +124,12 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
 
 def make_model(config: Config) -> Network:
     """The network a config asks for."""
-    return create_model(config.arch, dropout_rate=config.dropout_rate, kernel_init=KERNEL_INITS[config.kernel_init])
+    return create_model(
+        config.arch,
+        dropout_rate=config.dropout_rate,
+        kernel_init=KERNEL_INITS[config.kernel_init],
+        dtype=jnp.dtype(config.precision),
+    )
 
 
 def make_distortion(config: Config) -> Distortion | None:
@@ -521,3 +526,118 @@ def fit(
         if epoch < config.epochs and devices.any_process(stop()):
             raise Stopped(Progress(state, totals, history))
     return state, list(history)
+
+
+def fit_seeds(
+    config: Config,
+    seeds: Sequence[int],
+    data: Mnist,
+    *,
+    mesh: Mesh | None = None,
+    on_epoch: Callable[[list[EpochMetrics]], None] | None = None,
+) -> tuple[TrainState, list[list[EpochMetrics]]]:
+    """Trains one network for each seed, all in one program: the whole of `fit`, under `jax.vmap`.
+
+    Each seed has the shuffles, distortions and dropout that it would have alone; results differ from those by rounding.
+
+    Args:
+      config: every setting but the seed.
+      seeds: the seeds.
+      data: what to train on and what to score.
+      mesh: the devices to split the seeds over; None for the default device.
+      on_epoch: called with the epoch's metrics of every seed; their `seconds` are those of all seeds together.
+
+    Returns:
+      The final states, each array with a leading axis of seeds, and each seed's history.
+
+    Raises:
+      InputError: the batch size is above the number of training images, or the seeds cannot be split over the devices.
+      DivergedError: a loss or gradient of one of the seeds is no longer finite.
+    """
+    if mesh and len(seeds) % mesh.size:
+        raise InputError(f"{len(seeds)} seeds cannot be split over {mesh.size} devices; choose a multiple of that")
+    steps = steps_per_epoch(len(data.train.labels), config.batch_size)
+    arguments = _init_arguments(config, len(data.train.labels))
+    streams = Streams(*jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))(np.asarray(seeds, np.uint32)).T)
+    streams = devices.put(streams, mesh, axis=0)
+    initialise = _jit(_init_seeds, ("model", "optimizer", "average"), once=True)
+    state = devices.put(initialise(**arguments | {"key": streams.init}), mesh, axis=0)
+    train, test = devices.put(data, mesh)
+    eval_order = devices.put(_in_order(len(test.labels), min(config.eval_batch_size, len(test.labels))), mesh)
+    shuffle = _jit(_order_seeds, ("num_examples", "batch_size"))
+    histories = [[] for _ in seeds]
+    for epoch in range(1, config.epochs + 1):
+        begin = time.perf_counter()
+        order = shuffle(streams.order, epoch, num_examples=len(train.labels), batch_size=config.batch_size)
+        options = step_options(config, steps * config.epochs, epoch)
+        totals = devices.put(
+            jax.tree.map(lambda zero: jnp.broadcast_to(zero, len(seeds)), Metrics.zeros()), mesh, axis=0
+        )
+        state, totals = _train_seeds(state, totals, train, devices.put(order, mesh, axis=0), streams.step, **options)
+        totals = jax.device_get(totals)
+        for seed, bad_step in zip(seeds, totals.bad_step, strict=True):
+            if bad_step:
+                raise DivergedError(
+                    f"seed {seed}: the loss or its gradient is not finite at step {bad_step} of "
+                    f"{steps * config.epochs}, in epoch {epoch}; try a learning rate below {config.learning_rate}"
+                )
+        scores = jax.device_get(_score_seeds(state.variables, test, eval_order, model=options["model"]))
+        seconds = time.perf_counter() - begin
+        for i, history in enumerate(histories):
+            mine, score = (Metrics(*(leaf[i] for leaf in metrics)) for metrics in (totals, scores))
+            history.append(EpochMetrics(epoch, *mine.mean(), *score.mean(), seconds))
+        if on_epoch:
+            on_epoch([history[-1] for history in histories])
+    return state, histories
+
+
+def _init_seeds(key, **arguments):
+    return jax.vmap(lambda key: init_state(key=key, **arguments))(key)
+
+
+def _order_seeds(key, epoch, **sizes):
+    return jax.vmap(lambda key: epoch_order(key, epoch, **sizes))(key)
+
+
+def _train_seeds_at(i, state, totals, split, order, key, **options):
+    def one(state, totals, order, key):
+        return _train_at(i, state, totals, split, order, key, **options)
+
+    return jax.vmap(one)(state, totals, order, key)
+
+
+def _train_seeds_epoch(state, totals, split, order, key, **options):
+    def body(i, carry):
+        return _train_seeds_at(i, *carry, split, order, key, **options)
+
+    return lax.fori_loop(0, order.shape[1], body, (state, totals))
+
+
+def _train_seeds(state, totals, split, order, key, **options):
+    if jax.default_backend() != "cpu":
+        return _jit(_train_seeds_epoch, *_TRAIN)(state, totals, split, order, key, **options)
+    step = _jit(_train_seeds_at, *_TRAIN)
+    for i in range(order.shape[1]):
+        state, totals = step(i, state, totals, split, order, key, **options)
+    return state, totals
+
+
+def _eval_seeds(variables, split, order, *, model):
+    return jax.vmap(lambda variables: _eval_all(variables, split, order, model=model))(variables)
+
+
+def _eval_seeds_at(i, totals, variables, split, order, *, model):
+    def one(totals, variables):
+        return _eval_at(i, totals, variables, split, order, model=model)
+
+    return jax.vmap(one)(totals, variables)
+
+
+def _score_seeds(variables, split, order, *, model):
+    if jax.default_backend() != "cpu":
+        return _jit(_eval_seeds, *_EVAL)(variables, split, order, model=model)
+    seeds = len(jax.tree.leaves(variables)[0])
+    totals = jax.tree.map(lambda zero: jnp.broadcast_to(zero, seeds), Metrics.zeros())
+    for i in range(len(order)):
+        totals = _jit(_eval_seeds_at, *_EVAL)(i, totals, variables, split, order, model=model)
+    return totals

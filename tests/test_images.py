@@ -138,7 +138,7 @@ def test_predict_answers_what_it_can(script, mnist, png, tmp_path):
     right = [answer["digit"] == label for answer, label in zip(answers, mnist.test.labels[:200], strict=True)]
     assert np.mean(right) >= 0.98
     assert all(abs(sum(answer["probabilities"]) - 1) < 1e-4 for answer in answers)
-    status, out, err = script("predict.py", tmp_path / "digits" / "000.png", "--arch", "gap")
+    status, out, err = script("predict.py", tmp_path / "digits" / "000.png")
     assert (status, err) == (0, "")
     assert f"000.png: {mnist.test.labels[0]}  " in out
 

@@ -19,7 +19,7 @@ def test_reference_is_the_notebooks_recipe():
 def test_default_meets_the_limit_on_epochs():
     assert make_config() == Config()
     assert make_config().epochs < 15
-    assert make_distortion(make_config()) == Distortion(rotation=10.0, shift=2.0, scale=0.1, shear=0.1)
+    assert make_distortion(make_config()) == Distortion(rotation=7.0, shift=1.5, scale=0.07, shear=0.07)
 
 
 def test_overrides_win_and_configs_are_values():
@@ -52,9 +52,7 @@ def test_every_recipe_names_real_settings():
         ("low_resolution", 17),
         ("low_resolution", 29),
         ("low_resolution_epochs", -1),
-        ("low_resolution_epochs", 15),
         ("plain_epochs", -1),
-        ("plain_epochs", 15),
         ("kernel_init", "zeros"),
         ("data_source", "torch"),
         ("epochs", 0),

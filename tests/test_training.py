@@ -266,7 +266,7 @@ def test_reference_optimiser_is_plain_sgd_with_momentum():
 
 
 def test_one_cycle_rises_for_a_fifth_and_ends_near_zero():
-    config = make_config(momentum=0.0, nesterov=False, learning_rate=0.5)
+    config = make_config(optimizer="sgd", momentum=0.0, nesterov=False, learning_rate=0.5)
     optimizer = make_optimizer(config, 100)
     state = optimizer.init(jnp.float32(0.0))
     rates = []
@@ -391,7 +391,7 @@ def test_first_epochs_at_low_resolution(small, monkeypatch):
 
 def test_real_mnist_in_a_few_hundred_steps(mnist):
     """The objective's network, the whole path: 97% of the test images after 234 steps."""
-    state, history = fit(make_config(epochs=1, batch_size=128), Mnist(first(mnist.train, 30_000), mnist.test))
+    state, history = fit(make_config("fast", epochs=1, average_decay=0.9), Mnist(first(mnist.train, 30_000), mnist.test))
     assert state.step == 234
     assert history[-1].test_accuracy >= 0.97
     chex.assert_tree_all_finite(state.params)

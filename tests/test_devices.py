@@ -1,0 +1,236 @@
+"""The same program on one device, on eight, and in two processes; to have its devices each is a process of its own."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+
+import jax
+import numpy as np
+import pytest
+from conftest import PREPARED, ROOT
+from safetensors.numpy import load_file
+
+from mnist_jax import InputError, devices
+
+EIGHT = "--xla_force_host_platform_device_count=8"
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    return os.environ | {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+
+
+def on_eight(environment, code):
+    """What code prints, as JSON, in a process of eight devices; it starts with some names at hand."""
+    head = """
+        import json, jax, numpy as np
+        from mnist_jax import Mnist, Split, devices, evaluate, load_mnist, make_config, make_model, training
+        mnist, mesh = load_mnist(), devices.make_mesh()
+        split = Split(mnist.train.images[:1024], mnist.train.labels[:1024])
+        def difference(a, b):
+            pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+            return max(float(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)).max()) for x, y in pairs)
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment | {"XLA_FLAGS": EIGHT},
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_several_steps_on_eight_devices_are_those_on_one(environment):
+    """Dropout, augmentation and the average on; and every device works on an eighth of the batch.
+
+    Of a million values a step, rounding carries one across a ReLU's edge now and then, and all that follows differs in
+    the fourth digit: of five runs of four steps, three have to agree. A mistake in the split would show in all.
+    """
+    found = on_eight(
+        environment,
+        """
+        config = make_config("reference", average_decay=0.9, rotation=10.0)
+        key, options = training.Streams.from_seed(1).step, training.step_options(config, 4)
+        def train(mesh, first):
+            order = first + np.arange(4 * 16, dtype=np.int32).reshape(4, 16)
+            arguments = devices.put(split, mesh), devices.put(order, mesh, axis=1), key
+            return training.train_epoch(devices.put(training.start(config, 1024).state, mesh), *arguments, **options)
+        differences = []
+        for first in range(0, 500, 100):
+            (one, one_metrics), (eight, eight_metrics) = train(None, first), train(mesh, first)
+            losses = [metrics.mean()[0] for metrics in (one_metrics, eight_metrics)]
+            differences.append(max(difference(one._replace(step=()), eight._replace(step=())), abs(np.diff(losses)[0])))
+        step = training._jit(training._train_at, *training._TRAIN)
+        compiled = step._cache_size()
+        state = devices.put(training.start(config, 1024).state, mesh)
+        totals, images = devices.put((training.Metrics.zeros(), split), mesh)
+        order = devices.put(np.zeros((4, 16), np.int32), mesh, axis=1)
+        text = step.lower(0, state, totals, images, order, key, **options).compile().as_text()
+        print(json.dumps({
+            "differences": differences,
+            "count": int(eight_metrics.count),
+            "replicated": all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(eight)),
+            "compiled": compiled,
+            "eighth": text.count("f32[2,26,26,16]"),
+            "whole": text.count("f32[16,26,26,16]"),
+        }))
+        """,
+    )
+    assert sorted(found["differences"])[2] < 1e-5, found
+    assert found["count"] == 64
+    assert found["replicated"]
+    assert found["compiled"] == 2  # For one device, and for eight.
+    assert found["eighth"] > 0
+    assert found["whole"] == 0
+
+
+def test_scoring_on_eight_devices_counts_every_image(environment):
+    """Whatever the batch size: neither 10,000 nor the batches need be divisible by the devices."""
+    found = on_eight(
+        environment,
+        """
+        model = make_model(make_config(arch="gap"))
+        variables = model.init(jax.random.key(0), np.zeros((1, 28, 28, 1), np.float32), train=False)
+        variables = {"batch_stats": {}, **variables}
+        scores = [evaluate(model, devices.put(variables, mesh), mnist.test, size, mesh) for size in (250, 999)]
+        one = evaluate(model, variables, mnist.test)
+        print(json.dumps([[int(s.count), int(s.correct), float(s.loss)] for s in (one, *scores)]))
+        """,
+    )
+    for count, correct, loss in found:
+        assert (count, correct) == (10_000, found[0][1])
+        assert loss == pytest.approx(found[0][2], rel=1e-5)
+
+
+def test_a_fit_and_many_seeds_on_eight_devices(environment):
+    found = on_eight(
+        environment,
+        """
+        data = Mnist(split, Split(mnist.test.images[:100], mnist.test.labels[:100]))
+        config = make_config("reference", arch="gap", epochs=1, rotation=10.0)
+        _, (alone,) = training.fit(config, data)
+        _, (together,) = training.fit(config, data, mesh=mesh)
+        _, seeds = training.fit_seeds(config, range(1, 9), data, mesh=mesh)
+        print(json.dumps([alone.train_loss, together.train_loss, seeds[0][0].train_loss, len(seeds)]))
+        """,
+    )
+    assert found == [pytest.approx(found[0], abs=1e-5)] * 3 + [8]
+
+
+def test_refusals(environment):
+    found = on_eight(
+        environment,
+        """
+        said = []
+        for call in (
+            lambda: devices.make_mesh(9),
+            lambda: devices.make_mesh(0),
+            lambda: devices.choose_mesh("most"),
+            lambda: devices.require_divisible(100, mesh),
+            lambda: devices.require_divisible(5, mesh),
+            lambda: training.fit_seeds(make_config(), [1, 2, 3], mnist, mesh=mesh),
+        ):
+            try:
+                call()
+            except ValueError as error:
+                said.append(str(error))
+        assert devices.choose_mesh(None) is None and devices.choose_mesh("1") is None
+        assert devices.choose_mesh("all").size == 8 and devices.choose_mesh("2").size == 2
+        devices.require_divisible(128, mesh)
+        print(json.dumps(said))
+        """,
+    )
+    assert found == [
+        "devices 9 cannot be used; choose 1 to 8, or all",
+        "devices 0 cannot be used; choose 1 to 8, or all",
+        "devices 'most' cannot be used; choose a number or all",
+        "batch size 100 cannot be split over 8 devices; choose 96 or 104",
+        "batch size 5 cannot be split over 8 devices; choose 8",
+        "3 seeds cannot be split over 8 devices; choose a multiple of that",
+    ]
+
+
+def train(environment, *args):
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--data-source", "tfds", "--data-dir", str(PREPARED)]
+    return subprocess.Popen(
+        [*command, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return one.getsockname()[1]
+
+
+def two(environment, *args):
+    """Two processes on this machine: the status and output of both."""
+    together = ["--coordinator", f"localhost:{free_port()}", "--num-processes", 2]
+    processes = [train(environment, *args, *together, "--process-id", i) for i in (0, 1)]
+    return [(*process.communicate(), process.returncode) for process in processes]
+
+
+def test_two_processes_are_one(environment, tmp_path):
+    """One epoch of three steps; stopped, as it were, and resumed for another, which both have to be given."""
+    flags = ["--arch", "bn_dropout", "--recipe", "reference", "--batch-size", 100, "--epochs", 1, "--rotation", 10]
+    alone = train(environment, *flags, "--run-dir", tmp_path / "one")
+    alone.communicate()
+    (out, err, status), (silent, other_err, other_status) = two(environment, *flags, "--run-dir", tmp_path / "two")
+    assert (status, other_status) == (0, 0), err + other_err
+    assert "1 epochs of 3 steps of 100 on 2 x cpu" in out
+    assert "epoch" not in silent  # Gloo has a word of its own.
+    one, both = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
+    for name in one:
+        np.testing.assert_allclose(both[name], one[name], atol=1e-5)
+    metrics = [json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("one", "two")]
+    assert metrics[1]["test_loss"] == pytest.approx(metrics[0]["test_loss"], abs=1e-4)
+
+    train(environment, "--resume", tmp_path / "one", "--epochs", 2).communicate()
+    (_, err, status), _ = two(environment, "--resume", tmp_path / "two", "--epochs", 2)
+    assert status == 0, err
+    one, both = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
+    for name in one:
+        np.testing.assert_allclose(both[name], one[name], atol=1e-4)
+    assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_the_other(environment, tmp_path):
+    """Within the heartbeat, and not by hanging: the test itself would."""
+    flags = ["--arch", "gap", "--recipe", "reference", "--batch-size", 100, "--epochs", 10_000]
+    together = ["--run-dir", tmp_path / "run", "--coordinator", f"localhost:{free_port()}", "--num-processes", 2]
+    first, second = (train(environment, *flags, *together, "--process-id", i) for i in (0, 1))
+    while "epoch  1/" not in first.stdout.readline():
+        assert first.poll() is None, first.stderr.read()
+    second.kill()
+    _, err = first.communicate(timeout=90)
+    assert first.returncode not in (0, None)
+    assert "lost" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("localhost:1", None, None), "all three; give them"),
+        (("localhost:1", 2, 2), "process id 2 of 2 processes cannot be"),
+        (("localhost:1", 0, 0), "process id 0 of 0 processes cannot be"),
+    ],
+)
+def test_processes_that_cannot_be(arguments, said):
+    with pytest.raises(InputError, match=said):
+        devices.join_processes(*arguments)
+
+
+def test_alone_by_default(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: pytest.fail("there is nobody to join"))
+    devices.join_processes(None, None, None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: joined.append(options))
+    joined = []
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    devices.join_processes(None, None, None)
+    assert joined == [{"heartbeat_timeout_seconds": 30}]
