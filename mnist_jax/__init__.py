@@ -1,6 +1,6 @@
 """99.4% on MNIST with fewer than 10,000 parameters, in fewer than 15 epochs, in Flax and JAX."""
 
-from mnist_jax.analysis import environment, objective
+from mnist_jax.analysis import environment, objective, seed_statistics
 from mnist_jax.checkpoints import load_run
 from mnist_jax.data import Mnist, Split, hold_out, load_mnist, standardise
 from mnist_jax.errors import DivergedError, InputError, StorageError
@@ -58,6 +58,7 @@ __all__ = [
     "objective",
     "predict",
     "save_weights",
+    "seed_statistics",
     "standardise",
     "train_epoch",
     "train_step",

@@ -111,17 +111,6 @@ class Config:
 
 # What each recipe sets; every other field keeps the default above.
 RECIPES: dict[str, dict[str, Any]] = {
-    "default": {},
-    "fast": {
-        "epochs": 3,
-        "learning_rate": 0.05,
-        "average_decay": 0.99,
-        "rotation": 6.0,
-        "shift": 1.2,
-        "scale": 0.05,
-        "shear": 0.05,
-        "plain_epochs": 1,
-    },
     "reference": {
         "epochs": 15,
         "optimizer": "sgd",
@@ -141,6 +130,17 @@ RECIPES: dict[str, dict[str, Any]] = {
         "elastic": 0.0,
         "plain_epochs": 0,
         "kernel_init": "torch_uniform",
+    },
+    "default": {},
+    "fast": {
+        "epochs": 3,
+        "learning_rate": 0.05,
+        "average_decay": 0.99,
+        "rotation": 6.0,
+        "shift": 1.2,
+        "scale": 0.05,
+        "shear": 0.05,
+        "plain_epochs": 1,
     },
 }
 

@@ -54,13 +54,13 @@ def ladder_table(results: Path) -> str:
             if not seeds:
                 continue
             result = seed_statistics(last_epoch(seeds))
-            trained = [seed["train_accuracy"] for seed in seeds]
             error = "" if result.stderr is None else f"{100 * result.stderr:.3f}"
-            gap = 100 * (statistics.fmean(trained) - result.mean)
+            trained = [seed["train_accuracy"] for seed in seeds if "train_accuracy" in seed]  # Not in the first trials.
+            train = f"{percent(trained)} | {100 * (statistics.fmean(trained) - result.mean):+.2f}" if trained else "|"
             rows.append(
                 f"| | | {recipe} | {result.n} | {len(seeds[0]['history'])} | {percent(last_epoch(seeds))} | {error} "
                 f"| {100 * result.min:.2f} to {100 * result.max:.2f} | {result.share:.0%} "
-                f"| {percent(best_epoch(seeds))} | {percent(trained)} | {gap:+.2f} "
+                f"| {percent(best_epoch(seeds))} | {train} "
                 f"| {statistics.median(seed['seconds'] for seed in seeds):.0f} |"
             )
     return "\n".join(rows)

@@ -3,16 +3,19 @@
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from mnist_jax import analysis
 from mnist_jax.data import Mnist
 from mnist_jax.errors import InputError
 from mnist_jax.recipes import Config, make_config
-from mnist_jax.training import evaluate, fit, make_model, predict
+from mnist_jax.training import evaluate, fit, fit_seeds, make_model, predict
 
 
 def run(config: Config, data: Mnist) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -34,10 +37,35 @@ def run(config: Config, data: Mnist) -> tuple[dict[str, Any], dict[str, Any]]:
     start = time.perf_counter()
     state, history = fit(config, data)
     seconds = time.perf_counter() - start
+    return _trial(config, data, history, state.variables, seconds), state.variables
+
+
+def run_seeds(
+    config: Config, seeds: Sequence[int], data: Mnist, mesh: Mesh | None = None
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """What `run` gives for each seed, trained all at once by `fit_seeds`.
+
+    `seconds` are those of all of them, and `together` says how many they were.
+
+    Raises:
+      InputError, DivergedError: as `fit_seeds`.
+    """
+    start = time.perf_counter()
+    state, histories = fit_seeds(config, seeds, data, mesh=mesh)
+    seconds = time.perf_counter() - start
+    trials = []
+    for i, (seed, history) in enumerate(zip(seeds, histories, strict=True)):
+        variables = jax.tree.map(lambda leaf, i=i: leaf[i], state.variables)
+        trial = _trial(dataclasses.replace(config, seed=seed), data, history, variables, seconds)
+        trials.append((trial | {"together": len(histories)}, variables))
+    return trials
+
+
+def _trial(config, data, history, variables, seconds):
     model = make_model(config)
-    train_loss, train_accuracy = evaluate(model, state.variables, data.train).mean()
-    predictions = predict(model, state.variables, data.test.images).argmax(-1)
-    trial = {
+    train_loss, train_accuracy = evaluate(model, variables, data.train).mean()
+    predictions = predict(model, variables, data.test.images).argmax(-1)
+    return {
         "config": dataclasses.asdict(config),
         "history": [metrics._asdict() for metrics in history],
         "train_loss": train_loss,
@@ -46,7 +74,6 @@ def run(config: Config, data: Mnist) -> tuple[dict[str, Any], dict[str, Any]]:
         "seconds": seconds,
         "environment": analysis.environment(),
     }
-    return trial, state.variables
 
 
 def append(path: Path, trial: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import jax
 import tyro
 
 from mnist_jax import analysis, cli, data, report, trials, weights
@@ -29,6 +30,8 @@ class Options:
     """How many seeds, from --seed on."""
     out: Path | None = None
     """File to append to; results/RECIPE-ARCH.jsonl if not given."""
+    together: int | None = None
+    """How many seeds to train at once in one program; if not given, one on CPU and all on GPU or TPU."""
     weights_dir: Path | None = None
     """Directory to save each seed's final weights in, as RECIPE-ARCH-SEED.safetensors."""
     table: bool = False
@@ -45,6 +48,8 @@ def main(options: Options) -> None:
         return
     if options.seeds < 1:
         raise InputError(f"seeds {options.seeds} cannot be used; choose 1 or more")
+    if options.together is not None and options.together < 1:
+        raise InputError(f"together {options.together} cannot be used; choose 1 or more")
     config = options.config
     out = options.out or ROOT / "results" / f"{config.recipe}-{config.arch}.jsonl"
     finished = {}
@@ -60,15 +65,22 @@ def main(options: Options) -> None:
     if config.held_out:
         mnist = data.hold_out(mnist, config.held_out)
     seeds = range(config.seed, config.seed + options.seeds)
-    for seed in seeds:
-        if seed not in finished:
-            finished[seed], variables = trials.run(dataclasses.replace(config, seed=seed), mnist)
+    missing = [seed for seed in seeds if seed not in finished]
+    together = options.together or (1 if jax.default_backend() == "cpu" else len(missing))
+    for first in range(0, len(missing), together):
+        batch = missing[first : first + together]
+        if together == 1:
+            ran = [trials.run(dataclasses.replace(config, seed=batch[0]), mnist)]
+        else:
+            ran = trials.run_seeds(config, batch, mnist)
+        for seed, (trial, variables) in zip(batch, ran, strict=True):
             if options.weights_dir:
                 path = options.weights_dir / f"{config.recipe}-{config.arch}-{seed}.safetensors"
                 weights.save_weights(path, config.arch, variables)
-            trials.append(out, finished[seed])
-        last = finished[seed]["history"][-1]
-        print(f"seed {seed}  test accuracy {last['test_accuracy']:.2%}  {finished[seed]['seconds']:.0f} s", flush=True)
+            trials.append(out, trial)
+            finished[seed] = trial
+            accuracy = trial["history"][-1]["test_accuracy"]
+            print(f"seed {seed}  test accuracy {accuracy:.2%}  {trial['seconds']:.0f} s", flush=True)
 
     chosen = [finished[seed] for seed in seeds]
     result = analysis.seed_statistics(report.last_epoch(chosen))

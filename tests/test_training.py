@@ -1,4 +1,6 @@
+import dataclasses
 import itertools
+import re
 from functools import partial
 
 import chex
@@ -14,6 +16,7 @@ from mnist_jax import (
     Split,
     evaluate,
     fit,
+    fit_seeds,
     init_state,
     make_config,
     make_model,
@@ -389,9 +392,90 @@ def test_first_epochs_at_low_resolution(small, monkeypatch):
     chex.assert_tree_all_finite(state.params)
 
 
+def test_many_seeds_at_once_are_the_seeds_alone(small):
+    """The same shuffles, distortions and dropout: over the first steps, the same weights."""
+    data = Mnist(first(small.train, 300), first(small.test, 100))
+    config = make_config("reference", epochs=1, batch_size=100, average_decay=0.9, rotation=10.0)
+    together, histories = fit_seeds(config, [1, 5], data)
+    for i, seed in enumerate((1, 5)):
+        alone, history = fit(dataclasses.replace(config, seed=seed), data)
+        chex.assert_trees_all_close(jax.tree.map(lambda leaf, i=i: leaf[i], together), alone, atol=1e-5)
+        assert histories[i][0][:-1] == pytest.approx(history[0][:-1], abs=1e-5)
+    with pytest.raises(DivergedError, match="seed 1: the loss or its gradient is not finite at step"):
+        fit_seeds(dataclasses.replace(config, learning_rate=1e30), [1, 5], data)
+
+
+def test_many_seeds_in_one_program_are_the_steps_one_by_one(small, monkeypatch):
+    """What a GPU or TPU runs against what a CPU runs."""
+    data = Mnist(first(small.train, 300), first(small.test, 100))
+    config = make_config("reference", arch="gap", epochs=1, batch_size=100, rotation=10.0)
+    steps, step_histories = fit_seeds(config, [1, 5], data)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    whole, histories = fit_seeds(config, [1, 5], data)
+    chex.assert_trees_all_close(steps, whole, atol=1e-5)
+    assert [history[0][:-1] for history in histories] == [
+        pytest.approx(history[0][:-1], abs=1e-5) for history in step_histories
+    ]
+
+
+@pytest.mark.parametrize("arch", ["gap", "bn_dropout"])
+def test_bfloat16_activations_have_float32_weights_statistics_and_logits(small, arch):
+    data = Mnist(first(small.train, 200), first(small.test, 100))
+    config = make_config("reference", arch=arch, epochs=1, batch_size=100, precision="bfloat16")
+    state, history = fit(config, data)
+    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.batch_stats))} == {jnp.dtype("float32")}
+    model = make_model(config)
+    logits, kept = model.apply(state.variables, standardise(data.test.images), train=False, capture_intermediates=True)
+    assert logits.dtype == jnp.float32
+    convolutions = [kept["intermediates"][f"conv{i}"]["__call__"][0] for i in range(1, 9)]
+    assert {output.dtype for output in convolutions} == {jnp.dtype("bfloat16")}
+    full = make_model(dataclasses.replace(config, precision="float32"))
+    np.testing.assert_allclose(
+        logits, full.apply(state.variables, standardise(data.test.images), train=False), atol=0.05
+    )
+    assert np.isfinite(history[-1].train_loss)
+
+
+@pytest.mark.parametrize("what", ["step", "epoch", "scoring", "seeds"])
+def test_programs_for_a_tpu(small, what):
+    """No callbacks to the host, nothing in 64 bits, and of gathers only those that take a batch, or distort it."""
+    config = make_config(average_decay=0.9)
+    options = training.step_options(config, 10)
+    state = training.abstract_progress(config, 1000).state
+    order, key = jax.ShapeDtypeStruct((7, 128), jnp.int32), jax.random.key(0)
+    totals = training.Metrics.zeros()
+    static = (*training._TRAIN[0], "model")
+
+    def seeds(tree):
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((4, *leaf.shape), leaf.dtype), tree)
+
+    function, arguments, options = {
+        "step": (training._train_at, (0, state, totals, small.train, order, key), options),
+        "epoch": (training._train_epoch, (0, state, totals, small.train, order, key), options),
+        "scoring": (training._eval_all, (state.variables, small.test, order), {"model": options["model"]}),
+        "seeds": (
+            training._train_seeds_epoch,
+            (seeds(state), seeds(totals), small.train, seeds(order), jax.random.split(key, 4)),
+            options,
+        ),
+    }[what]
+    lowered = jax.jit(function, static_argnames=[name for name in static if name in options]).trace(
+        *arguments, **options
+    )
+    text = lowered.lower(lowering_platforms=("tpu",)).as_text()
+    assert "callback" not in text
+    assert "f64" not in text
+    assert not re.search(r"tensor<(\d+x)+i64>", text)
+    taken = text.count('"stablehlo.gather"')
+    # Images and labels of the batch; where it is distorted, the four neighbours of each pixel.
+    assert taken <= (2 if what == "scoring" else 6), taken
+
+
 def test_real_mnist_in_a_few_hundred_steps(mnist):
     """The objective's network, the whole path: 97% of the test images after 234 steps."""
-    state, history = fit(make_config("fast", epochs=1, average_decay=0.9), Mnist(first(mnist.train, 30_000), mnist.test))
+    state, history = fit(
+        make_config("fast", epochs=1, average_decay=0.9), Mnist(first(mnist.train, 30_000), mnist.test)
+    )
     assert state.step == 234
     assert history[-1].test_accuracy >= 0.97
     chex.assert_tree_all_finite(state.params)

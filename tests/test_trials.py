@@ -45,3 +45,15 @@ def test_an_older_trial_has_its_recipe_in_the_newer_settings():
     assert trials.config_of({"config": {"recipe": "reference", "arch": "gap", "seed": 3}}) == make_config(
         "reference", arch="gap", seed=3
     )
+
+
+def test_seeds_trained_together_are_trials_of_their_own(ran):
+    config, data, alone, _ = ran
+    for seed, (trial, variables) in zip((7, 8), trials.run_seeds(config, [7, 8], data), strict=True):
+        assert trials.config_of(trial).seed == seed
+        assert trial["together"] == 2
+        assert [epoch["epoch"] for epoch in trial["history"]] == [1, 2]
+        wrong = predict(make_model(config), variables, data.test.images).argmax(-1) != data.test.labels
+        assert trial["errors"] == np.flatnonzero(wrong).tolist()
+        if seed == 7:
+            assert trial["history"][-1]["test_loss"] == pytest.approx(alone["history"][-1]["test_loss"], abs=1e-4)
