@@ -4,9 +4,11 @@ Each contender is a process of its own that waits for its turn, so that none inh
 settings or caches. Machines drift, so a ratio is taken within each round and its median over the rounds is quoted.
 """
 
+import importlib.util
 import multiprocessing
 import os
 import resource
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,11 +20,12 @@ import numpy as np
 
 from mnist_jax import baselines, training
 from mnist_jax.augment import Distortion
-from mnist_jax.data import Split, load_mnist, standardise
+from mnist_jax.data import Mnist, Split, load_mnist, standardise
 from mnist_jax.layers import FLAX
 from mnist_jax.models import layers_of
-from mnist_jax.recipes import Config
+from mnist_jax.recipes import Config, make_config
 from mnist_jax.runtime import compiler_options, reuse_freed_memory
+from mnist_jax.training import make_distortion
 
 _MATMUL_SIZE = 2048
 
@@ -86,7 +89,7 @@ def _flax(config: Config, data: Any) -> Contender:
     return Contender(steps, score)
 
 
-def _torch(config: Config, data: Any, channels_last: bool) -> Contender:
+def _torch(config: Config, data: Any, channels_last: bool, device: str = "cpu") -> Contender:
     """The notebook's network and loop in eager PyTorch, images standardised and batched beforehand."""
     import torch
 
@@ -94,12 +97,12 @@ def _torch(config: Config, data: Any, channels_last: bool) -> Contender:
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def tensor(images: np.ndarray) -> Any:
-        return torch.tensor(np.array(standardise(images))).reshape(-1, 1, 28, 28).to(memory_format=layout)
+        return torch.tensor(np.array(standardise(images))).reshape(-1, 1, 28, 28).to(device, memory_format=layout)
 
-    network = baselines.torch_network(config.arch, config.dropout_rate).to(memory_format=layout)
+    network = baselines.torch_network(config.arch, config.dropout_rate).to(device, memory_format=layout)
     optimizer = torch.optim.SGD(network.parameters(), config.learning_rate, config.momentum, nesterov=config.nesterov)
     images, labels = _batch(config, data)
-    images, labels = tensor(images), torch.tensor(labels, dtype=torch.long)
+    images, labels = tensor(images), torch.tensor(labels, dtype=torch.long, device=device)
     test = tensor(data.test.images)
 
     def steps(n: int) -> None:
@@ -177,6 +180,71 @@ def run(
     for name, pipe in workers.items():
         result["contenders"][name]["peak_bytes"] = _ask(pipe, "stop")
     return result
+
+
+def accelerator(
+    arch: str,
+    data: Mnist,
+    seeds: int = 30,
+    batch_sizes: Sequence[int] = (128, 256, 512, 1024),
+    epochs: int | None = None,
+) -> dict[str, Any]:
+    """Times whole epochs, runs and many seeds on the default device, a GPU or TPU, in this process.
+
+    Args:
+      arch: the network.
+      data: all of MNIST, or less to try it out.
+      seeds: how many seeds to train together.
+      batch_sizes: images per step to time an epoch at.
+      epochs: epochs of every run; those of the recipe if None.
+
+    Returns:
+      `epoch_seconds`, the median of three compiled epochs by batch size; for the recipes `default` and `fast` the
+      seconds of a run with compilation (`first`) and without (`again`) and its accuracy; the same of `seeds` together;
+      `torch_step_seconds` of the notebook's step on the same device, None without PyTorch for it.
+    """
+    options = {} if epochs is None else {"epochs": epochs}
+    result = {"arch": arch, "epoch_seconds": {}, "runs": {}}
+    for batch_size in batch_sizes:
+        config = make_config("default", arch=arch, batch_size=batch_size)
+        contender, epoch = _ours(config, data, make_distortion(config)), len(data.train.labels) // batch_size
+        contender.steps(epoch)
+        result["epoch_seconds"][batch_size] = statistics.median(_seconds(contender.steps, epoch) for _ in range(3))
+    for recipe in ("default", "fast"):
+        config = make_config(recipe, arch=arch, **options)
+        runs = []
+        for _ in range(2):
+            start = time.perf_counter()
+            _, history = training.fit(config, data)
+            runs.append(time.perf_counter() - start)
+        result["runs"][recipe] = {"first": runs[0], "again": runs[1], "test_accuracy": history[-1].test_accuracy}
+    config, runs = make_config("default", arch=arch, **options), []
+    for _ in range(2):
+        start = time.perf_counter()
+        _, histories = training.fit_seeds(config, range(1, seeds + 1), data)
+        runs.append(time.perf_counter() - start)
+    accuracies = [history[-1].test_accuracy for history in histories]
+    result["seeds"] = {"count": seeds, "first": runs[0], "again": runs[1], "test_accuracies": accuracies}
+    result["torch_step_seconds"] = _torch_step_seconds(make_config("reference", arch=arch), data)
+    return result
+
+
+def _seconds(call: Callable[..., Any], *arguments: Any) -> float:
+    start = time.perf_counter()
+    call(*arguments)
+    return time.perf_counter() - start
+
+
+def _torch_step_seconds(config: Config, data: Mnist) -> float | None:
+    if importlib.util.find_spec("torch") is None:
+        return None
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    contender = _torch(config, data, channels_last=False, device="cuda")
+    contender.steps(50)
+    return statistics.median(_seconds(contender.steps, 100) / 100 for _ in range(5))
 
 
 def _ask(pipe: Any, command: str) -> float:

@@ -6,11 +6,13 @@ import json
 import os
 from pathlib import Path
 
+import jax
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from mnist_jax import analysis, benchmark, cli, training
+from mnist_jax.data import load_mnist
 from mnist_jax.errors import InputError
 from mnist_jax.recipes import make_config
 
@@ -22,6 +24,8 @@ class Options:
     Batches of real images, SGD with momentum, dropout and batch norm on, float32. Each contender is a process of its
     own; ratios are taken round by round. Run it with nothing else running.
 
+    With --device gpu, on a GPU or TPU: seconds of an epoch, of whole runs, of thirty seeds together.
+
     Exit status: 0 done, 2 bad input.
 
     Example: python scripts/benchmark.py --arch gap --json results/benchmark-gap.json
@@ -29,6 +33,10 @@ class Options:
 
     arch: str = "bn_dropout"
     """Network: basic, lighter, gap or bn_dropout."""
+    device: str = "cpu"
+    """What to measure on: cpu, or gpu for whatever accelerator JAX has."""
+    seeds: int = 30
+    """With --device gpu: how many seeds to train together."""
     batch_size: int = 128
     """Images per training step."""
     contenders: tuple[str, ...] = ()
@@ -46,9 +54,14 @@ class Options:
 def main(options: Options) -> None:
     """Measures, prints the table and writes the file."""
     config = make_config("reference", arch=options.arch, batch_size=options.batch_size)
-    for name in ("rounds", "steps", "threads"):
+    if options.device not in ("cpu", "gpu"):
+        raise InputError(f"unknown device {options.device!r}; choose from cpu, gpu")
+    for name in ("rounds", "steps", "threads", "seeds"):
         if getattr(options, name) < 1:
             raise InputError(f"{name} {getattr(options, name)} cannot be used; choose 1 or more")
+    if options.device == "gpu":
+        on_accelerator(options)
+        return
     have_torch = importlib.util.find_spec("torch") is not None
     possible = [name for name in benchmark.CONTENDERS if have_torch or not name.startswith("torch")]
     for name in options.contenders:
@@ -87,6 +100,29 @@ def main(options: Options) -> None:
         "six for each multiply-add of the convolutions"
     )
     console.print(f"{options.threads} of {os.cpu_count()} cores, {options.rounds} rounds of {options.steps} steps")
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def on_accelerator(options: Options) -> None:
+    """What there is to say about a GPU or TPU."""
+    if jax.default_backend() == "cpu":
+        raise InputError("JAX finds no GPU or TPU here; install the extra cuda or tpu, or leave --device cpu")
+    result = benchmark.accelerator(options.arch, load_mnist(), options.seeds) | {"environment": analysis.environment()}
+    console = Console(highlight=False, soft_wrap=True)
+    for batch_size, seconds in result["epoch_seconds"].items():
+        console.print(f"an epoch at batch {batch_size}: {seconds:.2f} s")
+    for recipe, run in result["runs"].items():
+        times = f"{run['again']:.2f} s, {run['first']:.2f} s with compilation"
+        console.print(f"{recipe}: {times}, accuracy {run['test_accuracy']:.2%}")
+    together, alone = result["seeds"], result["runs"]["default"]["again"]
+    times = f"{together['again']:.2f} s, {together['first']:.2f} s with compilation"
+    console.print(
+        f"{together['count']} seeds of default together: {times}, {together['again'] / alone:.1f} times one; "
+        f"mean accuracy {analysis.seed_statistics(together['test_accuracies']).mean:.3%}"
+    )
+    if result["torch_step_seconds"]:
+        console.print(f"a step of PyTorch: {1e3 * result['torch_step_seconds']:.2f} ms")
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

@@ -28,6 +28,12 @@ def batch(mnist):
     return mnist.train.images[:32], mnist.train.labels[:32]
 
 
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """For processes of their own: a compilation cache that all tests, in whatever worker, share."""
+    return os.environ | {"XDG_CACHE_HOME": str(tmp_path_factory.getbasetemp().parent / "cache")}
+
+
 @pytest.fixture
 def script(monkeypatch, capsys, tmp_path):
     """Runs a script in this process, in an empty directory: (exit status, standard output, standard error)."""

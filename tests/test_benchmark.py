@@ -43,3 +43,27 @@ def test_benchmark_refuses(script, flags, parts):
     assert err.count("\n") == 1
     for part in parts:
         assert part in err
+
+
+def test_what_an_accelerator_is_asked(mnist):
+    """On whatever device there is, with less of everything."""
+    small = Mnist(*(Split(split.images[:200], split.labels[:200]) for split in mnist))
+    result = benchmark.accelerator("gap", small, seeds=2, batch_sizes=(100,), epochs=1)
+    assert set(result["epoch_seconds"]) == {100}
+    assert set(result["runs"]) == {"default", "fast"}
+    assert len(result["seeds"]["test_accuracies"]) == 2
+    seconds = [
+        result["epoch_seconds"][100],
+        result["seeds"]["again"],
+        *(run["again"] for run in result["runs"].values()),
+    ]
+    assert all(value > 0 for value in seconds)
+    json.dumps(result)
+
+
+def test_an_accelerator_that_is_not_there(script):
+    status, _, err = script("benchmark.py", "--device", "gpu")
+    assert status == 2
+    assert "JAX finds no GPU or TPU here" in err
+    status, _, err = script("benchmark.py", "--device", "npu")
+    assert (status, "'npu'" in err) == (2, True)

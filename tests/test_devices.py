@@ -1,7 +1,6 @@
 """The same program on one device, on eight, and in two processes; to have its devices each is a process of its own."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -16,11 +15,6 @@ from safetensors.numpy import load_file
 from mnist_jax import InputError, devices
 
 EIGHT = "--xla_force_host_platform_device_count=8"
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    return os.environ | {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
 
 
 def on_eight(environment, code):

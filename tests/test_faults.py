@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import json
-import os
 import random
 import resource
 import shutil
@@ -21,12 +20,6 @@ TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py")]
 # A constant rate, so that more epochs may follow; 30 steps an epoch.
 FLAGS = ["--data-source", "tfds", "--data-dir", str(PREPARED), "--arch", "bn_dropout", "--recipe", "reference"]
 FLAGS += ["--batch-size", "10", "--average-decay", "0.9", "--rotation", "10"]
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """A compilation cache for all processes of this file."""
-    return os.environ | {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
 
 
 def train(environment, *args, **options):
