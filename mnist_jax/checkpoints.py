@@ -84,19 +84,24 @@ def lock(run_dir: Path) -> Iterator[None]:
 
     Raises:
       InputError: another process has it.
+      StorageError: the directory cannot be written.
     """
-    owner = run_dir / OWNER
+    owner, held = run_dir / OWNER, filelock.FileLock(run_dir / LOCK, timeout=0)
     try:
-        with filelock.FileLock(run_dir / LOCK, timeout=0):
-            owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
-            yield
+        held.acquire()
+        owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
     except filelock.Timeout:
         who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
         raise InputError(
             f"run dir {str(run_dir)!r} is being written by {who}; wait for it or stop it, or name another"
         ) from None
-    except PermissionError as error:
+    except OSError as error:
+        held.release()
         raise _unwritable(run_dir, error) from error
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def save_config(run_dir: Path, config: Config) -> None:

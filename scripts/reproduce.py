@@ -66,7 +66,7 @@ def main(options: Options) -> None:
         mnist = data.hold_out(mnist, config.held_out)
     seeds = range(config.seed, config.seed + options.seeds)
     missing = [seed for seed in seeds if seed not in finished]
-    together = options.together or (1 if jax.default_backend() == "cpu" else len(missing))
+    together = options.together or (1 if jax.default_backend() == "cpu" else max(len(missing), 1))
     for first in range(0, len(missing), together):
         batch = missing[first : first + together]
         if together == 1:

@@ -185,6 +185,12 @@ def test_evaluate_scores_the_shipped_weights(script):
         ("--data-source tfds --data-dir absent", ["'absent'"]),
         ("--run-dir /proc/run", ["'/proc/run'", "--run-dir"]),
         ("--colour red", ["--colour"]),
+        ("--keep 0", ["keep 0", "choose"]),
+        ("--checkpoint-every -1", ["checkpoint every -1", "choose"]),
+        ("--resume absent", ["'absent'", "holds no run"]),
+        ("--devices most", ["'most'", "choose"]),
+        ("--devices 99", ["devices 99", "choose"]),
+        ("--process-id 1", ["--coordinator", "give them"]),
     ],
 )
 def test_train_refuses(script, flags, parts):
