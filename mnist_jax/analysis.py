@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from mnist_jax.models import count_dense, count_params
 from mnist_jax.runtime import cpu_name
@@ -86,6 +87,42 @@ def seed_statistics(accuracies: Sequence[float], threshold: float = TARGET_ACCUR
 def error_counts(errors: Sequence[Sequence[int]]) -> dict[int, int]:
     """How many of the seeds get each image wrong; `errors` has one list of image indices per seed."""
     return dict(collections.Counter(itertools.chain.from_iterable(errors)))
+
+
+def confusion(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    """How often each digit (row) was taken for each (column): int [10, 10]."""
+    counts = np.zeros((10, 10), int)
+    np.add.at(counts, (labels, predictions), 1)
+    return counts
+
+
+class Calibration(NamedTuple):
+    """What confidence is worth: for each bin with images in it, float [bins]; `error` is the expected one."""
+
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    count: np.ndarray
+    error: float
+
+
+def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> Calibration:
+    """Confidence against accuracy in bins of equal width, and their mean difference weighted by images.
+
+    Args:
+      probabilities: float [N, 10], each row of sum 1.
+      labels: int [N].
+      bins: how many.
+
+    Reference: Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", arXiv:1706.04599.
+    """
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    count = np.bincount(place, minlength=bins)
+    some = count > 0
+    mean_confidence = np.bincount(place, confidence, bins)[some] / count[some]
+    accuracy = np.bincount(place, right, bins)[some] / count[some]
+    error = float(np.abs(mean_confidence - accuracy) @ count[some] / len(labels))
+    return Calibration(mean_confidence, accuracy, count[some], error)
 
 
 def ratios(result: dict[str, Any], figure: str, name: str, base: str = "ours") -> list[float]:

@@ -110,7 +110,7 @@ def save_config(run_dir: Path, config: Config) -> None:
     Raises:
       StorageError: they cannot be written.
     """
-    with _storing(run_dir):
+    with storing(run_dir):
         _write_json(run_dir / CONFIG, dataclasses.asdict(config))
 
 
@@ -121,7 +121,7 @@ def save_epochs(run_dir: Path, history: Sequence[EpochMetrics]) -> None:
       StorageError: it cannot be written.
     """
     lines = "".join(json.dumps(metrics._asdict()) + "\n" for metrics in history)
-    with _storing(run_dir):
+    with storing(run_dir):
         replace_file(run_dir / METRICS, lambda temporary: temporary.write_text(lines, encoding="utf-8"))
 
 
@@ -131,7 +131,7 @@ def save_result(run_dir: Path, config: Config, variables: dict[str, Any], summar
     Raises:
       StorageError: one of them cannot be written.
     """
-    with _storing(run_dir):
+    with storing(run_dir):
         save_weights(run_dir / WEIGHTS, config.arch, variables)
         _write_json(run_dir / SUMMARY, summary)
 
@@ -183,7 +183,7 @@ def save_checkpoint(run_dir: Path, config: Config, progress: Progress, num_examp
         "environment": environment(),
     }
     step, directory = int(progress.state.step), run_dir / CHECKPOINTS
-    with _storing(run_dir), _quiet_threads():
+    with storing(run_dir), _quiet_threads():
         directory.mkdir(exist_ok=True)
         with _manager(run_dir, keep) as manager:
             items = {"state": ocp.args.StandardSave(tensors), "record": ocp.args.JsonSave(record)}
@@ -218,7 +218,7 @@ def resume(run_dir: Path, config: Config, num_examples: int) -> Resumed:
         except Exception as error:  # Orbax and TensorStore raise whatever they stumble over.
             reason = " ".join(str(error).split())[:200]
             damaged.append(f"checkpoint {directory / str(step)} is damaged: {reason}")
-            with _storing(run_dir):
+            with storing(run_dir):
                 taken = len(list(directory.glob(f"{step}.damaged*")))
                 (directory / str(step)).rename(directory / f"{step}.damaged{taken or ''}")
             continue
@@ -336,8 +336,8 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 @contextlib.contextmanager
-def _storing(run_dir: Path) -> Iterator[None]:
-    """Turns what goes wrong while writing to a run into a `StorageError`."""
+def storing(run_dir: Path) -> Iterator[None]:
+    """Raises a `StorageError` for what goes wrong while writing to a run."""
     try:
         yield
     except Exception as error:  # TensorStore reports a full disk as a ValueError.

@@ -1,120 +1,130 @@
-"""What a person looks at: the tables of README, made from the files in `results/`."""
+"""What a person looks at after a run: `report.html`, whole in itself, and the pictures it shows."""
 
-import itertools
+import base64
+import dataclasses
 import json
-import statistics
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mnist_jax import trials
-from mnist_jax.analysis import error_counts, ratios, seed_statistics, spread
-from mnist_jax.models import ARCHS, abstract_variables, count_params, create_model
-from mnist_jax.recipes import RECIPES
+import jax
+import jinja2
+import numpy as np
 
-# The notebooks' figures in percent, one seed, 15 epochs: best epoch's test accuracy; last epoch's, test and train.
-NOTEBOOKS = {
-    "basic": (98.80, 98.76, 99.44),
-    "lighter": (98.72, 98.72, 99.01),
-    "gap": (98.28, 98.28, 98.17),
-    "bn_dropout": (99.42, 99.39, 99.27),
-}
+from mnist_jax import analysis, checkpoints, figures
+from mnist_jax.data import Split
+from mnist_jax.models import layers_of
+from mnist_jax.recipes import Config
+from mnist_jax.training import EpochMetrics, make_schedule, predict, steps_per_epoch
 
+REPORT, PICTURES = "report.html", "figures"
 
-def last_epoch(seeds: Sequence[dict[str, Any]]) -> list[float]:
-    """Test accuracy after the last epoch of each seed."""
-    return [seed["history"][-1]["test_accuracy"] for seed in seeds]
+_PAGES = jinja2.Environment(
+    loader=jinja2.PackageLoader("mnist_jax", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
+)
 
 
-def best_epoch(seeds: Sequence[dict[str, Any]]) -> list[float]:
-    """Test accuracy after the best epoch of each seed: what the notebooks quote, chosen on the test set."""
-    return [max(epoch["test_accuracy"] for epoch in seed["history"]) for seed in seeds]
+def write_report(run_dir: Path, scored: Split, num_examples: int) -> Path:
+    """Writes the report of a finished run, and its pictures, light and dark, in the directory `figures` beside it.
+
+    Args:
+      run_dir: a finished run.
+      scored: the images it was scored on.
+      num_examples: how many images it trained on.
+
+    Returns:
+      The page.
+
+    Raises:
+      InputError: as `checkpoints.load_run`.
+      StorageError: it cannot be written.
+    """
+    config, model, variables = checkpoints.load_run(run_dir)
+    lines = (run_dir / checkpoints.METRICS).read_text(encoding="utf-8").splitlines()
+    history = [EpochMetrics(**json.loads(line)) for line in lines]
+    summary = json.loads((run_dir / checkpoints.SUMMARY).read_text(encoding="utf-8"))
+    probabilities = np.asarray(jax.nn.softmax(predict(model, variables, scored.images)))
+    pictures = _draw(config, history, summary, variables, probabilities, scored, num_examples)
+    page = _PAGES.get_template("report.html").render(
+        config=dataclasses.asdict(config),
+        history=history,
+        summary=summary,
+        layers=layers_of(model),
+        pictures=pictures,
+        wrong=_mistakes(probabilities, scored.labels),
+        calibration=analysis.calibration(probabilities, scored.labels),
+        scored_images=len(scored.labels),
+    )
+    with checkpoints.storing(run_dir):
+        (run_dir / PICTURES).mkdir(exist_ok=True)
+        for name, picture in pictures.items():
+            for theme in ("light", "dark"):
+                (run_dir / PICTURES / f"{name}-{theme}.png").write_bytes(base64.b64decode(picture[theme]))
+        (run_dir / REPORT).write_text(page, encoding="utf-8")
+    return run_dir / REPORT
 
 
-def percent(accuracies: Sequence[float]) -> str:
-    """Mean and standard deviation over seeds, for instance `99.41 ± 0.05`, in percent."""
-    result = seed_statistics(accuracies)
-    spread = "" if result.std is None else f" ± {100 * result.std:.2f}"
-    return f"{100 * result.mean:.2f}{spread}"
-
-
-def ladder_table(results: Path) -> str:
-    """Markdown: each network in the notebook's hands and in each recipe's, accuracies in percent."""
-    rows = [
-        "| network | parameters | recipe | seeds | epochs | test, last epoch | standard error | min to max "
-        "| seeds at 99.40 or above | best epoch | train | train less test | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+def _mistakes(probabilities: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
+    """The images that are got wrong, the most confident first."""
+    guesses, confidence = probabilities.argmax(1), probabilities.max(1)
+    wrong = np.flatnonzero(guesses != labels)
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
+    return [
+        {"index": int(i), "true": int(labels[i]), "guess": int(guesses[i]), "confidence": float(confidence[i])}
+        for i in wrong
     ]
-    for arch in ARCHS:
-        best, last, train = NOTEBOOKS[arch]
-        name = f"| `{arch}` | {count_params(abstract_variables(create_model(arch))['params']):,} |"
-        rows.append(f"{name} notebook | 1 | 15 | {last:.2f} | | | | {best:.2f} | {train:.2f} | {train - last:+.2f} | |")
-        for recipe in RECIPES:
-            seeds = trials.read(results / f"{recipe}-{arch}.jsonl")
-            if not seeds:
-                continue
-            result = seed_statistics(last_epoch(seeds))
-            error = "" if result.stderr is None else f"{100 * result.stderr:.3f}"
-            trained = [seed["train_accuracy"] for seed in seeds if "train_accuracy" in seed]  # Not in the first trials.
-            train = f"{percent(trained)} | {100 * (statistics.fmean(trained) - result.mean):+.2f}" if trained else "|"
-            rows.append(
-                f"| | | {recipe} | {result.n} | {len(seeds[0]['history'])} | {percent(last_epoch(seeds))} | {error} "
-                f"| {100 * result.min:.2f} to {100 * result.max:.2f} | {result.share:.0%} "
-                f"| {percent(best_epoch(seeds))} | {train} "
-                f"| {statistics.median(seed['seconds'] for seed in seeds):.0f} |"
-            )
-    return "\n".join(rows)
 
 
-def errors_table(results: Path) -> str:
-    """Markdown: how many test images the seeds of a recipe get wrong, each by itself and together."""
-    rows = [
-        "| network | recipe | seeds | wrong, mean of a seed | wrong in every seed | in more than half | in any |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for arch, recipe in itertools.product(ARCHS, RECIPES):
-        seeds = trials.read(results / f"{recipe}-{arch}.jsonl")
-        if len(seeds) < 2:
-            continue
-        times = error_counts([seed["errors"] for seed in seeds])
-        shares = [sum(count >= least for count in times.values()) for least in (len(seeds), len(seeds) // 2 + 1, 1)]
-        mean = sum(times.values()) / len(seeds)
-        rows.append(f"| `{arch}` | {recipe} | {len(seeds)} | {mean:.1f} | {shares[0]} | {shares[1]} | {shares[2]} |")
-    return "\n".join(rows)
-
-
-def speed_table(results: Path) -> str:
-    """Markdown: the step and the scoring of each network against the other contenders, from `benchmark-ARCH.json`."""
-    rows = [
-        "| network | contender | ms per step, median (min to max) | times ours | images/s "
-        "| scoring 10,000, s | times ours | process start to first step, s | peak MB |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for arch in ARCHS:
-        path = results / f"benchmark-{arch}.json"
-        if not path.exists():
-            continue
-        result = json.loads(path.read_text(encoding="utf-8"))
-        for name, record in result["contenders"].items():
-            low, step, high = (1e3 * seconds for seconds in spread(record["step_seconds"]))
-            rows.append(
-                f"| `{arch}` | {name} | {step:.1f} ({low:.1f} to {high:.1f}) "
-                f"| {spread(ratios(result, 'step_seconds', name))[1]:.2f} | {1e3 * result['batch_size'] / step:,.0f} "
-                f"| {spread(record['score_seconds'])[1]:.2f} | {spread(ratios(result, 'score_seconds', name))[1]:.2f} "
-                f"| {record['start']['first_step']:.1f} | {record['peak_bytes'] / 1e6:.0f} |"
-            )
-    return "\n".join(rows)
-
-
-TABLES = {"ladder": ladder_table, "errors": errors_table, "speed": speed_table}
-
-
-def insert_tables(text: str, results: Path) -> str:
-    """Fills each block between `<!-- table: KIND -->` and `<!-- end -->`, KIND being a name in `TABLES`."""
-    opening = "<!-- table: "
-    parts = text.split(opening)
-    for i, part in enumerate(parts[1:], 1):
-        kind, rest = part.split(" -->", 1)
-        _, after = rest.split("<!-- end -->", 1)
-        parts[i] = f"{kind} -->\n{TABLES[kind](results)}\n<!-- end -->{after}"
-    return opening.join(parts)
+def _draw(
+    config: Config, history, summary, variables, probabilities, scored, num_examples
+) -> dict[str, dict[str, str]]:
+    """Every picture by name: its text for who cannot see it, and light and dark as PNG in base 64."""
+    steps = steps_per_epoch(num_examples, config.batch_size) * config.epochs
+    rates = np.asarray(jax.vmap(make_schedule(config, steps))(np.arange(steps)))
+    counts = analysis.confusion(scored.labels, probabilities.argmax(1))
+    wrong = _mistakes(probabilities, scored.labels)
+    captions = [f"{item['true']} not {item['guess']} {item['confidence']:.0%}" for item in wrong]
+    accuracy = np.diag(counts) / np.maximum(counts.sum(1), 1)
+    last = history[-1]
+    drawings = {
+        "loss": (
+            partial(figures.losses, history, summary["scored_on"]),
+            f"Loss over {len(history)} epochs; in the last {last.train_loss:.4f} in training and {last.test_loss:.4f} "
+            f"on the {summary['scored_on']} images.",
+        ),
+        "accuracy": (
+            partial(figures.accuracies, history, summary["scored_on"], analysis.TARGET_ACCURACY),
+            f"Accuracy over {len(history)} epochs; in the last {last.train_accuracy:.2%} in training and "
+            f"{last.test_accuracy:.2%} on the {summary['scored_on']} images.",
+        ),
+        "rate": (
+            partial(figures.learning_rate, rates, config.epochs),
+            f"Learning rate over {config.epochs} epochs, {rates.max():.3g} at its highest.",
+        ),
+        "confusion": (
+            partial(figures.confusion, counts),
+            f"Confusion matrix; {counts.sum() - np.trace(counts)} errors off its diagonal.",
+        ),
+        "digits": (
+            partial(figures.digit_accuracy, counts),
+            f"Accuracy of each digit, from {accuracy.min():.1%} for {accuracy.argmin()} to {accuracy.max():.1%} for "
+            f"{accuracy.argmax()}.",
+        ),
+        "calibration": (
+            partial(figures.reliability, analysis.calibration(probabilities, scored.labels)),
+            "Accuracy against confidence, beside the diagonal of a calibrated network.",
+        ),
+        "kernels": (
+            partial(figures.kernels, np.asarray(variables["params"]["conv1"]["kernel"])),
+            "The kernels of the first convolution.",
+        ),
+        "errors": (
+            partial(figures.digits, scored.images[[item["index"] for item in wrong]], captions),
+            "The digits that are got wrong; the table under them lists them.",
+        ),
+    }
+    themes = {"light": figures.LIGHT, "dark": figures.DARK}
+    return {
+        name: {"alt": alt} | {key: base64.b64encode(figures.png(draw, theme)).decode() for key, theme in themes.items()}
+        for name, (draw, alt) in drawings.items()
+    }

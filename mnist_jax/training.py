@@ -145,13 +145,22 @@ def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransforma
     and Muon decoupled from it (Loshchilov and Hutter, arXiv:1711.05101). Muon (Jordan, "Muon", 2024) orthogonalises
     each kernel's update, scaled to the size of Adam's (Liu et al., arXiv:2502.16982); batch norm gets Adam's.
     """
-    names = ("optimizer", "learning_rate", "schedule", "warmup", "momentum", "beta2", "nesterov", "weight_decay")
-    return _optimizer(*(getattr(config, name) for name in names), total_steps)
+    rate = (config.schedule, config.learning_rate, config.warmup, total_steps)
+    return _optimizer(config.optimizer, rate, config.momentum, config.beta2, config.nesterov, config.weight_decay)
+
+
+def make_schedule(config: Config, total_steps: int) -> optax.Schedule:
+    """The learning rate of each step, counted from 0.
+
+    `one_cycle` is the triangle of L. N. Smith, "Super-Convergence", arXiv:1708.07120, ending at zero; `cosine` falls
+    as in Loshchilov and Hutter, "SGDR", arXiv:1608.03983.
+    """
+    return _schedule(config.schedule, config.learning_rate, config.warmup, total_steps)
 
 
 @functools.cache  # Equal settings give the same object, so that jit recognises it and does not compile again.
-def _optimizer(name, learning_rate, schedule, warmup, momentum, beta2, nesterov, weight_decay, total_steps):
-    rate = _schedule(schedule, learning_rate, warmup, total_steps)
+def _optimizer(name, rate, momentum, beta2, nesterov, weight_decay):
+    rate = _schedule(*rate)
     if name == "sgd":
         sgd = optax.sgd(rate, momentum, nesterov)
         return optax.chain(optax.add_decayed_weights(weight_decay, _kernels), sgd) if weight_decay else sgd
@@ -169,13 +178,12 @@ def _optimizer(name, learning_rate, schedule, warmup, momentum, beta2, nesterov,
 
 
 def _schedule(name, learning_rate, warmup, total_steps):
-    """`one_cycle`: L. N. Smith, arXiv:1708.07120; `cosine`: Loshchilov and Hutter, arXiv:1608.03983."""
     if name == "one_cycle":
         return optax.linear_onecycle_schedule(total_steps, learning_rate, warmup, 1.0, 10.0, 1e4)
     if name == "cosine":
         rising = round(warmup * total_steps)
         return optax.warmup_cosine_decay_schedule(learning_rate / 10, learning_rate, rising, total_steps)
-    return learning_rate
+    return optax.constant_schedule(learning_rate)
 
 
 def _kernels(params):

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import tyro
 
-from mnist_jax import analysis, cli, data, report, trials, weights
+from mnist_jax import analysis, cli, data, tables, trials, weights
 from mnist_jax.errors import InputError
 from mnist_jax.recipes import Config
 
@@ -44,7 +44,7 @@ def main(options: Options) -> None:
     """Trains what is missing, then prints the statistics."""
     if options.table:
         readme = ROOT / "README.md"
-        readme.write_text(report.insert_tables(readme.read_text("utf-8"), ROOT / "results"), "utf-8")
+        readme.write_text(tables.insert_tables(readme.read_text("utf-8"), ROOT / "results"), "utf-8")
         return
     if options.seeds < 1:
         raise InputError(f"seeds {options.seeds} cannot be used; choose 1 or more")
@@ -83,13 +83,13 @@ def main(options: Options) -> None:
             print(f"seed {seed}  test accuracy {accuracy:.2%}  {trial['seconds']:.0f} s", flush=True)
 
     chosen = [finished[seed] for seed in seeds]
-    result = analysis.seed_statistics(report.last_epoch(chosen))
+    result = analysis.seed_statistics(tables.last_epoch(chosen))
     spread = "" if result.std is None else f" +- {result.std:.2%} (standard error {result.stderr:.3%})"
     print(
         f"{config.arch}, {config.recipe}, last of {config.epochs} epochs, {result.n} seeds: "
         f"mean {result.mean:.3%}{spread}, min {result.min:.2%}, max {result.max:.2%}, "
         f"{result.share:.0%} at or above {analysis.TARGET_ACCURACY:.2%}; "
-        f"best epoch, for comparison: mean {analysis.seed_statistics(report.best_epoch(chosen)).mean:.3%}"
+        f"best epoch, for comparison: mean {analysis.seed_statistics(tables.best_epoch(chosen)).mean:.3%}"
     )
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mnist_jax import analysis, checkpoints, cli, data, devices, models, training
+from mnist_jax import analysis, checkpoints, cli, data, devices, models, report, training
 from mnist_jax.errors import InputError
 from mnist_jax.recipes import Config
 
@@ -26,7 +26,7 @@ class Options:
 
     The objective: 99.4% test accuracy, fewer than 10,000 parameters, fewer than 15 epochs, no fully connected
     layer. Writes to a run directory config.json, metrics.jsonl (a line per epoch), checkpoints, summary.json and
-    weights.safetensors.
+    weights.safetensors, and report.html to look at.
 
     Ctrl-C, or SIGTERM, finishes the step, saves, and prints the command that goes on; a second one leaves at once.
 
@@ -156,6 +156,7 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
     }
     if devices.is_writer():
         checkpoints.save_result(run_dir, config, state.variables, summary)
+        report.write_report(run_dir, mnist.test, num_examples)
 
     table = Table(
         "condition", "value", "asked for", "", title=f"objective {'met' if met else 'not met'}", box=box.SIMPLE_HEAD
@@ -163,7 +164,9 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
     for condition in conditions:
         table.add_row(condition.name, condition.value, condition.target, "met" if condition.met else "not met")
     console.print(table)
-    console.print(f"{summary['seconds']:.0f} s in all; the run is in {run_dir}")
+    console.print(
+        f"{summary['seconds']:.0f} s in all; the run is in {run_dir}, to be looked at in {run_dir / report.REPORT}"
+    )
     return int(options.require_objective and not met)
 
 

@@ -1,6 +1,8 @@
 import jax.numpy as jnp
+import numpy as np
+import pytest
 
-from mnist_jax import create_model, environment, objective
+from mnist_jax import analysis, create_model, environment, objective
 from mnist_jax.models import abstract_variables
 
 
@@ -34,3 +36,27 @@ def test_environment_names_versions_and_hardware():
     assert record["cpu_cores"] >= 1
     assert record["cpu"]
     assert record["jax"].split(".")[0].isdigit()
+
+
+def test_confusion_counts_rows_for_what_is_true():
+    counts = analysis.confusion(np.array([3, 3, 3, 5]), np.array([3, 8, 8, 5]))
+    assert counts.sum() == 4
+    assert (counts[3, 3], counts[3, 8], counts[5, 5]) == (1, 2, 1)
+
+
+def test_calibration_closed_form():
+    """Four images at 0.9 of which three are right, one at 0.6 that is right: 0.8 x 0.15 + 0.2 x 0.4."""
+    probabilities = np.full((5, 10), 0.1 / 9)
+    probabilities[:, 2] = 0.9
+    probabilities[4] = 0.4 / 9
+    probabilities[4, 2] = 0.6
+    result = analysis.calibration(probabilities, np.array([2, 2, 2, 7, 2]), bins=10)
+    np.testing.assert_allclose(result.confidence, [0.6, 0.9])
+    np.testing.assert_allclose(result.accuracy, [1.0, 0.75])
+    np.testing.assert_array_equal(result.count, [1, 4])
+    assert result.error == pytest.approx(0.8 * 0.15 + 0.2 * 0.4)
+
+
+def test_calibration_of_certainty():
+    certain = np.eye(10)[[1, 2, 3]]
+    assert analysis.calibration(certain, np.array([1, 2, 3])).error == 0

@@ -1,79 +1,101 @@
+import dataclasses
 import json
 import re
-import statistics
+from html.parser import HTMLParser
 
+import numpy as np
 import pytest
-from conftest import ROOT
 
-from mnist_jax import report
-from mnist_jax.analysis import seed_statistics
-
-
-def test_readme_tables_are_made_from_the_results():
-    readme = (ROOT / "README.md").read_text("utf-8")
-    assert set(re.findall("<!-- table: ([a-z]+) -->", readme)) == set(report.TABLES)
-    assert report.insert_tables(readme, ROOT / "results") == readme
+from mnist_jax import InputError, Split, analysis, checkpoints, load_pretrained, make_config, predict
+from mnist_jax.report import write_report
+from mnist_jax.training import EpochMetrics
 
 
-def test_seed_statistics_closed_form():
-    accuracies = [0.994, 0.995, 0.993, 0.996]
-    result = seed_statistics(accuracies)
-    assert result.n == 4
-    assert result.mean == pytest.approx(0.9945)
-    assert result.std == pytest.approx(statistics.stdev(accuracies))
-    assert result.stderr == pytest.approx(statistics.stdev(accuracies) / 2)
-    assert (result.min, result.max, result.share) == (0.993, 0.996, 0.75)
-    single = seed_statistics([0.99])
-    assert (single.n, single.std, single.stderr, single.share) == (1, None, None, 0.0)
+@pytest.fixture(scope="module")
+def run(mnist, tmp_path_factory):
+    """A finished run with the shipped weights, scored on 500 test images; its directory and what was scored."""
+    run_dir, config = tmp_path_factory.mktemp("runs") / "run", make_config(epochs=3)
+    scored = Split(mnist.test.images[:2500], mnist.test.labels[:2500])
+    history = [EpochMetrics(i, 0.1, 0.97, 0.1, 0.99, 9.0) for i in (1, 2, 3)]
+    _, variables = load_pretrained("bn_dropout")
+    checkpoints.create_run(run_dir, config)
+    checkpoints.save_epochs(run_dir, history)
+    conditions = analysis.objective(variables["params"], 3, 0.99)
+    summary = {
+        **history[-1]._asdict(),
+        "seconds": 30.0,
+        "scored_on": "test",
+        "objective": [condition._asdict() for condition in conditions],
+        "objective_met": False,
+        "environment": analysis.environment() | {"cpu": "<b>odd & named</b>"},
+    }
+    checkpoints.save_result(run_dir, config, variables, summary)
+    return run_dir, scored
 
 
-def line(seed, *accuracies, errors=()):
-    history = [
-        {"epoch": i, "train_loss": 0.1, "train_accuracy": 0.98, "test_loss": 0.1, "test_accuracy": a, "seconds": 1.0}
-        for i, a in enumerate(accuracies, 1)
-    ]
-    trial = {"config": {"seed": seed}, "history": history, "train_loss": 0.1, "train_accuracy": 0.99}
-    return json.dumps(trial | {"errors": list(errors), "seconds": 30.0, "environment": {}})
+class Page(HTMLParser):
+    """Tags that stay open, images without a text, and addresses beyond the page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.silent, self.outside, self.images = [], 0, [], 0
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag not in ("meta", "img", "source"):
+            self.open.append(tag)
+        if tag == "img":
+            self.images += 1
+            self.silent += not attrs.get("alt")
+        for name in ("src", "srcset", "href"):
+            if name in attrs and not attrs[name].startswith("data:image/png;base64,"):
+                self.outside.append(attrs[name])
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
 
 
-def test_the_ladder_quotes_the_last_epoch_over_seeds(tmp_path):
-    (tmp_path / "reference-gap.jsonl").write_text(line(1, 0.99, 0.98) + "\n" + line(2, 0.97, 0.995) + "\n")
-    (tmp_path / "fast-bn_dropout.jsonl").write_text(line(1, 0.994) + "\n")
-    table = report.ladder_table(tmp_path).splitlines()
-    assert len(table) == 2 + 4 + 2
-    gap = table.index("| `gap` | 9,752 | notebook | 1 | 15 | 98.28 | | | | 98.28 | 98.17 | -0.11 | |")
-    assert table[gap + 1] == (
-        "| | | reference | 2 | 2 | 98.75 ± 1.06 | 0.750 | 98.00 to 99.50 | 50% | 99.25 ± 0.35 "
-        "| 99.00 ± 0.00 | +0.25 | 30 |"
+def test_the_page_is_whole_in_itself(run):
+    run_dir, scored = run
+    text = write_report(run_dir, scored, 60_000).read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert page.silent == 0
+    assert page.outside == []
+    assert page.images == 8
+    assert not re.search(r"https?:|@import|url\(|<script", text)
+    assert "<b>odd" not in text
+    assert "&lt;b&gt;odd &amp; named&lt;/b&gt;" in text
+    names = sorted(path.name for path in (run_dir / "figures").iterdir())
+    assert len(names) == 16
+    assert "errors-dark.png" in names
+
+
+def test_the_page_says_what_the_weights_do(run):
+    run_dir, scored = run
+    text = write_report(run_dir, scored, 60_000).read_text(encoding="utf-8")
+    model, variables = load_pretrained("bn_dropout")
+    predictions = predict(model, variables, scored.images).argmax(-1)
+    wrong = np.flatnonzero(predictions != scored.labels)
+    assert f"All {len(wrong)} of them" in text
+    rows = re.findall(
+        r'<tr><td class="number">(\d+)</td><td class="number">(\d)</td><td class="number">(\d)</td>', text
     )
-    assert table[-1] == "| | | fast | 1 | 1 | 99.40 |  | 99.40 to 99.40 | 100% | 99.40 | 99.00 | -0.40 | 30 |"
-    blocks = ["before", "<!-- table: ladder -->", "old", "<!-- end -->", "after"]
-    text = "\n".join([*blocks, "<!-- table: errors -->", "<!-- end -->", ""])
-    filled = report.insert_tables(text, tmp_path)
-    assert "\n".join(table) in filled
-    assert "old" not in filled
-    assert filled.startswith("before\n")
-    assert "\n<!-- end -->\nafter\n" in filled
-    assert report.insert_tables(filled, tmp_path) == filled
+    assert {(int(i), int(true), int(guess)) for i, true, guess in rows} == {
+        (i, scored.labels[i], predictions[i]) for i in wrong
+    }
+    probabilities = [float(value) for value in re.findall(r'<td class="number">([\d.]+) %</td>', text)]
+    assert probabilities == sorted(probabilities, reverse=True)
+    for condition in json.loads((run_dir / "summary.json").read_text())["objective"]:
+        assert condition["value"] in text
+    for name, value in dataclasses.asdict(make_config(epochs=3)).items():
+        assert re.search(
+            rf'<th scope="row">{name}</th><td>{re.escape(str("-" if value is None else value))}</td>', text
+        )
+    assert "9,920" in text
 
 
-def test_errors_are_counted_over_seeds(tmp_path):
-    errors = ([1, 2, 3], [2, 3, 4], [3])
-    lines = [line(seed, 0.99, errors=wrong) for seed, wrong in enumerate(errors, 1)]
-    (tmp_path / "default-gap.jsonl").write_text("\n".join(lines) + "\n")
-    (tmp_path / "fast-gap.jsonl").write_text(lines[0] + "\n")
-    table = report.errors_table(tmp_path).splitlines()
-    assert table[2:] == ["| `gap` | default | 3 | 2.3 | 1 | 2 | 4 |"]
-
-
-def test_speed_table_takes_ratios_round_by_round(tmp_path):
-    start = {"first_step": 5.0, "compile": 2.0}
-    ours = {"start": start, "step_seconds": [0.02, 0.04, 0.03], "score_seconds": [1.0, 1.0, 1.0], "peak_bytes": 5e8}
-    flax = {"start": start, "step_seconds": [0.08, 0.08, 0.09], "score_seconds": [2.0, 1.0, 3.0], "peak_bytes": 6e8}
-    result = {"contenders": {"ours": ours, "flax": flax}, "batch_size": 128}
-    (tmp_path / "benchmark-gap.json").write_text(json.dumps(result))
-    table = report.speed_table(tmp_path).splitlines()
-    assert table[2] == "| `gap` | ours | 30.0 (20.0 to 40.0) | 1.00 | 4,267 | 1.00 | 1.00 | 5.0 | 500 |"
-    assert table[3] == "| `gap` | flax | 80.0 (80.0 to 90.0) | 3.00 | 1,600 | 2.00 | 2.00 | 5.0 | 600 |"
-    filled = report.insert_tables("<!-- table: speed -->\n<!-- end -->\n", tmp_path)
-    assert filled == "<!-- table: speed -->\n" + "\n".join(table) + "\n<!-- end -->\n"
+def test_no_report_of_a_run_that_is_not_finished(tmp_path, mnist):
+    with pytest.raises(InputError, match="holds no run"):
+        write_report(tmp_path, mnist.test, 60_000)

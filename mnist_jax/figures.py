@@ -1,0 +1,154 @@
+"""The pictures of a report: numbers in, a matplotlib `Figure` out, in colours that the colour-blind tell apart."""
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mnist_jax.analysis import Calibration
+from mnist_jax.training import EpochMetrics
+
+# Okabe and Ito, "Color Universal Design", 2008.
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+LIGHT = {"ink": "#222222", "paper": "#ffffff", "faint": "#dddddd"}
+DARK = {"ink": "#e6e6e6", "paper": "#16181c", "faint": "#44474d"}
+_MOST = 60  # Misclassified digits in one picture.
+
+
+@contextmanager
+def colours(theme: dict[str, str]) -> Iterator[None]:
+    """Draws on paper and in ink of a theme, `LIGHT` or `DARK`."""
+    ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), theme["ink"])
+    paper = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), theme["paper"])
+    rest = {
+        "grid.color": theme["faint"],
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    with mpl.rc_context({**ink, **paper, **rest, "font.size": 10, "legend.frameon": False}):
+        yield
+
+
+def png(draw: Callable[[], Figure], theme: dict[str, str]) -> bytes:
+    """A figure, drawn in a theme, as PNG."""
+    with colours(theme):
+        file = io.BytesIO()
+        draw().savefig(file, format="png", dpi=120)
+    return file.getvalue()
+
+
+def losses(history: Sequence[EpochMetrics], scored: str) -> Figure:
+    """Training loss and that on what was scored, "test" or "held-out", over the epochs."""
+    figure, axis = _over_epochs("cross-entropy, nats")
+    _train_and(scored, axis, history, "loss", 1)
+    axis.set_yscale("log")
+    axis.legend()
+    return figure
+
+
+def accuracies(history: Sequence[EpochMetrics], scored: str, target: float) -> Figure:
+    """Training accuracy and that on what was scored over the epochs, and a line at a target, a fraction."""
+    figure, axis = _over_epochs("accuracy, %")
+    _train_and(scored, axis, history, "accuracy", 100)
+    axis.axhline(100 * target, color=GREEN, ls="--", lw=1, label=f"{100 * target:.1f}")
+    low = min(100 * target, np.median([100 * metrics.test_accuracy for metrics in history])) - 1
+    axis.set_ylim(max(low, 0), 100)
+    axis.legend(loc="lower right")
+    return figure
+
+
+def learning_rate(rates: np.ndarray, epochs: int) -> Figure:
+    """The learning rate of every step, float [steps], over the epochs."""
+    figure, axis = _over_epochs("learning rate")
+    axis.plot(np.arange(len(rates)) / len(rates) * epochs, rates, color=RED)
+    return figure
+
+
+def _over_epochs(label: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(4, 3), layout="constrained")
+    axis = figure.subplots()
+    axis.set(xlabel="epoch", ylabel=label)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure, axis
+
+
+def _train_and(scored: str, axis: Any, history: Sequence[EpochMetrics], figure: str, factor: float) -> None:
+    epochs = [metrics.epoch for metrics in history]
+    for name, label, colour, marker in (("train", "train", BLUE, "o"), ("test", scored, ORANGE, "s")):
+        values = [factor * getattr(metrics, f"{name}_{figure}") for metrics in history]
+        axis.plot(epochs, values, marker=marker, color=colour, ms=3, label=label)
+
+
+def confusion(counts: np.ndarray) -> Figure:
+    """Confusion matrix: errors shaded, every count written. `counts` is int [10, 10], true digits in rows."""
+    figure = Figure(figsize=(5.2, 4.8), layout="constrained")
+    axis = figure.subplots()
+    errors = counts - np.diag(np.diag(counts))
+    axis.imshow(np.sqrt(errors), cmap="Blues", vmin=0, vmax=max(np.sqrt(errors.max()) * 1.4, 1))
+    for i, j in np.ndindex(counts.shape):
+        colour = "#8a8a8a" if i != j and not counts[i, j] else "#1a1a1a"
+        axis.text(j, i, counts[i, j], ha="center", va="center", fontsize=8, color=colour)
+    axis.set(xlabel="predicted", ylabel="true", xticks=range(10), yticks=range(10))
+    axis.grid(visible=False)
+    return figure
+
+
+def digit_accuracy(counts: np.ndarray) -> Figure:
+    """Accuracy of each digit, from the confusion matrix int [10, 10]."""
+    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    axis = figure.subplots()
+    values = 100 * np.diag(counts) / np.maximum(counts.sum(1), 1)
+    bars = axis.bar(range(10), values, color=BLUE)
+    axis.bar_label(bars, [f"{value:.1f}" for value in values], fontsize=8, padding=2)
+    low = max(min(values.min() - 0.5, 98), 0)
+    axis.set(xlabel="digit", ylabel="accuracy, %", xticks=range(10), ylim=(low, 100 + (100 - low) * 0.12))
+    axis.grid(visible=False, axis="x")
+    return figure
+
+
+def reliability(result: Calibration) -> Figure:
+    """Accuracy against confidence; points on the diagonal are worth what they say."""
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], "--", color=GREEN, lw=1, label="calibrated")
+    axis.plot(result.confidence, result.accuracy, "o-", color=BLUE, ms=4, label="this network")
+    axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
+    axis.legend(title=f"expected error {100 * result.error:.2f} %", loc="upper left")
+    return figure
+
+
+def digits(images: np.ndarray, captions: Sequence[str]) -> Figure:
+    """Digits in rows of ten, each with a caption under it. `images` is uint8 [N, 28, 28, 1], of which 60 are drawn."""
+    images, captions = images[:_MOST, :, :, 0], captions[:_MOST]
+    tiles = np.pad(images, ((0, 0), (2, 12), (6, 6)))  # Room for the caption, in pixels of the digits.
+    figure, axis = _tiled(tiles, columns=10, width=10.0, cmap="gray_r", vmin=0, vmax=255)
+    for i, caption in enumerate(captions):
+        axis.text(i % 10 * 40 + 19.5, i // 10 * 42 + 36, caption, ha="center", va="center", fontsize=8, color="#1a1a1a")
+    return figure
+
+
+def kernels(weights: np.ndarray) -> Figure:
+    """The kernels of a first convolution, float [height, width, 1, channels]; blue is negative, red positive."""
+    limit = np.abs(weights).max()
+    tiles = np.pad(weights[:, :, 0].transpose(2, 0, 1), ((0, 0), (0, 1), (0, 1)), constant_values=np.nan)
+    return _tiled(tiles, columns=8, width=5.2, cmap="RdBu_r", vmin=-limit, vmax=limit)[0]
+
+
+def _tiled(tiles: np.ndarray, columns: int, width: float, **options) -> tuple[Figure, Any]:
+    """Tiles [N, H, W] in rows, as one image, which draws many times faster than an axis for each."""
+    count, height, breadth = tiles.shape
+    rows = max(-(-count // columns), 1)
+    empty = np.full((rows * columns - count, height, breadth), 0 if tiles.dtype == np.uint8 else np.nan, tiles.dtype)
+    grid = np.concatenate([tiles, empty]).reshape(rows, columns, height, breadth).swapaxes(1, 2)
+    figure = Figure(figsize=(width, width * rows * height / (columns * breadth)))
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.imshow(grid.reshape(rows * height, columns * breadth), **options)
+    axis.axis("off")
+    return figure, axis

@@ -1,0 +1,120 @@
+"""The tables of README, made from the files in `results/`."""
+
+import itertools
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mnist_jax import trials
+from mnist_jax.analysis import error_counts, ratios, seed_statistics, spread
+from mnist_jax.models import ARCHS, abstract_variables, count_params, create_model
+from mnist_jax.recipes import RECIPES
+
+# The notebooks' figures in percent, one seed, 15 epochs: best epoch's test accuracy; last epoch's, test and train.
+NOTEBOOKS = {
+    "basic": (98.80, 98.76, 99.44),
+    "lighter": (98.72, 98.72, 99.01),
+    "gap": (98.28, 98.28, 98.17),
+    "bn_dropout": (99.42, 99.39, 99.27),
+}
+
+
+def last_epoch(seeds: Sequence[dict[str, Any]]) -> list[float]:
+    """Test accuracy after the last epoch of each seed."""
+    return [seed["history"][-1]["test_accuracy"] for seed in seeds]
+
+
+def best_epoch(seeds: Sequence[dict[str, Any]]) -> list[float]:
+    """Test accuracy after the best epoch of each seed: what the notebooks quote, chosen on the test set."""
+    return [max(epoch["test_accuracy"] for epoch in seed["history"]) for seed in seeds]
+
+
+def percent(accuracies: Sequence[float]) -> str:
+    """Mean and standard deviation over seeds, for instance `99.41 ± 0.05`, in percent."""
+    result = seed_statistics(accuracies)
+    spread = "" if result.std is None else f" ± {100 * result.std:.2f}"
+    return f"{100 * result.mean:.2f}{spread}"
+
+
+def ladder_table(results: Path) -> str:
+    """Markdown: each network in the notebook's hands and in each recipe's, accuracies in percent."""
+    rows = [
+        "| network | parameters | recipe | seeds | epochs | test, last epoch | standard error | min to max "
+        "| seeds at 99.40 or above | best epoch | train | train less test | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for arch in ARCHS:
+        best, last, train = NOTEBOOKS[arch]
+        name = f"| `{arch}` | {count_params(abstract_variables(create_model(arch))['params']):,} |"
+        rows.append(f"{name} notebook | 1 | 15 | {last:.2f} | | | | {best:.2f} | {train:.2f} | {train - last:+.2f} | |")
+        for recipe in RECIPES:
+            seeds = trials.read(results / f"{recipe}-{arch}.jsonl")
+            if not seeds:
+                continue
+            result = seed_statistics(last_epoch(seeds))
+            error = "" if result.stderr is None else f"{100 * result.stderr:.3f}"
+            trained = [seed["train_accuracy"] for seed in seeds if "train_accuracy" in seed]  # Not in the first trials.
+            train = f"{percent(trained)} | {100 * (statistics.fmean(trained) - result.mean):+.2f}" if trained else "|"
+            rows.append(
+                f"| | | {recipe} | {result.n} | {len(seeds[0]['history'])} | {percent(last_epoch(seeds))} | {error} "
+                f"| {100 * result.min:.2f} to {100 * result.max:.2f} | {result.share:.0%} "
+                f"| {percent(best_epoch(seeds))} | {train} "
+                f"| {statistics.median(seed['seconds'] for seed in seeds):.0f} |"
+            )
+    return "\n".join(rows)
+
+
+def errors_table(results: Path) -> str:
+    """Markdown: how many test images the seeds of a recipe get wrong, each by itself and together."""
+    rows = [
+        "| network | recipe | seeds | wrong, mean of a seed | wrong in every seed | in more than half | in any |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for arch, recipe in itertools.product(ARCHS, RECIPES):
+        seeds = trials.read(results / f"{recipe}-{arch}.jsonl")
+        if len(seeds) < 2:
+            continue
+        times = error_counts([seed["errors"] for seed in seeds])
+        shares = [sum(count >= least for count in times.values()) for least in (len(seeds), len(seeds) // 2 + 1, 1)]
+        mean = sum(times.values()) / len(seeds)
+        rows.append(f"| `{arch}` | {recipe} | {len(seeds)} | {mean:.1f} | {shares[0]} | {shares[1]} | {shares[2]} |")
+    return "\n".join(rows)
+
+
+def speed_table(results: Path) -> str:
+    """Markdown: the step and the scoring of each network against the other contenders, from `benchmark-ARCH.json`."""
+    rows = [
+        "| network | contender | ms per step, median (min to max) | times ours | images/s "
+        "| scoring 10,000, s | times ours | process start to first step, s | peak MB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for arch in ARCHS:
+        path = results / f"benchmark-{arch}.json"
+        if not path.exists():
+            continue
+        result = json.loads(path.read_text(encoding="utf-8"))
+        for name, record in result["contenders"].items():
+            low, step, high = (1e3 * seconds for seconds in spread(record["step_seconds"]))
+            rows.append(
+                f"| `{arch}` | {name} | {step:.1f} ({low:.1f} to {high:.1f}) "
+                f"| {spread(ratios(result, 'step_seconds', name))[1]:.2f} | {1e3 * result['batch_size'] / step:,.0f} "
+                f"| {spread(record['score_seconds'])[1]:.2f} | {spread(ratios(result, 'score_seconds', name))[1]:.2f} "
+                f"| {record['start']['first_step']:.1f} | {record['peak_bytes'] / 1e6:.0f} |"
+            )
+    return "\n".join(rows)
+
+
+TABLES = {"ladder": ladder_table, "errors": errors_table, "speed": speed_table}
+
+
+def insert_tables(text: str, results: Path) -> str:
+    """Fills each block between `<!-- table: KIND -->` and `<!-- end -->`, KIND being a name in `TABLES`."""
+    opening = "<!-- table: "
+    parts = text.split(opening)
+    for i, part in enumerate(parts[1:], 1):
+        kind, rest = part.split(" -->", 1)
+        _, after = rest.split("<!-- end -->", 1)
+        parts[i] = f"{kind} -->\n{TABLES[kind](results)}\n<!-- end -->{after}"
+    return opening.join(parts)

@@ -1,0 +1,79 @@
+import json
+import re
+import statistics
+
+import pytest
+from conftest import ROOT
+
+from mnist_jax import tables
+from mnist_jax.analysis import seed_statistics
+
+
+def test_readme_tables_are_made_from_the_results():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert set(re.findall("<!-- table: ([a-z]+) -->", readme)) == set(tables.TABLES)
+    assert tables.insert_tables(readme, ROOT / "results") == readme
+
+
+def test_seed_statistics_closed_form():
+    accuracies = [0.994, 0.995, 0.993, 0.996]
+    result = seed_statistics(accuracies)
+    assert result.n == 4
+    assert result.mean == pytest.approx(0.9945)
+    assert result.std == pytest.approx(statistics.stdev(accuracies))
+    assert result.stderr == pytest.approx(statistics.stdev(accuracies) / 2)
+    assert (result.min, result.max, result.share) == (0.993, 0.996, 0.75)
+    single = seed_statistics([0.99])
+    assert (single.n, single.std, single.stderr, single.share) == (1, None, None, 0.0)
+
+
+def line(seed, *accuracies, errors=()):
+    history = [
+        {"epoch": i, "train_loss": 0.1, "train_accuracy": 0.98, "test_loss": 0.1, "test_accuracy": a, "seconds": 1.0}
+        for i, a in enumerate(accuracies, 1)
+    ]
+    trial = {"config": {"seed": seed}, "history": history, "train_loss": 0.1, "train_accuracy": 0.99}
+    return json.dumps(trial | {"errors": list(errors), "seconds": 30.0, "environment": {}})
+
+
+def test_the_ladder_quotes_the_last_epoch_over_seeds(tmp_path):
+    (tmp_path / "reference-gap.jsonl").write_text(line(1, 0.99, 0.98) + "\n" + line(2, 0.97, 0.995) + "\n")
+    (tmp_path / "fast-bn_dropout.jsonl").write_text(line(1, 0.994) + "\n")
+    table = tables.ladder_table(tmp_path).splitlines()
+    assert len(table) == 2 + 4 + 2
+    gap = table.index("| `gap` | 9,752 | notebook | 1 | 15 | 98.28 | | | | 98.28 | 98.17 | -0.11 | |")
+    assert table[gap + 1] == (
+        "| | | reference | 2 | 2 | 98.75 ± 1.06 | 0.750 | 98.00 to 99.50 | 50% | 99.25 ± 0.35 "
+        "| 99.00 ± 0.00 | +0.25 | 30 |"
+    )
+    assert table[-1] == "| | | fast | 1 | 1 | 99.40 |  | 99.40 to 99.40 | 100% | 99.40 | 99.00 | -0.40 | 30 |"
+    blocks = ["before", "<!-- table: ladder -->", "old", "<!-- end -->", "after"]
+    text = "\n".join([*blocks, "<!-- table: errors -->", "<!-- end -->", ""])
+    filled = tables.insert_tables(text, tmp_path)
+    assert "\n".join(table) in filled
+    assert "old" not in filled
+    assert filled.startswith("before\n")
+    assert "\n<!-- end -->\nafter\n" in filled
+    assert tables.insert_tables(filled, tmp_path) == filled
+
+
+def test_errors_are_counted_over_seeds(tmp_path):
+    errors = ([1, 2, 3], [2, 3, 4], [3])
+    lines = [line(seed, 0.99, errors=wrong) for seed, wrong in enumerate(errors, 1)]
+    (tmp_path / "default-gap.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "fast-gap.jsonl").write_text(lines[0] + "\n")
+    table = tables.errors_table(tmp_path).splitlines()
+    assert table[2:] == ["| `gap` | default | 3 | 2.3 | 1 | 2 | 4 |"]
+
+
+def test_speed_table_takes_ratios_round_by_round(tmp_path):
+    start = {"first_step": 5.0, "compile": 2.0}
+    ours = {"start": start, "step_seconds": [0.02, 0.04, 0.03], "score_seconds": [1.0, 1.0, 1.0], "peak_bytes": 5e8}
+    flax = {"start": start, "step_seconds": [0.08, 0.08, 0.09], "score_seconds": [2.0, 1.0, 3.0], "peak_bytes": 6e8}
+    result = {"contenders": {"ours": ours, "flax": flax}, "batch_size": 128}
+    (tmp_path / "benchmark-gap.json").write_text(json.dumps(result))
+    table = tables.speed_table(tmp_path).splitlines()
+    assert table[2] == "| `gap` | ours | 30.0 (20.0 to 40.0) | 1.00 | 4,267 | 1.00 | 1.00 | 5.0 | 500 |"
+    assert table[3] == "| `gap` | flax | 80.0 (80.0 to 90.0) | 3.00 | 1,600 | 2.00 | 2.00 | 5.0 | 600 |"
+    filled = tables.insert_tables("<!-- table: speed -->\n<!-- end -->\n", tmp_path)
+    assert filled == "<!-- table: speed -->\n" + "\n".join(table) + "\n<!-- end -->\n"
