@@ -211,7 +211,17 @@ def test_evaluate_refuses(script, flags, parts):
 
 @pytest.mark.parametrize(
     "name",
-    ["train.py", "evaluate.py", "reproduce.py", "search.py", "benchmark.py", "time_to_target.py", "bundle_mnist.py"],
+    [
+        "train.py",
+        "evaluate.py",
+        "predict.py",
+        "export.py",
+        "reproduce.py",
+        "search.py",
+        "benchmark.py",
+        "time_to_target.py",
+        "bundle_mnist.py",
+    ],
 )
 def test_help_is_complete(script, name):
     status, out, _ = script(name, "--help")

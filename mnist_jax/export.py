@@ -1,0 +1,159 @@
+"""Trained networks for others to load: StableHLO, and a page to draw on that needs nothing but a browser."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jinja2
+import numpy as np
+from jax import export
+
+from mnist_jax.data import MEAN, STD, standardise
+from mnist_jax.layers import FLAX
+from mnist_jax.models import IMAGE_SHAPE, Network
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def to_stablehlo(model: Network, variables: dict[str, Any]) -> bytes:
+    """A program from images uint8 [batch, 28, 28, 1], any number of them, to logits float32 [batch, 10].
+
+    For CPU, CUDA and TPU, weights inside; `jax.export.deserialize(data).call(images)` runs it.
+    """
+    plain = model.clone(layers=FLAX)
+    predict = jax.jit(lambda images: plain.apply(variables, standardise(images), train=False))
+    shape = export.symbolic_shape("batch, 28, 28, 1")
+    return bytes(export.export(predict, platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.uint8)).serialize())
+
+
+class Op(NamedTuple):
+    """One operation on the activations [height, width, channels] of an image.
+
+    `conv`, with a kernel [height, width, in, out] and a padding; `affine`, with a factor and then a summand for each
+    channel, float [2, channels]; `relu`; `pool`, 2x2; `sum` over the image.
+    """
+
+    kind: str
+    weights: np.ndarray | None = None
+    padding: int = 0
+
+
+def operations(model: Network, variables: dict[str, Any]) -> list[Op]:
+    """What a network does to a standardised image, one operation after the other, read off its own trace.
+
+    Whatever does not depend on the image, such as the scales of a batch norm, is computed here.
+
+    Raises:
+      NotImplementedError: the network does something that no `Op` can say.
+    """
+    plain = model.clone(layers=FLAX)
+    image = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)
+    traced = jax.make_jaxpr(lambda x: plain.apply(variables, x, train=False))(image)
+    found: list[Op] = []
+    _follow(traced.jaxpr, traced.consts, [None], found)
+    return _merge(found)
+
+
+def _follow(jaxpr: Any, consts: Any, inputs: list, found: list[Op]) -> list:
+    """Computes what is known and appends an operation for what is not; None stands for the activations."""
+    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs], strict=True))
+
+    def read(atom):
+        return atom.val if hasattr(atom, "val") else known[atom]
+
+    for equation in jaxpr.eqns:
+        values, name = [read(atom) for atom in equation.invars], equation.primitive.name
+        inner = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
+        if inner is not None:
+            closed = hasattr(inner, "consts")
+            results = _follow(inner.jaxpr if closed else inner, inner.consts if closed else [], values, found)
+        elif all(value is not None for value in values):
+            results = equation.primitive.bind(*values, **equation.params)
+            results = results if equation.primitive.multiple_results else [results]
+        else:
+            found.extend(_translate(name, values, equation))
+            results = [None]
+        known.update(zip(equation.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _translate(name: str, values: list, equation: Any) -> list[Op]:
+    other = next((np.asarray(value) for value in values if value is not None), None)
+    if name == "conv_general_dilated":
+        ((padding, *_), *_) = equation.params["padding"]
+        return [Op("conv", np.asarray(values[1]), int(padding))]
+    if name == "max" and not other.any():
+        return [Op("relu")]
+    if name in ("mul", "div", "add", "sub") and values[0] is None:
+        channels = np.broadcast_to(other.reshape(-1), equation.outvars[0].aval.shape[-1])
+        one, zero = np.ones_like(channels), np.zeros_like(channels)
+        if name in ("mul", "div"):
+            return [Op("affine", np.stack([channels if name == "mul" else one / channels, zero]))]
+        return [Op("affine", np.stack([one, channels if name == "add" else -channels]))]
+    if name == "reduce_window_max":
+        return [Op("pool")]
+    if name == "reduce_sum":
+        return [Op("sum")]
+    if name in ("squeeze", "reshape", "convert_element_type", "broadcast_in_dim", "copy"):
+        return []
+    raise NotImplementedError(f"no operation for {name}")
+
+
+def _merge(ops: list[Op]) -> list[Op]:
+    """Neighbouring affine operations as one."""
+    merged: list[Op] = []
+    for op in ops:
+        if op.kind == "affine" and merged and merged[-1].kind == "affine":
+            scale, shift = merged[-1].weights
+            merged[-1] = Op("affine", np.stack([scale * op.weights[0], shift * op.weights[0] + op.weights[1]]))
+        else:
+            merged.append(op)
+    return merged
+
+
+def run_operations(ops: list[Op], image: np.ndarray) -> np.ndarray:
+    """What the page computes, in NumPy: a standardised image [28, 28, 1] to logits [10]."""
+    x = np.asarray(image, np.float64)
+    for op in ops:
+        if op.kind == "conv":
+            x = np.pad(x, ((op.padding,) * 2, (op.padding,) * 2, (0, 0)))
+            windows = np.lib.stride_tricks.sliding_window_view(x, op.weights.shape[:2], axis=(0, 1))
+            x = np.einsum("yxiab,abio->yxo", windows, op.weights)
+        elif op.kind == "affine":
+            x = x * op.weights[0] + op.weights[1]
+        elif op.kind == "relu":
+            x = np.maximum(x, 0)
+        elif op.kind == "pool":
+            height, width = (length // 2 * 2 for length in x.shape[:2])
+            x = x[:height, :width].reshape(height // 2, 2, width // 2, 2, -1).max((1, 3))
+        else:
+            x = x.sum((0, 1), keepdims=True)
+    return x.reshape(-1)
+
+
+def to_page(arch: str, model: Network, variables: dict[str, Any]) -> str:
+    """A page on which a person draws a digit and sees the ten probabilities and the feature maps; no network needed."""
+    ops = operations(model, variables)
+    steps = [
+        {"kind": op.kind, "padding": op.padding, "shape": [] if op.weights is None else op.weights.shape} for op in ops
+    ]
+    weights = np.concatenate([op.weights.ravel() for op in ops if op.weights is not None]).astype("<f4")
+    pages = jinja2.Environment(
+        loader=jinja2.PackageLoader("mnist_jax", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return pages.get_template("draw.html").render(
+        arch=arch,
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
+        steps=json.dumps(steps),
+        weights=base64.b64encode(weights.tobytes()).decode(),
+        mean=MEAN,
+        std=STD,
+    )
+
+
+def write(path: Path, content: bytes | str) -> None:
+    """Writes an export, in whichever form it comes."""
+    path.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -1,0 +1,100 @@
+import base64
+import json
+import re
+import shutil
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+
+from mnist_jax import ARCHS, create_model, export, load_pretrained, predict, standardise
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load_pretrained("bn_dropout")
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_operations_are_the_network(arch, mnist):
+    """With batch statistics and scales that are not those of a fresh network."""
+    model = create_model(arch)
+    variables = jax.jit(lambda: model.init(jax.random.key(0), np.zeros((1, 28, 28, 1), np.float32), train=False))()
+    variables = {"batch_stats": {}, **variables}
+    noise = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: leaf if leaf.ndim == 4 else leaf * noise.uniform(0.5, 2, leaf.shape).astype(np.float32), variables
+    )
+    images = standardise(mnist.test.images[:4])
+    found = [export.run_operations(export.operations(model, variables), np.asarray(image)) for image in images]
+    np.testing.assert_allclose(found, model.apply(variables, images, train=False), rtol=1e-4, atol=1e-6)
+
+
+def test_stablehlo_loads_back_and_predicts_the_same(shipped, mnist):
+    model, variables = shipped
+    loaded = jax.export.deserialize(bytearray(export.to_stablehlo(model, variables)))
+    assert loaded.platforms == ("cpu", "cuda", "tpu")
+    call = jax.jit(loaded.call)
+    logits = np.concatenate([call(mnist.test.images[i : i + 1000]) for i in range(0, 10_000, 1000)])
+    expected = predict(model, variables, mnist.test.images)
+    np.testing.assert_array_equal(logits.argmax(1), expected.argmax(1))
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    assert call(mnist.test.images[:3]).shape == (3, 10)  # Any number of images.
+
+
+def test_the_page_is_small_and_whole_in_itself(shipped):
+    page = export.to_page("bn_dropout", *shipped)
+    assert len(page.encode()) < 150_000
+    assert not re.search(r"https?:|@import|url\(|src=|href=", page)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_the_page_computes_what_flax_does(shipped, mnist, tmp_path):
+    """In a browser, on a hundred test images."""
+    model, variables = shipped
+    images = mnist.test.images[:100]
+    script = """
+      const all = Uint8Array.from(atob("IMAGES"), c => c.charCodeAt(0)), logits = [], times = [];
+      for (let n = 0; n < 100; n++) {
+        const begin = performance.now();
+        logits.push(predict(all.subarray(784 * n, 784 * n + 784)));
+        times.push(performance.now() - begin);
+      }
+      const drawn = new Uint8Array(280 * 280), image = all.subarray(0, 784);
+      for (let y = 0; y < 280; y++) for (let x = 0; x < 280; x++)
+        drawn[280 * y + x] = image[28 * Math.floor(y / 10) + Math.floor(x / 10)];
+      const centred = Array.from(centre(drawn, 280));
+      line([60, 60], [200, 60]); line([200, 60], [120, 230]); look();
+      const best = document.querySelector(".best span").textContent, maps = layers.children.length;
+      document.body.innerHTML = "";
+      document.title = JSON.stringify({ logits, times, centred, best, maps });
+    """.replace("IMAGES", base64.b64encode(images.tobytes()).decode())
+    page = export.to_page("bn_dropout", model, variables).replace("</script>", script + "</script>")
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom", f"file://{tmp_path}/page.html"]
+    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    found = json.loads(re.search("<title>(.*?)</title>", dom, re.DOTALL).group(1))
+    np.testing.assert_allclose(found["logits"], predict(model, variables, images), atol=1e-3)
+    # A test image drawn ten times as large comes back as it was.
+    np.testing.assert_allclose(np.array(found["centred"]).reshape(28, 28), images[0, :, :, 0], atol=1)
+    assert found["best"] == "7"
+    assert found["maps"] == 7
+    print(f"median of 100 predictions in the browser: {np.median(found['times']):.1f} ms")
+
+
+def test_the_script(script, tmp_path):
+    status, out, _ = script("export.py", "--arch", "bn_dropout", "--out", "digit.html")
+    assert status == 0
+    assert (tmp_path / "digit.html").read_text().startswith("<!doctype html>")
+    for flags, expected, part in (
+        (["--out", "x"], 2, "one of the two"),
+        (["--arch", "bn_dropout", "--format", "pdf", "--out", "x"], 2, "'pdf'"),
+        (["--arch", "bn", "--out", "x"], 2, "'bn'"),
+        (["--arch", "bn_dropout", "--out", "absent/x"], 4, "--out"),
+    ):
+        status, out, err = script("export.py", *flags)
+        assert (status, out) == (expected, "")
+        assert part in err
