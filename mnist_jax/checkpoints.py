@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import platform
 import sys
@@ -172,6 +173,9 @@ def save_checkpoint(run_dir: Path, config: Config, progress: Progress, num_examp
     """
     import orbax.checkpoint as ocp  # Takes a second to import.
 
+    step, directory = int(progress.state.step), run_dir / CHECKPOINTS
+    if (directory / f"{step}.sha256").exists():  # Stopped just after it was saved.
+        return
     tensors = {name: np.asarray(leaf) for name, leaf in _named(progress).items()}
     record = {
         "config": dataclasses.asdict(config),
@@ -182,7 +186,6 @@ def save_checkpoint(run_dir: Path, config: Config, progress: Progress, num_examp
         "num_examples": num_examples,
         "environment": environment(),
     }
-    step, directory = int(progress.state.step), run_dir / CHECKPOINTS
     with storing(run_dir), _quiet_threads():
         directory.mkdir(exist_ok=True)
         with _manager(run_dir, keep) as manager:
@@ -221,6 +224,7 @@ def resume(run_dir: Path, config: Config, num_examples: int) -> Resumed:
             with storing(run_dir):
                 taken = len(list(directory.glob(f"{step}.damaged*")))
                 (directory / str(step)).rename(directory / f"{step}.damaged{taken or ''}")
+                (directory / f"{step}.sha256").unlink(missing_ok=True)
             continue
         trained = make_config(**record["config"])
         _require_same(trained, config)
@@ -286,7 +290,7 @@ def _verify(checkpoint: Path) -> None:
     hashes = checkpoint.with_name(checkpoint.name + ".sha256")
     if not hashes.exists():
         raise ValueError("it was not saved to the end")
-    saved = dict(reversed(line.split("  ", 1)) for line in hashes.read_text(encoding="utf-8").splitlines())
+    saved = dict(reversed(line.split("  ", 1)) for line in hashes.read_text(encoding="utf-8")[:-1].split("\n"))
     found = _hashes(checkpoint)
     for name in sorted(saved.keys() | found.keys()):
         if saved.get(name) != found.get(name):
@@ -347,10 +351,13 @@ def storing(run_dir: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet_threads() -> Iterator[None]:
     """Keeps what a failed write leaves running in Orbax's threads from printing tracebacks until the process ends."""
-    hook = sys.unraisablehook
+    hook, logger = sys.unraisablehook, logging.getLogger("absl")
+    level = logger.level
     sys.unraisablehook = lambda unraisable: None
+    logger.setLevel(logging.CRITICAL + 1)
     yield
     sys.unraisablehook = hook
+    logger.setLevel(level)
 
 
 def _unwritable(run_dir: Path, error: Exception) -> StorageError:

@@ -15,7 +15,7 @@ from typing import NoReturn, TypeVar
 import tyro
 
 from mnist_jax.checkpoints import load_config
-from mnist_jax.errors import DivergedError, InputError, StorageError
+from mnist_jax.errors import DivergedError, InputError, LostError, StorageError
 from mnist_jax.recipes import make_config
 from mnist_jax.runtime import reuse_freed_memory, use_compilation_cache
 
@@ -41,7 +41,10 @@ def parse(options: type[T], args: Sequence[str] | None = None) -> T:
     if any(field.name == "config" for field in dataclasses.fields(options)):
         given = _values(args, "--recipe", "--arch", "--resume")
         run_dir = given.pop("resume", None)
-        default["default"] = options(config=load_config(Path(run_dir)) if run_dir else make_config(**given))
+        try:
+            default["default"] = options(config=load_config(Path(run_dir)) if run_dir else make_config(**given))
+        except InputError as error:
+            raise InputError(f"{error}; see --help") from None
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -55,7 +58,8 @@ def parse(options: type[T], args: Sequence[str] | None = None) -> T:
 def run(main: Callable[[T], int | None], options: type[T]) -> NoReturn:
     """Runs a script; what a user can cause ends in one line and an exit status.
 
-    2 after bad input, 3 after a diverged training, 4 where a result could not be written, 130 after Ctrl-C.
+    2 after bad input, 3 after a diverged training, 4 where a result could not be written, 5 where another process is
+    lost, 130 after Ctrl-C.
     """
     try:
         parsed = parse(options)
@@ -69,6 +73,9 @@ def run(main: Callable[[T], int | None], options: type[T]) -> NoReturn:
         _fail(str(error), status=3)
     except StorageError as error:
         _fail(str(error), status=4)
+    except LostError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(5)  # Leaving in order would wait for the process that is lost.
     except KeyboardInterrupt:
         _fail("interrupted", status=128 + signal.SIGINT)
 

@@ -11,3 +11,7 @@ class DivergedError(ArithmeticError):
 
 class StorageError(OSError):
     """A result cannot be written. The message names the place and the remedy; scripts exit with status 4."""
+
+
+class LostError(RuntimeError):
+    """Another process of a run is lost. The message says how to go on; scripts exit with status 5."""

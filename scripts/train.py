@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from mnist_jax import analysis, checkpoints, cli, data, devices, models, report, training
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, LostError
 from mnist_jax.recipes import Config
 
 
@@ -31,7 +31,7 @@ class Options:
     Ctrl-C, or SIGTERM, finishes the step, saves, and prints the command that goes on; a second one leaves at once.
 
     Exit status: 0 done, 1 objective not met (with --require-objective), 2 bad input, 3 training diverged, 4 cannot
-    write, 130 interrupted, 143 terminated.
+    write, 5 another process lost, 130 interrupted, 143 terminated.
 
     Example: python scripts/train.py --arch bn_dropout
     """
@@ -135,6 +135,12 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
                 on_epoch=on_epoch,
                 stop=lambda: bool(received),
             )
+        except jax.errors.JaxRuntimeError as error:
+            if jax.process_count() == 1:
+                raise
+            raise LostError(
+                f"another process is lost; start all of them again with --resume {run_dir} to go on from the last epoch"
+            ) from error
         except training.Stopped as stopped:
             (progress,) = stopped.args
             save(progress)

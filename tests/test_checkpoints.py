@@ -104,6 +104,12 @@ def test_a_run_goes_on_from_a_checkpoint_in_mid_epoch(small, saved, tmp_path):
     assert [entry[:-1] for entry in history] == [entry[:-1] for entry in expected.history]
 
 
+def test_the_same_step_may_be_saved_again(run):
+    run_dir, seen = run
+    save_checkpoint(run_dir, CONFIG, seen[-1], 500)
+    same(resume(run_dir, CONFIG, 500).progress, seen[-1])
+
+
 def test_only_the_newest_are_kept(small, tmp_path):
     create_run(tmp_path, CONFIG)
     fit(CONFIG, small, on_epoch=lambda progress: save_checkpoint(tmp_path, CONFIG, progress, 500, keep=2))

@@ -4,7 +4,6 @@ import ast
 import dataclasses
 import json
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -91,9 +90,8 @@ def test_a_signal_in_mid_epoch_saves_and_says_how_to_go_on(environment, uninterr
     wait_for((run_dir / "metrics.jsonl").exists, process)
     process.send_signal(number)
     out, err = process.communicate()
-    assert process.returncode == status
+    assert (process.returncode, err) == (status, "")
     assert out.splitlines()[-1] == f"python scripts/train.py --resume {run_dir}"
-    assert err == ""
     assert finish(environment, run_dir) == uninterrupted
 
 
@@ -143,11 +141,11 @@ def test_killed_ten_times_at_random_moments(environment, tmp_path):
 def test_a_full_disk_while_saving(environment, uninterrupted, run_dir):
     """No file may grow beyond 20 kB, as though the disk were full; what was saved goes on where there is room."""
     before = outcome(run_dir)
-    result = train(
-        environment,
-        *("--resume", run_dir, "--epochs", 6, "--no-compilation-cache"),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    limit = (
+        "import os, resource as r, sys; r.setrlimit(r.RLIMIT_FSIZE, (20_000,) * 2); os.execv(sys.argv[1], sys.argv[1:])"
     )
+    command = [sys.executable, "-c", limit, *TRAIN, "--resume", run_dir, "--epochs", "6", "--no-compilation-cache"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 4
     assert result.stderr.startswith(f"error: cannot write to run dir '{run_dir}'")
     assert result.stderr.endswith(f"--resume {run_dir}\n")
