@@ -203,6 +203,7 @@ def test_a_lost_process_ends_the_other(environment, tmp_path):
     while "epoch  1/" not in first.stdout.readline():
         assert first.poll() is None, first.stderr.read()
     second.kill()
+    second.communicate()
     _, err = first.communicate(timeout=90)
     assert first.returncode == 5
     assert err.splitlines()[-1].startswith("error: another process is lost")

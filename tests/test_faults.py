@@ -206,12 +206,10 @@ def test_a_config_edited_by_hand_is_refused(environment, run_dir, tmp_path):
 @pytest.mark.parametrize(
     "odd",
     [
-        {"PYTHONHASHSEED": "1", "LC_ALL": "C"},
-        {"PYTHONHASHSEED": "2", "LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8"},
-        {"XDG_CACHE_HOME": "/proc/nowhere"},
-        {"TMPDIR": "/proc/nowhere"},
+        {"PYTHONHASHSEED": "1", "LC_ALL": "C", "XDG_CACHE_HOME": "/proc/nowhere"},
+        {"PYTHONHASHSEED": "2", "LC_ALL": "tr_TR.UTF-8", "TMPDIR": "/proc/nowhere"},
     ],
-    ids=["hash seed and locale", "another", "unwritable cache", "no temporary directory"],
+    ids=["hash seed, locale, unwritable cache", "others, no temporary directory"],
 )
 def test_the_environment_changes_nothing(environment, uninterrupted, tmp_path, odd):
     result = train(environment | odd, *FLAGS, "--epochs", 6, "--run-dir", tmp_path / "run")

@@ -13,7 +13,7 @@ from conftest import PREPARED, ROOT
 from mnist_jax import Config, make_config, trials
 
 SMALL_DATA = ["--data-source", "tfds", "--data-dir", str(PREPARED)]
-SMALL_RUN = [*SMALL_DATA, "--arch", "gap", "--epochs", "2", "--batch-size", "50"]
+SMALL_RUN = [*SMALL_DATA, "--arch", "gap", "--epochs", "2", "--batch-size", "50", "--optimizer", "sgd"]
 
 
 def assert_refused(result, *parts):
@@ -37,7 +37,13 @@ def test_train_and_evaluate(script, tmp_path):
     config = json.loads((run_dir / "config.json").read_text())
     assert list(config) == [field.name for field in dataclasses.fields(Config)]
     expected = make_config(
-        arch="gap", epochs=2, batch_size=50, data_source="tfds", data_dir=str(PREPARED), run_dir=str(run_dir)
+        arch="gap",
+        epochs=2,
+        batch_size=50,
+        optimizer="sgd",
+        data_source="tfds",
+        data_dir=str(PREPARED),
+        run_dir=str(run_dir),
     )
     assert Config(**config) == expected
 
