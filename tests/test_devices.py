@@ -22,6 +22,8 @@ def on_eight(environment, code):
     head = """
         import json, jax, numpy as np
         from mnist_jax import Mnist, Split, devices, evaluate, load_mnist, make_config, make_model, training
+        # As in the scripts; else programs in flight take the threads that others need to meet.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
         mnist, mesh = load_mnist(), devices.make_mesh()
         split = Split(mnist.train.images[:1024], mnist.train.labels[:1024])
         def difference(a, b):
