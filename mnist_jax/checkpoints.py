@@ -33,7 +33,7 @@ from mnist_jax.errors import InputError, StorageError
 from mnist_jax.models import Network
 from mnist_jax.recipes import Config, make_config
 from mnist_jax.training import EpochMetrics, Progress, abstract_progress, make_model
-from mnist_jax.weights import load_weights, replace_file, save_weights
+from mnist_jax.weights import load_pretrained, load_weights, replace_file, save_weights
 
 CONFIG, METRICS, SUMMARY, WEIGHTS = "config.json", "metrics.jsonl", "summary.json", "weights.safetensors"
 CHECKPOINTS, LOCK, OWNER = "checkpoints", ".lock", ".owner"
@@ -146,6 +146,20 @@ def load_run(run_dir: Path) -> tuple[Config, Network, dict[str, Any]]:
     config = load_config(run_dir)
     model = make_model(config)
     return config, model, load_weights(run_dir / WEIGHTS, config.arch, model)
+
+
+def load_trained(run_dir: Path | None, arch: str | None) -> tuple[str, Network, dict[str, Any]]:
+    """Name, network and trained variables of a finished run, or of a network as shipped: one of the two is given.
+
+    Raises:
+      InputError: both or neither are given, or as `load_run` and `load_pretrained`.
+    """
+    if (run_dir is None) == (arch is None):
+        raise InputError("name either a run dir or --arch, one of the two")
+    if run_dir is None:
+        return arch, *load_pretrained(arch)
+    config, model, variables = load_run(run_dir)
+    return config.arch, model, variables
 
 
 # Checkpoints ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tyro
 
-from mnist_jax import checkpoints, cli, data, training, weights
+from mnist_jax import checkpoints, cli, data, training
 from mnist_jax.errors import InputError
 
 
@@ -39,14 +39,7 @@ def main(options: Options) -> None:
     """Loads, scores and prints."""
     if not 1 <= options.batch_size <= 10_000:
         raise InputError(f"batch size {options.batch_size} cannot be used; choose 1 to 10000")
-    if (options.run_dir is None) == (options.arch is None):
-        raise InputError("name either a run dir or --arch, one of the two")
-    if options.run_dir:
-        config, model, variables = checkpoints.load_run(options.run_dir)
-        arch = config.arch
-    else:
-        arch = options.arch
-        model, variables = weights.load_pretrained(arch)
+    arch, model, variables = checkpoints.load_trained(options.run_dir, options.arch)
     test = data.load_mnist(options.data_source, options.data_dir).test
     metrics = training.evaluate(model, variables, test, options.batch_size)
     loss, accuracy = metrics.mean()

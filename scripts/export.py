@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from mnist_jax import checkpoints, cli, export, weights
+from mnist_jax import checkpoints, cli, export
 from mnist_jax.errors import InputError, StorageError
 
 FORMATS = ("web", "stablehlo")
@@ -38,14 +38,7 @@ def main(options: Options) -> None:
     """Loads, converts and writes."""
     if options.format not in FORMATS:
         raise InputError(f"unknown format {options.format!r}; choose from {', '.join(FORMATS)}")
-    if (options.run_dir is None) == (options.arch is None):
-        raise InputError("name either a run dir or --arch, one of the two")
-    if options.run_dir:
-        config, model, variables = checkpoints.load_run(options.run_dir)
-        arch = config.arch
-    else:
-        arch = options.arch
-        model, variables = weights.load_pretrained(arch)
+    arch, model, variables = checkpoints.load_trained(options.run_dir, options.arch)
     try:
         content = (
             export.to_page(arch, model, variables) if options.format == "web" else export.to_stablehlo(model, variables)
