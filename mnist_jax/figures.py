@@ -1,22 +1,24 @@
 """The pictures of a report: numbers in, a matplotlib `Figure` out, in colours that the colour-blind tell apart."""
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from mnist_jax.analysis import Calibration
+from mnist_jax.analysis import Calibration, SeedStatistics
 from mnist_jax.training import EpochMetrics
 
 # Okabe and Ito, "Color Universal Design", 2008.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 LIGHT = {"ink": "#222222", "paper": "#ffffff", "faint": "#dddddd"}
 DARK = {"ink": "#e6e6e6", "paper": "#16181c", "faint": "#44474d"}
+_CYCLE = (BLUE, ORANGE, RED, "#56B4E9", "#CC79A7", "#8C6D00")
+_MARKERS = "osD^vP"
 _MOST = 60  # Misclassified digits in one picture.
 
 
@@ -24,7 +26,9 @@ _MOST = 60  # Misclassified digits in one picture.
 def colours(theme: dict[str, str]) -> Iterator[None]:
     """Draws on paper and in ink of a theme, `LIGHT` or `DARK`."""
     ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), theme["ink"])
-    paper = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), theme["paper"])
+    paper = dict.fromkeys(
+        ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor"), theme["paper"]
+    )
     rest = {
         "grid.color": theme["faint"],
         "axes.grid": True,
@@ -40,7 +44,7 @@ def png(draw: Callable[[], Figure], theme: dict[str, str]) -> bytes:
     """A figure, drawn in a theme, as PNG."""
     with colours(theme):
         file = io.BytesIO()
-        draw().savefig(file, format="png", dpi=120)
+        draw().savefig(file, format="png", dpi=120, pil_kwargs={"compress_level": 3})
     return file.getvalue()
 
 
@@ -49,6 +53,9 @@ def losses(history: Sequence[EpochMetrics], scored: str) -> Figure:
     figure, axis = _over_epochs("cross-entropy, nats")
     _train_and(scored, axis, history, "loss", 1)
     axis.set_yscale("log")
+    axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("{x:g}")
     axis.legend()
     return figure
 
@@ -71,9 +78,16 @@ def learning_rate(rates: np.ndarray, epochs: int) -> Figure:
     return figure
 
 
+def _axis(width: float, height: float) -> tuple[Figure, Any]:
+    """An empty figure, in inches, with room for the labels; a layout engine would cost half the drawing's time."""
+    figure = Figure(figsize=(width, height))
+    left, below, margin = 0.8, 0.5, 0.12
+    box = (left / width, below / height, 1 - (left + margin) / width, 1 - (below + margin) / height)
+    return figure, figure.add_axes(box)
+
+
 def _over_epochs(label: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(4, 3), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = _axis(4, 3)
     axis.set(xlabel="epoch", ylabel=label)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure, axis
@@ -86,10 +100,48 @@ def _train_and(scored: str, axis: Any, history: Sequence[EpochMetrics], figure: 
         axis.plot(epochs, values, marker=marker, color=colour, ms=3, label=label)
 
 
+def comparison(
+    points: Mapping[str, tuple[int, SeedStatistics]],
+    curves: Mapping[str, Sequence[Sequence[EpochMetrics]]],
+    scored: str,
+    target: float,
+) -> Figure:
+    """Accuracy against parameters, and over the epochs, of groups of seeds.
+
+    Args:
+      points: by the group's name, its parameters and the statistics of its seeds' last epochs.
+      curves: by the same names, the history of each seed.
+      scored: which images, "test" or "held-out".
+      target: a fraction to draw a line at.
+    """
+    figure = Figure(figsize=(10, 4.2))
+    left, right = figure.add_axes((0.08, 0.13, 0.36, 0.84)), figure.add_axes((0.53, 0.13, 0.455, 0.84))
+    low = 100 * min(target, *(statistics.min for _, statistics in points.values()))
+    for i, (name, (parameters, result)) in enumerate(points.items()):
+        colour, marker = _CYCLE[i % len(_CYCLE)], _MARKERS[i % len(_MARKERS)]
+        mean, lowest, highest = (100 * value for value in (result.mean, result.min, result.max))
+        left.errorbar(parameters, mean, [[mean - lowest], [highest - mean]], fmt=marker, color=colour, capsize=4)
+        seeds = 100 * np.array([[epoch.test_accuracy for epoch in history] for history in curves[name]])
+        epochs = np.arange(1, seeds.shape[1] + 1)
+        right.plot(epochs, seeds.mean(0), marker=marker, ms=4, color=colour, label=f"{name} ({len(seeds)})")
+        if len(seeds) > 1:
+            right.fill_between(epochs, seeds.min(0), seeds.max(0), color=colour, alpha=0.25, lw=0)
+    for axis in (left, right):
+        axis.axhline(100 * target, color=GREEN, ls="--", lw=1)
+    margin = 0.08 * (100 - low)
+    left.set(xscale="log", xlabel="parameters", ylabel=f"{scored} accuracy, %, last epoch", ylim=(low - margin, 100))
+    left.xaxis.set_major_formatter("{x:,.0f}")
+    left.xaxis.set_minor_formatter(NullFormatter())
+    left.set_xlim(5e3, 4e5)
+    right.set(xlabel="epoch", ylabel=f"{scored} accuracy, %", ylim=(max(low - 1 - margin, 0), 100))
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.legend(loc="lower right", title="runs (seeds)", fontsize=8, frameon=True, edgecolor="none")
+    return figure
+
+
 def confusion(counts: np.ndarray) -> Figure:
     """Confusion matrix: errors shaded, every count written. `counts` is int [10, 10], true digits in rows."""
-    figure = Figure(figsize=(5.2, 4.8), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = _axis(5.2, 4.8)
     errors = counts - np.diag(np.diag(counts))
     axis.imshow(np.sqrt(errors), cmap="Blues", vmin=0, vmax=max(np.sqrt(errors.max()) * 1.4, 1))
     for i, j in np.ndindex(counts.shape):
@@ -102,12 +154,12 @@ def confusion(counts: np.ndarray) -> Figure:
 
 def digit_accuracy(counts: np.ndarray) -> Figure:
     """Accuracy of each digit, from the confusion matrix int [10, 10]."""
-    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = _axis(5.2, 3.2)
     values = 100 * np.diag(counts) / np.maximum(counts.sum(1), 1)
     bars = axis.bar(range(10), values, color=BLUE)
     axis.bar_label(bars, [f"{value:.1f}" for value in values], fontsize=8, padding=2)
     low = max(min(values.min() - 0.5, 98), 0)
+    axis.yaxis.set_major_formatter("{x:g}")
     axis.set(xlabel="digit", ylabel="accuracy, %", xticks=range(10), ylim=(low, 100 + (100 - low) * 0.12))
     axis.grid(visible=False, axis="x")
     return figure
@@ -115,8 +167,7 @@ def digit_accuracy(counts: np.ndarray) -> Figure:
 
 def reliability(result: Calibration) -> Figure:
     """Accuracy against confidence; points on the diagonal are worth what they say."""
-    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = _axis(5.2, 3.6)
     axis.plot([0, 1], [0, 1], "--", color=GREEN, lw=1, label="calibrated")
     axis.plot(result.confidence, result.accuracy, "o-", color=BLUE, ms=4, label="this network")
     axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 import jinja2
 import numpy as np
+from matplotlib.figure import Figure
 
 from mnist_jax import analysis, checkpoints, figures
 from mnist_jax.data import Split
@@ -45,7 +47,8 @@ def write_report(run_dir: Path, scored: Split, num_examples: int) -> Path:
     summary = json.loads((run_dir / checkpoints.SUMMARY).read_text(encoding="utf-8"))
     probabilities = np.asarray(jax.nn.softmax(predict(model, variables, scored.images)))
     pictures = _draw(config, history, summary, variables, probabilities, scored, num_examples)
-    page = _PAGES.get_template("report.html").render(
+    page = render(
+        "report.html",
         config=dataclasses.asdict(config),
         history=history,
         summary=summary,
@@ -64,6 +67,17 @@ def write_report(run_dir: Path, scored: Split, num_examples: int) -> Path:
     return run_dir / REPORT
 
 
+def render(template: str, **values: Any) -> str:
+    """A page of `templates/`, filled in."""
+    return _PAGES.get_template(template).render(**values)
+
+
+def picture(draw: Callable[[], Figure], alt: str) -> dict[str, str]:
+    """A figure for a page: `light` and `dark` as PNG in base 64, and `alt`, its text for who cannot see it."""
+    themes = {"light": figures.LIGHT, "dark": figures.DARK}
+    return {"alt": alt} | {key: base64.b64encode(figures.png(draw, theme)).decode() for key, theme in themes.items()}
+
+
 def _mistakes(probabilities: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
     """The images that are got wrong, the most confident first."""
     guesses, confidence = probabilities.argmax(1), probabilities.max(1)
@@ -78,7 +92,7 @@ def _mistakes(probabilities: np.ndarray, labels: np.ndarray) -> list[dict[str, A
 def _draw(
     config: Config, history, summary, variables, probabilities, scored, num_examples
 ) -> dict[str, dict[str, str]]:
-    """Every picture by name: its text for who cannot see it, and light and dark as PNG in base 64."""
+    """Every picture by name."""
     steps = steps_per_epoch(num_examples, config.batch_size) * config.epochs
     rates = np.asarray(jax.vmap(make_schedule(config, steps))(np.arange(steps)))
     counts = analysis.confusion(scored.labels, probabilities.argmax(1))
@@ -123,8 +137,4 @@ def _draw(
             "The digits that are got wrong; the table under them lists them.",
         ),
     }
-    themes = {"light": figures.LIGHT, "dark": figures.DARK}
-    return {
-        name: {"alt": alt} | {key: base64.b64encode(figures.png(draw, theme)).decode() for key, theme in themes.items()}
-        for name, (draw, alt) in drawings.items()
-    }
+    return {name: picture(draw, alt) for name, (draw, alt) in drawings.items()}

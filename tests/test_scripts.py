@@ -221,6 +221,7 @@ def test_evaluate_refuses(script, flags, parts):
         "train.py",
         "evaluate.py",
         "predict.py",
+        "compare.py",
         "export.py",
         "reproduce.py",
         "search.py",

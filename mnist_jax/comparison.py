@@ -1,0 +1,129 @@
+"""Several runs side by side: the ladder of networks, or one network's recipes, with their seeds together."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mnist_jax import analysis, checkpoints, figures, report
+from mnist_jax.data import Split
+from mnist_jax.errors import InputError
+from mnist_jax.models import count_params
+from mnist_jax.recipes import Config
+from mnist_jax.training import EpochMetrics, predict
+
+
+class Run(NamedTuple):
+    """A finished run: `wrong` are the indices of the scored images that it gets wrong."""
+
+    config: Config
+    history: list[EpochMetrics]
+    parameters: int
+    wrong: np.ndarray
+
+
+# What may differ between the seeds of one group.
+_APART = {"seed": 0, "run_dir": None, "data_source": "bundled", "data_dir": None, "eval_batch_size": 1}
+
+
+def read_run(run_dir: Path, scored: Split) -> Run:
+    """Reads a finished run and lets its weights score the images again.
+
+    Raises:
+      InputError: as `checkpoints.load_run`.
+    """
+    config, model, variables = checkpoints.load_run(run_dir)
+    lines = (run_dir / checkpoints.METRICS).read_text(encoding="utf-8").splitlines()
+    guesses = predict(model, variables, scored.images).argmax(-1)
+    return Run(
+        config,
+        [EpochMetrics(**json.loads(line)) for line in lines],
+        count_params(variables["params"]),
+        np.flatnonzero(guesses != scored.labels),
+    )
+
+
+def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs that differ in nothing but their seed, together, by a name that tells the groups apart."""
+    groups: dict[Config, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(dataclasses.replace(run.config, **_APART), []).append(run)
+    settings = [dataclasses.asdict(config) for config in groups]
+    differing = [name for name in settings[0] if len({str(each[name]) for each in settings}) > 1]
+    names = []
+    for config in groups:
+        known = dataclasses.asdict(config)
+        alike = [other for other in groups if (other.arch, other.recipe) == (config.arch, config.recipe)]
+        told = [name for name in differing if len({str(getattr(other, name)) for other in alike}) > 1]
+        names.append(", ".join([config.arch, config.recipe, *(f"{name} {known[name]}" for name in told)]))
+    return dict(zip(names, groups.values(), strict=True))
+
+
+def write_comparison(run_dirs: Sequence[Path], scored: Split, out: Path) -> Path:
+    """Writes a page that compares finished runs, and its figure as PNG beside it.
+
+    Args:
+      run_dirs: finished runs, all scored on the same images.
+      scored: those images.
+      out: the page to write; the figure gets its name and `.png`.
+
+    Returns:
+      The page.
+
+    Raises:
+      InputError: a run cannot be read, or was scored on other images than the first.
+      OSError: the page cannot be written.
+    """
+    configs = [checkpoints.load_config(run_dir) for run_dir in run_dirs]
+    for run_dir, config in zip(run_dirs, configs, strict=True):
+        if config.held_out != configs[0].held_out:
+            raise InputError(
+                f"run dir {str(run_dir)!r} holds out {config.held_out} images and {str(run_dirs[0])!r} "
+                f"{configs[0].held_out}; compare runs that were scored on the same images"
+            )
+    groups = group([read_run(run_dir, scored) for run_dir in run_dirs])
+    runs = [run for members in groups.values() for run in members]
+    times = analysis.error_counts([run.wrong.tolist() for run in runs])
+    everywhere = sorted(index for index, count in times.items() if count == len(runs))
+    name = "held-out" if configs[0].held_out else "test"
+    rows = [
+        {
+            "name": label,
+            "parameters": members[0].parameters,
+            "epochs": len(members[0].history),
+            "seeds": sorted(run.config.seed for run in members),
+            "accuracy": analysis.seed_statistics([run.history[-1].test_accuracy for run in members]),
+            "train": analysis.seed_statistics([run.history[-1].train_accuracy for run in members]).mean,
+            "seconds": float(np.median([sum(epoch.seconds for epoch in run.history) for run in members])),
+        }
+        for label, members in groups.items()
+    ]
+    points = {row["name"]: (row["parameters"], row["accuracy"]) for row in rows}
+    curves = {label: [run.history for run in members] for label, members in groups.items()}
+    draw = partial(figures.comparison, points, curves, name, analysis.TARGET_ACCURACY)
+    best = max(rows, key=lambda row: row["accuracy"].mean)
+    captions = [f"{scored.labels[index]}, image {index}" for index in everywhere]
+    page = report.render(
+        "compare.html",
+        rows=rows,
+        scored=name,
+        scored_images=len(scored.labels),
+        everywhere=everywhere,
+        anywhere=len(times),
+        runs=len(runs),
+        figure=report.picture(
+            draw,
+            f"Accuracy against parameters, and over the epochs, of {len(rows)} groups of runs; the best is "
+            f"{best['name']} with {best['accuracy'].mean:.2%}.",
+        ),
+        digits=report.picture(
+            partial(figures.digits, scored.images[everywhere], captions), "The digits that every run gets wrong."
+        ),
+    )
+    out.with_suffix(".png").write_bytes(figures.png(draw, figures.LIGHT))
+    out.write_text(page, encoding="utf-8")
+    return out

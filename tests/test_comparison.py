@@ -1,0 +1,102 @@
+import dataclasses
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from mnist_jax import InputError, Split, checkpoints, comparison, create_model, load_pretrained, make_config, predict
+from mnist_jax.comparison import Run, group
+from mnist_jax.training import EpochMetrics
+
+
+@pytest.fixture(scope="module")
+def scored(mnist):
+    return Split(mnist.test.images[:500], mnist.test.labels[:500])
+
+
+def save(run_dir, variables, accuracies, **settings):
+    config = make_config(epochs=len(accuracies), **settings)
+    history = [EpochMetrics(i, 0.1, 0.97, 0.1, accuracy, 9.0) for i, accuracy in enumerate(accuracies, 1)]
+    checkpoints.create_run(run_dir, config)
+    checkpoints.save_epochs(run_dir, history)
+    checkpoints.save_result(run_dir, config, variables, history[-1]._asdict())
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, scored):
+    """Two seeds of the shipped weights and a network that has learnt nothing; what each gets wrong."""
+    root = tmp_path_factory.mktemp("runs")
+    model, good = load_pretrained("bn_dropout")
+    gap = create_model("gap")
+    fresh = {
+        "batch_stats": {},
+        **jax.jit(gap.init, static_argnames="train")(jax.random.key(0), np.zeros((1, 28, 28, 1)), train=False),
+    }
+    wrong = [
+        np.flatnonzero(predict(network, variables, scored.images).argmax(1) != scored.labels)
+        for network, variables in ((model, good), (gap, fresh))
+    ]
+    directories = [
+        save(root / "one", good, [0.98, 0.994], seed=1),
+        save(root / "two", good, [0.98, 0.996], seed=2),
+        save(root / "gap", fresh, [0.1, 0.2], arch="gap", recipe="reference"),
+    ]
+    return directories, wrong
+
+
+def test_seeds_are_one_group_and_other_settings_are_named():
+    config = make_config()
+    others = [
+        dataclasses.replace(config, seed=2, run_dir="elsewhere", eval_batch_size=100),
+        dataclasses.replace(config, learning_rate=0.5),
+        make_config("reference", arch="gap"),
+    ]
+    found = group([Run(each, [], 9920, np.array([])) for each in (config, *others)])
+    assert {name: len(members) for name, members in found.items()} == {
+        "bn_dropout, default, learning_rate 0.02": 2,
+        "bn_dropout, default, learning_rate 0.5": 1,
+        "gap, reference": 1,
+    }
+
+
+def test_the_page(runs, scored, tmp_path):
+    directories, wrong = runs
+    out = comparison.write_comparison(directories, scored, tmp_path / "ladder.html")
+    text = out.read_text(encoding="utf-8")
+    assert (tmp_path / "ladder.png").read_bytes().startswith(b"\x89PNG")
+    assert not re.search(r"https?:|@import|url\(|<script", text)
+    rows = [
+        re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", row)).strip()
+        for row in re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL)
+    ]
+    assert rows[1:] == [
+        "bn_dropout, default 9,920 2 1, 2 99.50 ± 0.14 99.40 99.60 97.00 18",
+        "gap, reference 9,752 2 1 20.00 20.00 20.00 97.00 18",
+    ]
+    everywhere = set(wrong[0]) & set(wrong[1])
+    anywhere = set(wrong[0]) | set(wrong[1])
+    assert f"{len(everywhere)} of 500 images are got wrong by every run, and {len(anywhere)} by any" in text
+
+
+def test_runs_scored_on_other_images_are_refused(runs, scored, tmp_path):
+    held_out = save(tmp_path / "held_out", load_pretrained("bn_dropout")[1], [0.99], held_out=100)
+    with pytest.raises(InputError, match="holds out 100 images"):
+        comparison.write_comparison([runs[0][0], held_out], scored, tmp_path / "x.html")
+
+
+def test_the_script(script, runs, tmp_path):
+    status, out, err = script("compare.py", *runs[0])
+    assert (status, err) == (0, "")
+    assert out.startswith("compare.html: 3 runs")
+    assert (tmp_path / "compare.html").exists()
+    for flags, expected, part in (
+        ([], 2, "no run"),
+        (["absent"], 2, "'absent'"),
+        ([runs[0][0], "--out", "absent/x.html"], 4, "--out"),
+    ):
+        status, out, err = script("compare.py", *flags)
+        assert (status, out) == (expected, "")
+        assert part in err
+        assert err.count("\n") == 1
