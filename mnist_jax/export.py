@@ -1,4 +1,4 @@
-"""Trained networks for others to load: StableHLO, and a page to draw on that needs nothing but a browser."""
+"""Trained networks for others to load: StableHLO, ONNX, and a page to draw on that needs nothing but a browser."""
 
 import base64
 import json
@@ -27,6 +27,26 @@ def to_stablehlo(model: Network, variables: dict[str, Any]) -> bytes:
     predict = jax.jit(lambda images: plain.apply(variables, standardise(images), train=False))
     shape = export.symbolic_shape("batch, 28, 28, 1")
     return bytes(export.export(predict, platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.uint8)).serialize())
+
+
+def to_onnx(model: Network, variables: dict[str, Any]) -> bytes:
+    """An ONNX model, weights inside: `images` uint8 [batch, 28, 28, 1] to `logits` float32 [batch, 10].
+
+    Raises:
+      ImportError: the converter, jax2onnx, is not installed.
+    """
+    import jax2onnx
+
+    plain = model.clone(layers=FLAX)
+    converted = jax2onnx.to_onnx(
+        lambda images: plain.apply(variables, standardise(images), train=False),
+        [jax.ShapeDtypeStruct(("batch", *IMAGE_SHAPE), jnp.uint8)],
+        model_name="mnist_jax",
+        opset=21,
+        input_names=["images"],
+        output_names=["logits"],
+    )
+    return converted.SerializeToString()
 
 
 class Op(NamedTuple):

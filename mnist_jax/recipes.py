@@ -145,7 +145,12 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 # What a recipe sets otherwise for a network other than `bn_dropout`.
-ARCH_RECIPES: dict[tuple[str, str], dict[str, Any]] = {}
+# Without batch norm a step changes the network's function by more, and the best learning rate is smaller.
+ARCH_RECIPES: dict[tuple[str, str], dict[str, Any]] = {
+    (recipe, arch): {"learning_rate": rate}
+    for arch in ("basic", "lighter", "gap")
+    for recipe, rate in (("default", 0.005), ("fast", 0.01))
+}
 
 
 def make_config(recipe: str = "default", arch: str = "bn_dropout", **overrides: Any) -> Config:

@@ -8,7 +8,8 @@ import tyro
 from mnist_jax import checkpoints, cli, export
 from mnist_jax.errors import InputError, StorageError
 
-FORMATS = ("web", "stablehlo")
+# The extra that each format needs, if any.
+FORMATS = {"web": None, "stablehlo": "export", "onnx": "onnx"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Options:
 
     web: one HTML file to draw a digit on, weights inside, that needs no network and no server. stablehlo: a program for
     CPU, CUDA and TPU from images uint8 [batch, 28, 28, 1] to logits, for jax.export.deserialize; it needs the extra
-    export.
+    export. onnx: the same for ONNX Runtime and whatever else reads ONNX; it needs the extra onnx.
 
     Exit status: 0 done, 2 bad input, 4 cannot write.
 
@@ -31,7 +32,7 @@ class Options:
     arch: str | None = None
     """In place of a run: the network whose shipped weights to export."""
     format: str = "web"
-    """What to write: web or stablehlo."""
+    """What to write: web, stablehlo or onnx."""
 
 
 def main(options: Options) -> None:
@@ -40,11 +41,15 @@ def main(options: Options) -> None:
         raise InputError(f"unknown format {options.format!r}; choose from {', '.join(FORMATS)}")
     arch, model, variables = checkpoints.load_trained(options.run_dir, options.arch)
     try:
-        content = (
-            export.to_page(arch, model, variables) if options.format == "web" else export.to_stablehlo(model, variables)
-        )
+        if options.format == "web":
+            content = export.to_page(arch, model, variables)
+        elif options.format == "stablehlo":
+            content = export.to_stablehlo(model, variables)
+        else:
+            content = export.to_onnx(model, variables)
     except ImportError as error:
-        raise InputError(f"format {options.format} needs more: pip install 'mnist-jax[export]' ({error})") from error
+        extra = FORMATS[options.format]
+        raise InputError(f"format {options.format} needs more: pip install 'mnist-jax[{extra}]' ({error})") from error
     try:
         export.write(options.out, content)
     except OSError as error:

@@ -1,11 +1,13 @@
 """Trains a network, reports every epoch, and says whether the objective is met."""
 
 import dataclasses
+import importlib.util
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import tyro
@@ -18,6 +20,9 @@ from rich.table import Table
 from mnist_jax import analysis, checkpoints, cli, data, devices, models, report, training
 from mnist_jax.errors import InputError, LostError
 from mnist_jax.recipes import Config
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +56,8 @@ class Options:
     """Of several processes: how many there are."""
     process_id: int | None = None
     """Of several processes: which one this is, from 0; process 0 prints and writes."""
+    tensorboard: bool = False
+    """Write what TensorBoard reads to RUN_DIR/tensorboard too; needs the extra tensorboard."""
     require_objective: bool = False
     """Exit with status 1 if the objective is not met."""
     compilation_cache: bool = True
@@ -63,6 +70,10 @@ def main(options: Options) -> int:
     for name in ("checkpoint_every", "keep"):
         if getattr(options, name) < 1:
             raise InputError(f"{name.replace('_', ' ')} {getattr(options, name)} cannot be used; choose 1 or more")
+    if options.tensorboard and not importlib.util.find_spec("tensorboardX"):
+        raise InputError(
+            "--tensorboard needs tensorboardX, which is not installed: pip install 'mnist-jax[tensorboard]'"
+        )
     devices.join_processes(options.coordinator, options.num_processes, options.process_id)
     mesh = devices.choose_mesh(options.devices)
     config = options.config
@@ -106,7 +117,8 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
     )
     scored = "held-out" if config.held_out else "test"
 
-    with progress_bar(console, config, steps) as show, cli.catch_signals() as received:
+    log = event_writer(run_dir, progress) if options.tensorboard and devices.is_writer() else None
+    with progress_bar(console, config, steps) as show, cli.catch_signals() as received, log or nullcontext():
 
         def save(progress: training.Progress) -> None:
             if devices.is_writer():
@@ -118,6 +130,9 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
                 save(progress)
             if devices.is_writer():
                 checkpoints.save_epochs(run_dir, progress.history)
+            if log:
+                rate = float(training.make_schedule(config, steps * config.epochs)(steps * metrics.epoch - 1))
+                write_events(log, metrics, scored, rate)
             console.print(
                 f"epoch {metrics.epoch:2d}/{config.epochs}"
                 f"  train loss {metrics.train_loss:.4f} accuracy {metrics.train_accuracy:.2%}"
@@ -186,6 +201,23 @@ def layer_table(arch: str, model: models.Network) -> Table:
         shape = "x".join(map(str, layer.shape))
         table.add_row(layer.name, layer.kind, shape, f"{layer.params:,}" if layer.params else "")
     return table
+
+
+def event_writer(run_dir: Path, progress: training.Progress | None) -> "SummaryWriter":
+    """A writer of TensorBoard's event files; what it wrote of epochs that are done again is to be forgotten."""
+    from tensorboardX import SummaryWriter
+
+    with checkpoints.storing(run_dir):
+        return SummaryWriter(str(run_dir / "tensorboard"), purge_step=len(progress.history) + 1 if progress else None)
+
+
+def write_events(writer: "SummaryWriter", metrics: training.EpochMetrics, scored: str, rate: float) -> None:
+    """An epoch's losses and accuracies, and the learning rate of its last step."""
+    for figure in ("loss", "accuracy"):
+        for name, told in (("train", "train"), ("test", scored)):
+            writer.add_scalar(f"{figure}/{told}", getattr(metrics, f"{name}_{figure}"), metrics.epoch)
+    writer.add_scalar("learning_rate", rate, metrics.epoch)
+    writer.flush()
 
 
 @contextmanager

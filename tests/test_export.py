@@ -3,12 +3,15 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_jax import ARCHS, create_model, export, load_pretrained, predict, standardise
+from mnist_jax import ARCHS, create_model, export, load_pretrained, models, predict, standardise
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -43,6 +46,40 @@ def test_stablehlo_loads_back_and_predicts_the_same(shipped, mnist):
     np.testing.assert_array_equal(logits.argmax(1), expected.argmax(1))
     np.testing.assert_allclose(logits, expected, atol=1e-4)
     assert call(mnist.test.images[:3]).shape == (3, 10)  # Any number of images.
+
+
+def test_onnx_loads_back_in_onnx_runtime_and_predicts_the_same(shipped, mnist):
+    pytest.importorskip("jax2onnx", reason="the extra onnx is not installed")
+    import onnxruntime
+
+    model, variables = shipped
+    session = onnxruntime.InferenceSession(export.to_onnx(model, variables))
+    (logits,) = session.run(["logits"], {"images": mnist.test.images})
+    expected = predict(model, variables, mnist.test.images)
+    np.testing.assert_array_equal(logits.argmax(1), expected.argmax(1))
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    (logits,) = session.run(["logits"], {"images": mnist.test.images[:3]})
+    assert logits.shape == (3, 10)  # Any number of images.
+
+
+def test_a_network_that_the_page_cannot_run_is_named():
+    """An operation that no `Op` can say."""
+
+    class Tanh(models.Network):
+        @nn.compact
+        def __call__(self, x, *, train):
+            return jnp.tanh(x)
+
+    with pytest.raises(NotImplementedError, match="no operation for tanh"):
+        export.operations(Tanh(), {})
+
+
+def test_a_format_whose_extra_is_absent(script, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    status, out, err = script("export.py", "--arch", "bn_dropout", "--format", "onnx", "--out", "x.onnx")
+    assert (status, out) == (2, "")
+    assert "pip install 'mnist-jax[onnx]'" in err
+    assert err.count("\n") == 1
 
 
 def test_the_page_is_small_and_whole_in_itself(shipped):

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from mnist_jax import RECIPES, Config, InputError, make_config
+from mnist_jax import ARCHS, RECIPES, Config, InputError, make_config
 from mnist_jax.augment import Distortion
 from mnist_jax.training import make_distortion
 
@@ -31,9 +31,18 @@ def test_overrides_win_and_configs_are_values():
         config.epochs = 3
 
 
-def test_every_recipe_names_real_settings():
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_recipe_names_real_settings(arch):
     for name in RECIPES:
-        assert make_config(name).recipe == name
+        config = make_config(name, arch=arch)
+        assert (config.recipe, config.arch) == (name, arch)
+
+
+def test_networks_without_batch_norm_learn_at_a_smaller_rate():
+    assert make_config().learning_rate == 0.02
+    assert {make_config(arch=arch).learning_rate for arch in ARCHS if arch != "bn_dropout"} == {0.005}
+    assert {make_config("reference", arch=arch).learning_rate for arch in ARCHS} == {0.01}
+    assert make_config(arch="gap", learning_rate=0.1).learning_rate == 0.1
 
 
 @pytest.mark.parametrize(

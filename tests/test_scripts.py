@@ -1,6 +1,7 @@
 """The scripts as a user runs them: what they print, what they write, how they refuse."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import subprocess
@@ -101,6 +102,27 @@ def test_require_objective_and_the_default_run_directory(script, tmp_path):
     (run_dir,) = (tmp_path / "runs").iterdir()
     assert run_dir.name.endswith("-gap-default")
     assert f"runs/{run_dir.name}" in out
+
+
+@pytest.mark.filterwarnings("ignore")  # TensorBoard's own.
+def test_tensorboard_reads_the_events(script, monkeypatch):
+    status, _, _ = script("train.py", *SMALL_RUN, "--tensorboard", "--run-dir", "run")
+    assert status == 0
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator("run/tensorboard").Reload()
+    names = ["loss/train", "loss/test", "accuracy/train", "accuracy/test", "learning_rate"]
+    assert sorted(events.Tags()["scalars"]) == sorted(names)
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    for name in names[:4]:
+        figure, split = name.split("/")
+        assert [event.step for event in events.Scalars(name)] == [1, 2]
+        expected = [line[f"{split}_{figure}"] for line in lines]
+        assert [event.value for event in events.Scalars(name)] == pytest.approx(expected)
+    rates = [event.value for event in events.Scalars("learning_rate")]
+    assert rates[0] > rates[1] > 0
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert_refused(script("train.py", *SMALL_RUN, "--tensorboard"), "mnist-jax[tensorboard]")
 
 
 def test_held_out_scores_are_called_so(script):
