@@ -3,10 +3,12 @@
 import argparse
 import contextlib
 import dataclasses
+import inspect
 import io
 import os
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from mnist_jax.recipes import make_config
 from mnist_jax.runtime import reuse_freed_memory, use_compilation_cache
 
 T = TypeVar("T")
+_HELP_WIDTH = 98
 
 
 def parse(options: type[T], args: Sequence[str] | None = None) -> T:
@@ -48,7 +51,13 @@ def parse(options: type[T], args: Sequence[str] | None = None) -> T:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(options, args=args, config=(tyro.conf.FlagCreatePairsOff,), **default)
+            # Lines that begin with a letter, tyro joins to one, however long; hence the indent.
+            paragraphs = inspect.cleandoc(options.__doc__).split("\n\n")
+            filled = [textwrap.fill(paragraph, _HELP_WIDTH, subsequent_indent="  ") for paragraph in paragraphs]
+            description = "\n\n".join(filled)
+            return tyro.cli(
+                options, args=args, description=description, config=(tyro.conf.FlagCreatePairsOff,), **default
+            )
     except SystemExit as stop:
         if stop.code:
             raise InputError(_first_message(said.getvalue()) + "; see --help") from None

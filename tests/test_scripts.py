@@ -252,9 +252,11 @@ def test_evaluate_refuses(script, flags, parts):
         "bundle_mnist.py",
     ],
 )
-def test_help_is_complete(script, name):
+def test_help_is_complete_and_fits(script, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "100")
     status, out, _ = script(name, "--help")
     assert status == 0
+    assert max(map(len, out.splitlines())) <= 100
     assert "Example: python scripts/" in out
 
 
