@@ -1,0 +1,96 @@
+"""Every command and every piece of code that README and CONTRIBUTING show is run, on less data and for fewer epochs."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import PREPARED, ROOT
+from PIL import Image
+
+import mnist_jax
+from mnist_jax import Mnist, Split, tables
+
+DOCUMENTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
+SMALL = ["--data-source", "tfds", "--data-dir", str(PREPARED), "--batch-size", "50", "--epochs", "1"]
+
+
+def commands(text):
+    """Lines of indented blocks that a shell would run, without their comments."""
+    lines = re.findall(r"^    ((?:python|uv run|\.ci/run|pip).*)$", text, re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+COMMANDS = [command for text in DOCUMENTS.values() for command in commands(text)]
+SCRIPTS = [command for command in COMMANDS if any("scripts/" in part for part in command)]
+TOOLS = [command for command in COMMANDS if command[:2] == ["uv", "run"] and command[2] in ("pytest", "ruff")]
+
+
+def test_no_command_is_left_out():
+    assert len(SCRIPTS) >= 14
+    rest = [command for command in COMMANDS if command not in [*SCRIPTS, *TOOLS]]
+    assert {command[0] for command in rest} == {".ci/run"}
+
+
+@pytest.mark.parametrize("command", TOOLS, ids=" ".join)
+def test_tools_understand_their_commands(command):
+    tool, arguments = command[2], command[3:]
+    dry = {"pytest": ["--collect-only", "-q", "-n", "0"], "ruff": ["--check"] if "format" in arguments else []}[tool]
+    result = subprocess.run(
+        [sys.executable, "-m", tool, *arguments, *dry], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.slow
+def test_commands_work_in_their_order(script, mnist, monkeypatch, tmp_path):
+    monkeypatch.setattr(tables, "insert_tables", lambda text, results: text)  # README stays as it is.
+    seven = mnist.test.images[list(mnist.test.labels).index(7), :, :, 0]
+    Image.fromarray(255 - seven).resize((112, 112)).save(tmp_path / "seven.png")
+    shorter = {
+        "train.py": SMALL,
+        "search.py": [*SMALL, "--held-out", "100", "--log", "log.jsonl"],
+        "reproduce.py": [*SMALL, "--out", "seeds.jsonl"],
+        "benchmark.py": ["--rounds", "1", "--steps", "1", "--contenders", "ours", "--json", "speed.json"],
+        "time_to_target.py": ["--json", "time.json"],
+    }
+    ran = None
+    for command in SCRIPTS:
+        start = next(i for i, part in enumerate(command) if "scripts/" in part)
+        name = Path(command[start]).name
+        arguments = [part.replace("RUN_DIR", ran or "") for part in command[start + 1 :]]
+        arguments = [str(PREPARED) if part == "DIR" else part for part in arguments]
+        status, out, err = script(name, *arguments, *([] if "--resume" in arguments else shorter.get(name, [])))
+        if name == "time_to_target.py" and status == 2:
+            assert "PyTorch is not installed" in err
+            continue
+        assert status == ("--require-objective" in arguments), (command, err)
+        if name == "train.py" and not ran:
+            (run_dir,) = (tmp_path / "runs").iterdir()
+            ran = run_dir.name
+        if name == "predict.py":
+            assert "7" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        pytest.param(name, code, id=f"{name} {i}")
+        for name, text in DOCUMENTS.items()
+        for i, code in enumerate(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    ],
+)
+def test_code_runs_as_it_stands(name, code, mnist, monkeypatch, capsys):
+    fewer = Mnist(Split(mnist.train.images[:11_500], mnist.train.labels[:11_500]), mnist.test)
+    monkeypatch.setattr(mnist_jax, "load_mnist", lambda: fewer)
+    for registry in (mnist_jax.ARCHS, mnist_jax.RECIPES):
+        for entry in registry:  # What the code adds goes away after it.
+            monkeypatch.setitem(registry, entry, registry[entry])
+    before = set(mnist_jax.ARCHS), set(mnist_jax.RECIPES)
+    exec(compile(code, name, "exec"), {"__name__": "example"})
+    for registry, names in zip((mnist_jax.ARCHS, mnist_jax.RECIPES), before, strict=True):
+        for entry in set(registry) - names:
+            del registry[entry]
+    assert capsys.readouterr().out.strip()
