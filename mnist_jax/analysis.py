@@ -7,13 +7,16 @@ import os
 import platform
 import statistics
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
 from mnist_jax.models import count_dense, count_params
 from mnist_jax.runtime import cpu_name
+
+if TYPE_CHECKING:
+    from mnist_jax.training import EpochMetrics
 
 TARGET_ACCURACY = 0.994
 
@@ -44,6 +47,14 @@ def objective(params: Any, epochs: int, accuracy: float, scored_on: str = "test"
         Condition("parameters", f"{parameters:,}", "fewer than 10,000", parameters < 10_000),
         Condition("epochs", f"{epochs}", "fewer than 15", epochs < 15),
         Condition("fully connected layers", f"{dense}", "none", dense == 0),
+    )
+
+
+def epoch_line(metrics: "EpochMetrics", epochs: int, scored: str) -> str:
+    """What a run prints of one of its epochs; `scored` says on which images, "test" or "held-out"."""
+    return (
+        f"epoch {metrics.epoch:2d}/{epochs}  train loss {metrics.train_loss:.4f} accuracy {metrics.train_accuracy:.2%}"
+        f"  {scored} loss {metrics.test_loss:.4f} accuracy {metrics.test_accuracy:.2%}  {metrics.seconds:.1f} s"
     )
 
 

@@ -40,11 +40,11 @@ def colours(theme: dict[str, str]) -> Iterator[None]:
         yield
 
 
-def png(draw: Callable[[], Figure], theme: dict[str, str]) -> bytes:
-    """A figure, drawn in a theme, as PNG."""
+def png(draw: Callable[[], Figure], theme: dict[str, str], metadata: dict[str, str] | None = None) -> bytes:
+    """A figure, drawn in a theme, as PNG, with texts that are not shown if any are given."""
     with colours(theme):
         file = io.BytesIO()
-        draw().savefig(file, format="png", dpi=120, pil_kwargs={"compress_level": 3})
+        draw().savefig(file, format="png", dpi=120, metadata=metadata, pil_kwargs={"compress_level": 3})
     return file.getvalue()
 
 

@@ -1,16 +1,19 @@
-"""The tables of README, made from the files in `results/`."""
+"""The tables and figures of README, made from the files in `results/`."""
 
+import hashlib
 import itertools
 import json
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mnist_jax import trials
-from mnist_jax.analysis import error_counts, ratios, seed_statistics, spread
+from mnist_jax import figures, trials
+from mnist_jax.analysis import TARGET_ACCURACY, epoch_line, error_counts, ratios, seed_statistics, spread
 from mnist_jax.models import ARCHS, abstract_variables, count_params, create_model
 from mnist_jax.recipes import RECIPES
+from mnist_jax.training import EpochMetrics
 
 # The notebooks' figures in percent, one seed, 15 epochs: best epoch's test accuracy; last epoch's, test and train.
 NOTEBOOKS = {
@@ -106,7 +109,48 @@ def speed_table(results: Path) -> str:
     return "\n".join(rows)
 
 
-TABLES = {"ladder": ladder_table, "errors": errors_table, "speed": speed_table}
+def run_text(results: Path) -> str:
+    """Markdown: what `scripts/train.py` prints of the epochs of seed 1, the default recipe, from its history."""
+    trial = next(t for t in trials.read(results / "default-bn_dropout.jsonl") if t["config"]["seed"] == 1)
+    history = [EpochMetrics(**epoch) for epoch in trial["history"]]
+    return "\n".join(["```", *(epoch_line(metrics, len(history), "test") for metrics in history), "```"])
+
+
+TABLES = {"ladder": ladder_table, "errors": errors_table, "speed": speed_table, "run": run_text}
+
+
+# The figures ---------------------------------------------------------------------------------------------------------
+
+
+def write_figures(results: Path) -> list[Path]:
+    """Draws README's figures from the files in `results`, light and dark, and writes them there.
+
+    Each carries the hash of what it was drawn from, `sources_hash`.
+    """
+    seeds = {
+        f"{arch}, {recipe}": trials.read(results / f"{recipe}-{arch}.jsonl")
+        for arch, recipe in itertools.product(ARCHS, ("reference", "default"))
+    }
+    seeds = {name: group for name, group in seeds.items() if group}
+    parameters = {arch: count_params(abstract_variables(create_model(arch))["params"]) for arch in ARCHS}
+    points = {
+        name: (parameters[name.split(",")[0]], seed_statistics(last_epoch(group))) for name, group in seeds.items()
+    }
+    curves = {
+        name: [[EpochMetrics(**epoch) for epoch in seed["history"]] for seed in group] for name, group in seeds.items()
+    }
+    written = []
+    for theme, colours in (("light", figures.LIGHT), ("dark", figures.DARK)):
+        draw = partial(figures.comparison, points, curves, "test", TARGET_ACCURACY)
+        written.append(results / f"ladder-{theme}.png")
+        written[-1].write_bytes(figures.png(draw, colours, {"Source": sources_hash(results)}))
+    return written
+
+
+def sources_hash(results: Path) -> str:
+    """SHA-256 of the files that the figures are drawn from."""
+    paths = (results / f"{recipe}-{arch}.jsonl" for arch, recipe in itertools.product(ARCHS, ("reference", "default")))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths if path.exists())).hexdigest()
 
 
 def insert_tables(text: str, results: Path) -> str:

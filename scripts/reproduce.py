@@ -35,7 +35,7 @@ class Options:
     weights_dir: Path | None = None
     """Directory to save each seed's final weights in, as RECIPE-ARCH-SEED.safetensors."""
     table: bool = False
-    """Train nothing; write README's tables from results/."""
+    """Train nothing; write README's tables and figures from results/."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache directory for the next start."""
 
@@ -45,6 +45,7 @@ def main(options: Options) -> None:
     if options.table:
         readme = ROOT / "README.md"
         readme.write_text(tables.insert_tables(readme.read_text("utf-8"), ROOT / "results"), "utf-8")
+        tables.write_figures(ROOT / "results")
         return
     if options.seeds < 1:
         raise InputError(f"seeds {options.seeds} cannot be used; choose 1 or more")

@@ -133,12 +133,7 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
             if log:
                 rate = float(training.make_schedule(config, steps * config.epochs)(steps * metrics.epoch - 1))
                 write_events(log, metrics, scored, rate)
-            console.print(
-                f"epoch {metrics.epoch:2d}/{config.epochs}"
-                f"  train loss {metrics.train_loss:.4f} accuracy {metrics.train_accuracy:.2%}"
-                f"  {scored} loss {metrics.test_loss:.4f} accuracy {metrics.test_accuracy:.2%}"
-                f"  {metrics.seconds:.1f} s"
-            )
+            console.print(analysis.epoch_line(metrics, config.epochs, scored))
 
         try:
             state, history = training.fit(

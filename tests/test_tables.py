@@ -4,6 +4,7 @@ import statistics
 
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 from mnist_jax import tables
 from mnist_jax.analysis import seed_statistics
@@ -13,6 +14,36 @@ def test_readme_tables_are_made_from_the_results():
     readme = (ROOT / "README.md").read_text("utf-8")
     assert set(re.findall("<!-- table: ([a-z]+) -->", readme)) == set(tables.TABLES)
     assert tables.insert_tables(readme, ROOT / "results") == readme
+
+
+def test_readme_figures_are_drawn_from_the_results():
+    for theme in ("light", "dark"):
+        path = ROOT / "results" / f"ladder-{theme}.png"
+        assert f"results/{path.name}" in (ROOT / "README.md").read_text("utf-8")
+        with Image.open(path) as image:
+            assert image.text["Source"] == tables.sources_hash(ROOT / "results"), "reproduce.py --table draws it again"
+
+
+def test_figures_are_written_beside_their_sources(tmp_path):
+    (tmp_path / "default-gap.jsonl").write_text(line(1, 0.99, 0.98) + "\n" + line(2, 0.97, 0.995) + "\n")
+    before = tables.sources_hash(tmp_path)
+    written = tables.write_figures(tmp_path)
+    assert [path.name for path in written] == ["ladder-light.png", "ladder-dark.png"]
+    for path in written:
+        with Image.open(path) as image:
+            assert image.text["Source"] == before
+    (tmp_path / "reference-gap.jsonl").write_text(line(1, 0.99) + "\n")
+    assert tables.sources_hash(tmp_path) != before
+
+
+def test_a_run_is_quoted_as_it_was_printed(tmp_path):
+    (tmp_path / "default-bn_dropout.jsonl").write_text(line(2, 0.97) + "\n" + line(1, 0.99, 0.9812) + "\n")
+    assert tables.run_text(tmp_path).splitlines() == [
+        "```",
+        "epoch  1/2  train loss 0.1000 accuracy 98.00%  test loss 0.1000 accuracy 99.00%  1.0 s",
+        "epoch  2/2  train loss 0.1000 accuracy 98.00%  test loss 0.1000 accuracy 98.12%  1.0 s",
+        "```",
+    ]
 
 
 def test_seed_statistics_closed_form():
