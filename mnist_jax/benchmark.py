@@ -4,6 +4,7 @@ Each contender is a process of its own that waits for its turn, so that none inh
 settings or caches. Machines drift, so a ratio is taken within each round and its median over the rounds is quoted.
 """
 
+import dataclasses
 import importlib.util
 import multiprocessing
 import os
@@ -227,6 +228,25 @@ def accelerator(
     result["seeds"] = {"count": seeds, "first": runs[0], "again": runs[1], "test_accuracies": accuracies}
     result["torch_step_seconds"] = _torch_step_seconds(make_config("reference", arch=arch), data)
     return result
+
+
+def seeds_together(arch: str, data: Mnist, seeds: int, rounds: int) -> dict[str, list[float]]:
+    """Times an epoch of `default` of many seeds in one program, against one seed after the other, in turns.
+
+    Returns:
+      Seconds of each round, `together` and `alone`, programs compiled beforehand.
+    """
+    config = make_config("default", arch=arch, epochs=1, plain_epochs=0)
+
+    def alone() -> None:
+        for seed in range(seeds):
+            training.fit(dataclasses.replace(config, seed=seed), data)
+
+    calls = {"together": lambda: training.fit_seeds(config, range(seeds), data), "alone": alone}
+    for call in calls.values():
+        call()
+    rounds_of = [{name: _seconds(call) for name, call in calls.items()} for _ in range(rounds)]
+    return {name: [seconds[name] for seconds in rounds_of] for name in calls}
 
 
 def _seconds(call: Callable[..., Any], *arguments: Any) -> float:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import statistics
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mnist_jax import analysis, benchmark, cli, training
-from mnist_jax.data import load_mnist
+from mnist_jax.data import Mnist, Split, load_mnist
 from mnist_jax.errors import InputError
 from mnist_jax.recipes import make_config
 
@@ -37,6 +38,8 @@ class Options:
     """What to measure on: cpu, or gpu for whatever accelerator JAX has."""
     seeds: int = 30
     """With --device gpu: how many seeds to train together."""
+    together: int = 0
+    """In place of the contenders: how many seeds to train in one program, against one after the other."""
     batch_size: int = 128
     """Images per training step."""
     contenders: tuple[str, ...] = ()
@@ -56,11 +59,16 @@ def main(options: Options) -> None:
     config = make_config("reference", arch=options.arch, batch_size=options.batch_size)
     if options.device not in ("cpu", "gpu"):
         raise InputError(f"unknown device {options.device!r}; choose from cpu, gpu")
+    if options.together < 0:
+        raise InputError(f"together {options.together} cannot be used; choose 0 or more")
     for name in ("rounds", "steps", "threads", "seeds"):
         if getattr(options, name) < 1:
             raise InputError(f"{name} {getattr(options, name)} cannot be used; choose 1 or more")
     if options.device == "gpu":
         on_accelerator(options)
+        return
+    if options.together:
+        many_seeds(options)
         return
     have_torch = importlib.util.find_spec("torch") is not None
     possible = [name for name in benchmark.CONTENDERS if have_torch or not name.startswith("torch")]
@@ -125,6 +133,24 @@ def on_accelerator(options: Options) -> None:
         console.print(f"a step of PyTorch: {1e3 * result['torch_step_seconds']:.2f} ms")
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def many_seeds(options: Options) -> None:
+    """Whether one program for many seeds is the faster here."""
+    mnist = load_mnist()
+    images = options.steps * options.batch_size
+    data = Mnist(Split(mnist.train.images[:images], mnist.train.labels[:images]), mnist.test)
+    result = benchmark.seeds_together(options.arch, data, options.together, options.rounds)
+    together, alone = statistics.median(result["together"]), statistics.median(result["alone"])
+    ratio = statistics.median(a / b for a, b in zip(result["together"], result["alone"], strict=True))
+    print(
+        f"{options.arch}, {options.together} seeds, {options.steps} steps and a score each: together {together:.1f} s, "
+        f"one after the other {alone:.1f} s; together takes {ratio:.2f} times as long"
+    )
+    if options.json:
+        record = {"arch": options.arch, "seeds": options.together, "steps": options.steps, **result}
+        record["environment"] = analysis.environment() | {"load_average": os.getloadavg()}
+        options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def table(result: dict) -> Table:

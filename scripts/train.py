@@ -115,14 +115,17 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
     console.print(
         f"{config.epochs} epochs of {steps} steps of {config.batch_size} on {count} x {jax.devices()[0].device_kind}"
     )
-    scored = "held-out" if config.held_out else "test"
+    scored, saving = "held-out" if config.held_out else "test", 0.0
 
     log = event_writer(run_dir, progress) if options.tensorboard and devices.is_writer() else None
     with progress_bar(console, config, steps) as show, cli.catch_signals() as received, log or nullcontext():
 
         def save(progress: training.Progress) -> None:
+            nonlocal saving
+            start = time.perf_counter()
             if devices.is_writer():
                 checkpoints.save_checkpoint(run_dir, config, progress, num_examples, options.keep)
+            saving += time.perf_counter() - start
 
         def on_epoch(progress: training.Progress) -> None:
             metrics = progress.history[-1]
@@ -165,6 +168,7 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
     summary = {
         **history[-1]._asdict(),
         "seconds": time.perf_counter() - begin,
+        "saving_seconds": saving,
         "scored_on": scored,
         "objective": [condition._asdict() for condition in conditions],
         "objective_met": met,

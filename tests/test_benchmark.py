@@ -37,6 +37,7 @@ def test_contenders_take_turns_in_processes_of_their_own():
         (["--arch", "bn"], ["'bn'", "bn_dropout"]),
         (["--rounds", "0"], ["rounds 0", "choose"]),
         (["--contenders", "numpy"], ["'numpy'", "flax"]),
+        (["--together", "-1"], ["together -1", "choose"]),
     ],
 )
 def test_benchmark_refuses(script, flags, parts):
@@ -66,3 +67,12 @@ def test_an_accelerator_that_is_not_there(script):
     assert "JAX finds no GPU or TPU here" in err
     status, _, err = script("benchmark.py", "--device", "npu")
     assert (status, "'npu'" in err) == (2, True)
+
+
+def test_many_seeds_against_one_after_the_other(script, tmp_path):
+    flags = ["--arch", "gap", "--together", "2", "--rounds", "2", "--steps", "2", "--json", "seeds.json"]
+    status, out, _ = script("benchmark.py", *flags)
+    assert status == 0
+    assert out.startswith("gap, 2 seeds, 2 steps and a score each: together ")
+    record = json.loads((tmp_path / "seeds.json").read_text())
+    assert all(len(record[name]) == 2 and min(record[name]) > 0 for name in ("together", "alone"))
