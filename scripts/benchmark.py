@@ -139,7 +139,7 @@ def many_seeds(options: Options) -> None:
     """Whether one program for many seeds is the faster here."""
     mnist = load_mnist()
     images = options.steps * options.batch_size
-    data = Mnist(Split(mnist.train.images[:images], mnist.train.labels[:images]), mnist.test)
+    data = Mnist(*(Split(split.images[:images], split.labels[:images]) for split in mnist))
     result = benchmark.seeds_together(options.arch, data, options.together, options.rounds)
     together, alone = statistics.median(result["together"]), statistics.median(result["alone"])
     ratio = statistics.median(a / b for a, b in zip(result["together"], result["alone"], strict=True))

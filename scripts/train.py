@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import signal
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mnist_jax import analysis, checkpoints, cli, data, devices, models, report, training
+from mnist_jax import analysis, checkpoints, cli, data, devices, models, training
 from mnist_jax.errors import InputError, LostError
 from mnist_jax.recipes import Config
 
@@ -56,6 +57,8 @@ class Options:
     """Of several processes: how many there are."""
     process_id: int | None = None
     """Of several processes: which one this is, from 0; process 0 prints and writes."""
+    report: bool = True
+    """Write report.html, and the figures it shows."""
     tensorboard: bool = False
     """Write what TensorBoard reads to RUN_DIR/tensorboard too; needs the extra tensorboard."""
     require_objective: bool = False
@@ -83,9 +86,7 @@ def main(options: Options) -> int:
     if config.held_out:
         mnist = data.hold_out(mnist, config.held_out)
     training.steps_per_epoch(len(mnist.train.labels), config.batch_size)
-    run_dir = options.resume or Path(
-        config.run_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{config.arch}-{config.recipe}"
-    )
+    run_dir = options.resume or (Path(config.run_dir) if config.run_dir else new_run_dir(config))
     console = Console(highlight=False, soft_wrap=True, quiet=not devices.is_writer())
     if not devices.is_writer():
         return train(options, mnist, mesh, run_dir, console, begin)
@@ -93,6 +94,13 @@ def main(options: Options) -> int:
         checkpoints.create_run(run_dir, config)
     with checkpoints.lock(run_dir):
         return train(options, mnist, mesh, run_dir, console, begin)
+
+
+def new_run_dir(config: Config) -> Path:
+    """A directory named after the time, and numbered if another run has begun in the same second."""
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.arch}-{config.recipe}"
+    names = (name if i == 1 else f"{name}-{i}" for i in itertools.count(1))
+    return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
 
 
 def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path, console: Console, begin: float) -> int:
@@ -174,9 +182,13 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
         "objective_met": met,
         "environment": analysis.environment(),
     }
+    page = None
     if devices.is_writer():
         checkpoints.save_result(run_dir, config, state.variables, summary)
-        report.write_report(run_dir, mnist.test, num_examples)
+        if options.report:
+            from mnist_jax import report  # Here, because drawing takes a second to import.
+
+            page = report.write_report(run_dir, mnist.test, num_examples)
 
     table = Table(
         "condition", "value", "asked for", "", title=f"objective {'met' if met else 'not met'}", box=box.SIMPLE_HEAD
@@ -184,9 +196,8 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
     for condition in conditions:
         table.add_row(condition.name, condition.value, condition.target, "met" if condition.met else "not met")
     console.print(table)
-    console.print(
-        f"{summary['seconds']:.0f} s in all; the run is in {run_dir}, to be looked at in {run_dir / report.REPORT}"
-    )
+    look = f", to be looked at in {page}" if page else ""
+    console.print(f"{summary['seconds']:.0f} s in all; the run is in {run_dir}{look}")
     return int(options.require_objective and not met)
 
 

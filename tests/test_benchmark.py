@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from mnist_jax import ARCHS, Mnist, Split, benchmark, create_model, make_config
+from mnist_jax import ARCHS, EpochMetrics, Mnist, Split, benchmark, create_model, make_config, training
 from mnist_jax.analysis import ratios, spread
 
 
@@ -48,10 +48,14 @@ def test_benchmark_refuses(script, flags, parts):
         assert part in err
 
 
-def test_what_an_accelerator_is_asked(mnist):
-    """On whatever device there is, with less of everything."""
+def test_what_an_accelerator_is_asked(mnist, monkeypatch):
+    """On whatever device there is; training is not at issue here, and none takes place."""
+    asked, history = [], [EpochMetrics(1, 0.1, 0.9, 0.1, 0.9, 1.0)]
+    monkeypatch.setattr(training, "fit", lambda config, data: asked.append(config.recipe) or (None, history))
+    monkeypatch.setattr(training, "fit_seeds", lambda config, seeds, data: (None, [history for _ in seeds]))
     small = Mnist(*(Split(split.images[:200], split.labels[:200]) for split in mnist))
     result = benchmark.accelerator("gap", small, seeds=2, batch_sizes=(100,), epochs=1)
+    assert asked == ["default", "default", "fast", "fast"]
     assert set(result["epoch_seconds"]) == {100}
     assert set(result["runs"]) == {"default", "fast"}
     assert len(result["seeds"]["test_accuracies"]) == 2

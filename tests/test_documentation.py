@@ -26,6 +26,7 @@ def commands(text):
 COMMANDS = [command for text in DOCUMENTS.values() for command in commands(text)]
 SCRIPTS = [command for command in COMMANDS if any("scripts/" in part for part in command)]
 TOOLS = [command for command in COMMANDS if command[:2] == ["uv", "run"] and command[2] in ("pytest", "ruff")]
+ITSELF = ["uv", "run", "pytest"]  # This is it.
 
 
 def test_no_command_is_left_out():
@@ -34,7 +35,7 @@ def test_no_command_is_left_out():
     assert {command[0] for command in rest} == {".ci/run"}
 
 
-@pytest.mark.parametrize("command", TOOLS, ids=" ".join)
+@pytest.mark.parametrize("command", [command for command in TOOLS if command != ITSELF], ids=" ".join)
 def test_tools_understand_their_commands(command):
     tool, arguments = command[2], command[3:]
     dry = {"pytest": ["--collect-only", "-q", "-n", "0"], "ruff": ["--check"] if "format" in arguments else []}[tool]
@@ -50,7 +51,7 @@ def test_commands_work_in_their_order(script, mnist, monkeypatch, tmp_path):
     seven = mnist.test.images[list(mnist.test.labels).index(7), :, :, 0]
     Image.fromarray(255 - seven).resize((112, 112)).save(tmp_path / "seven.png")
     shorter = {
-        "train.py": SMALL,
+        "train.py": [*SMALL, "--no-report"],
         "search.py": [*SMALL, "--held-out", "100", "--log", "log.jsonl"],
         "reproduce.py": [*SMALL, "--out", "seeds.jsonl"],
         "benchmark.py": ["--rounds", "1", "--steps", "1", "--contenders", "ours", "--json", "speed.json"],

@@ -15,7 +15,7 @@ from conftest import PREPARED, ROOT
 
 from mnist_jax import Config, InputError, checkpoints, cli
 
-TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py")]
+TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py"), "--no-report"]
 # A constant rate, so that more epochs may follow; 30 steps an epoch.
 FLAGS = ["--data-source", "tfds", "--data-dir", str(PREPARED), "--arch", "bn_dropout", "--recipe", "reference"]
 FLAGS += ["--batch-size", "10", "--average-decay", "0.9", "--rotation", "10"]
