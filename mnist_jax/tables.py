@@ -11,6 +11,7 @@ from typing import Any
 
 from mnist_jax import figures, trials
 from mnist_jax.analysis import TARGET_ACCURACY, epoch_line, error_counts, ratios, seed_statistics, spread
+from mnist_jax.data import load_mnist
 from mnist_jax.models import ARCHS, abstract_variables, count_params, create_model
 from mnist_jax.recipes import RECIPES
 from mnist_jax.training import EpochMetrics
@@ -139,10 +140,19 @@ def write_figures(results: Path) -> list[Path]:
     curves = {
         name: [[EpochMetrics(**epoch) for epoch in seed["history"]] for seed in group] for name, group in seeds.items()
     }
+    ladder = partial(figures.comparison, points, curves, "test", TARGET_ACCURACY)
+    times = error_counts([seed.get("errors", []) for seed in seeds.get("bn_dropout, default", [])])
+    often = sorted(times, key=lambda index: (-times[index], index))[:30]
+    test = load_mnist().test
+    captions = [f"{test.labels[index]}: {times[index]} of {len(seeds['bn_dropout, default'])}" for index in often]
+    errors = partial(figures.digits, test.images[often], captions)
     written = []
-    for theme, colours in (("light", figures.LIGHT), ("dark", figures.DARK)):
-        draw = partial(figures.comparison, points, curves, "test", TARGET_ACCURACY)
-        written.append(results / f"ladder-{theme}.png")
+    for name, draw, colours in (
+        ("ladder-light", ladder, figures.LIGHT),
+        ("ladder-dark", ladder, figures.DARK),
+        ("errors-light", errors, figures.LIGHT),  # Black on white in any case.
+    ):
+        written.append(results / f"{name}.png")
         written[-1].write_bytes(figures.png(draw, colours, {"Source": sources_hash(results)}))
     return written
 

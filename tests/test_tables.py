@@ -17,8 +17,8 @@ def test_readme_tables_are_made_from_the_results():
 
 
 def test_readme_figures_are_drawn_from_the_results():
-    for theme in ("light", "dark"):
-        path = ROOT / "results" / f"ladder-{theme}.png"
+    for name in ("ladder-light", "ladder-dark", "errors-light"):
+        path = ROOT / "results" / f"{name}.png"
         assert f"results/{path.name}" in (ROOT / "README.md").read_text("utf-8")
         with Image.open(path) as image:
             assert image.text["Source"] == tables.sources_hash(ROOT / "results"), "reproduce.py --table draws it again"
@@ -28,7 +28,7 @@ def test_figures_are_written_beside_their_sources(tmp_path):
     (tmp_path / "default-gap.jsonl").write_text(line(1, 0.99, 0.98) + "\n" + line(2, 0.97, 0.995) + "\n")
     before = tables.sources_hash(tmp_path)
     written = tables.write_figures(tmp_path)
-    assert [path.name for path in written] == ["ladder-light.png", "ladder-dark.png"]
+    assert [path.name for path in written] == ["ladder-light.png", "ladder-dark.png", "errors-light.png"]
     for path in written:
         with Image.open(path) as image:
             assert image.text["Source"] == before
