@@ -121,7 +121,7 @@ def write_comparison(run_dirs: Sequence[Path], scored: Split, out: Path) -> Path
             f"{best['name']} with {best['accuracy'].mean:.2%}.",
         ),
         digits=report.picture(
-            partial(figures.digits, scored.images[everywhere], captions), "The digits that every run gets wrong."
+            partial(figures.digits, scored.images[everywhere], captions), "The digits that every run gets wrong.", False
         ),
     )
     out.with_suffix(".png").write_bytes(figures.png(draw, figures.LIGHT))

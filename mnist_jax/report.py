@@ -72,10 +72,14 @@ def render(template: str, **values: Any) -> str:
     return _PAGES.get_template(template).render(**values)
 
 
-def picture(draw: Callable[[], Figure], alt: str) -> dict[str, str]:
-    """A figure for a page: `light` and `dark` as PNG in base 64, and `alt`, its text for who cannot see it."""
-    themes = {"light": figures.LIGHT, "dark": figures.DARK}
-    return {"alt": alt} | {key: base64.b64encode(figures.png(draw, theme)).decode() for key, theme in themes.items()}
+def picture(draw: Callable[[], Figure], alt: str, themed: bool = True) -> dict[str, str]:
+    """A figure for a page: `light` and `dark` as PNG in base 64, and `alt`, its text for who cannot see it.
+
+    One that fills its paper from edge to edge looks the same in any theme, and is drawn once.
+    """
+    light = figures.png(draw, figures.LIGHT)
+    dark = figures.png(draw, figures.DARK) if themed else light
+    return {"alt": alt, "light": base64.b64encode(light).decode(), "dark": base64.b64encode(dark).decode()}
 
 
 def _mistakes(probabilities: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
@@ -94,7 +98,7 @@ def _draw(
 ) -> dict[str, dict[str, str]]:
     """Every picture by name."""
     steps = steps_per_epoch(num_examples, config.batch_size) * config.epochs
-    rates = np.asarray(jax.vmap(make_schedule(config, steps))(np.arange(steps)))
+    rates = np.asarray(jax.jit(jax.vmap(make_schedule(config, steps)))(np.arange(steps)))
     counts = analysis.confusion(scored.labels, probabilities.argmax(1))
     wrong = _mistakes(probabilities, scored.labels)
     captions = [f"{item['true']} not {item['guess']} {item['confidence']:.0%}" for item in wrong]
@@ -137,4 +141,4 @@ def _draw(
             "The digits that are got wrong; the table under them lists them.",
         ),
     }
-    return {name: picture(draw, alt) for name, (draw, alt) in drawings.items()}
+    return {name: picture(draw, alt, name not in ("kernels", "errors")) for name, (draw, alt) in drawings.items()}

@@ -20,9 +20,9 @@ def test_ratios_are_taken_round_by_round():
 def test_contenders_take_turns_in_processes_of_their_own():
     rounds = []
     config = make_config("reference", arch="gap", batch_size=8)
-    result = benchmark.run(config, ["ours", "flax"], rounds=1, steps=1, threads=1, on_round=rounds.append)
+    result = benchmark.run(config, ["ours", "ours augmented"], rounds=1, steps=1, threads=1, on_round=rounds.append)
     assert rounds == [1]
-    assert list(result["contenders"]) == ["ours", "flax"]
+    assert list(result["contenders"]) == ["ours", "ours augmented"]
     assert len(result["matmul_flops"]) == 1
     for record in result["contenders"].values():
         assert len(record["step_seconds"]) == len(record["score_seconds"]) == 1
@@ -73,10 +73,17 @@ def test_an_accelerator_that_is_not_there(script):
     assert (status, "'npu'" in err) == (2, True)
 
 
-def test_many_seeds_against_one_after_the_other(script, tmp_path):
+def test_many_seeds_against_one_after_the_other(script, monkeypatch, tmp_path):
+    """Each way has its turn as often, and sees as many images; what training does is not at issue here."""
+    asked = []
+    monkeypatch.setattr(training, "fit", lambda config, data: asked.append((1, len(data.train.labels))))
+    monkeypatch.setattr(
+        training, "fit_seeds", lambda config, seeds, data: asked.append((len(seeds), len(data.train.labels)))
+    )
     flags = ["--arch", "gap", "--together", "2", "--rounds", "2", "--steps", "2", "--json", "seeds.json"]
     status, out, _ = script("benchmark.py", *flags)
     assert status == 0
     assert out.startswith("gap, 2 seeds, 2 steps and a score each: together ")
+    assert asked == [(2, 256), (1, 256), (1, 256)] * 3  # The first to compile.
     record = json.loads((tmp_path / "seeds.json").read_text())
     assert all(len(record[name]) == 2 and min(record[name]) > 0 for name in ("together", "alone"))
