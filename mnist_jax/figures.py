@@ -19,7 +19,7 @@ LIGHT = {"ink": "#222222", "paper": "#ffffff", "faint": "#dddddd"}
 DARK = {"ink": "#e6e6e6", "paper": "#16181c", "faint": "#44474d"}
 _CYCLE = (BLUE, ORANGE, RED, "#56B4E9", "#CC79A7", "#8C6D00")
 _MARKERS = "osD^vP"
-_MOST = 60  # Misclassified digits in one picture.
+_MOST = 200  # Digits in one picture; a table beside it lists all.
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def _axis(width: float, height: float) -> tuple[Figure, Any]:
 def _over_epochs(label: str) -> tuple[Figure, Any]:
     figure, axis = _axis(4, 3)
     axis.set(xlabel="epoch", ylabel=label)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure, axis
 
 
@@ -134,7 +134,7 @@ def comparison(
     left.xaxis.set_minor_formatter(NullFormatter())
     left.set_xlim(5e3, 4e5)
     right.set(xlabel="epoch", ylabel=f"{scored} accuracy, %", ylim=(max(low - 1 - margin, 0), 100))
-    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     right.legend(loc="lower right", title="runs (seeds)", fontsize=8, frameon=True, edgecolor="none")
     return figure
 
@@ -176,7 +176,7 @@ def reliability(result: Calibration) -> Figure:
 
 
 def digits(images: np.ndarray, captions: Sequence[str]) -> Figure:
-    """Digits in rows of ten, each with a caption under it. `images` is uint8 [N, 28, 28, 1], of which 60 are drawn."""
+    """Digits in rows of ten, each with a caption under it. `images` is uint8 [N, 28, 28, 1], of which 200 are drawn."""
     images, captions = images[:_MOST, :, :, 0], captions[:_MOST]
     tiles = np.pad(images, ((0, 0), (2, 12), (6, 6)))  # Room for the caption, in pixels of the digits.
     figure, axis = _tiled(tiles, columns=10, width=10.0, cmap="gray_r", vmin=0, vmax=255)

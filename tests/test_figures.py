@@ -51,3 +51,13 @@ def test_curves_show_the_history():
 def test_confusion_writes_every_count():
     axis = figures.confusion(COUNTS).axes[0]
     assert [int(text.get_text()) for text in axis.texts] == COUNTS.ravel().tolist()
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 14])
+def test_epochs_are_whole_numbers(epochs):
+    history = [EpochMetrics(i, 0.5 / i, 0.9, 0.4 / i, 0.95, 1.0) for i in range(1, epochs + 1)]
+    axis = figures.losses(history, "test").axes[0]
+    low, high = axis.get_xlim()
+    ticks = [tick for tick in axis.get_xticks() if low <= tick <= high]
+    assert ticks
+    assert all(tick == round(tick) for tick in ticks)
