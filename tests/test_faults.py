@@ -91,7 +91,7 @@ def test_a_signal_in_mid_epoch_saves_and_says_how_to_go_on(environment, uninterr
     process.send_signal(number)
     out, err = process.communicate()
     assert (process.returncode, err) == (status, "")
-    assert out.splitlines()[-1] == f"python scripts/train.py --resume {run_dir}"
+    assert out.rstrip().splitlines()[-1] == f"python scripts/train.py --resume {run_dir}"
     assert finish(environment, run_dir) == uninterrupted
 
 
