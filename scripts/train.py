@@ -143,7 +143,8 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
                 checkpoints.save_epochs(run_dir, progress.history)
             if log:
                 rate = float(training.make_schedule(config, steps * config.epochs)(steps * metrics.epoch - 1))
-                write_events(log, metrics, scored, rate)
+                with checkpoints.storing(run_dir):
+                    write_events(log, metrics, scored, rate)
             console.print(analysis.epoch_line(metrics, config.epochs, scored))
 
         try:
