@@ -56,7 +56,12 @@ def parse(options: type[T], args: Sequence[str] | None = None) -> T:
             filled = [textwrap.fill(paragraph, _HELP_WIDTH, subsequent_indent="  ") for paragraph in paragraphs]
             description = "\n\n".join(filled)
             return tyro.cli(
-                options, args=args, description=description, config=(tyro.conf.FlagCreatePairsOff,), **default
+                options,
+                prog=Path(sys.argv[0]).name,  # As argparse has it; tyro's is the whole path, which may not fit.
+                args=args,
+                description=description,
+                config=(tyro.conf.FlagCreatePairsOff,),
+                **default,
             )
     except SystemExit as stop:
         if stop.code:

@@ -259,6 +259,7 @@ def test_help_is_complete_and_fits(script, monkeypatch, name):
     monkeypatch.setenv("COLUMNS", "100")
     status, out, _ = script(name, "--help")
     assert status == 0
+    assert out.startswith(f"usage: {name} ")
     assert max(map(len, out.splitlines())) <= 100
     assert "Example: python scripts/" in out
 
