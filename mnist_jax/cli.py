@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import inspect
 import io
+import json
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
@@ -124,6 +125,32 @@ def catch_signals() -> Iterator[list[int]]:
         os.close(writable)
         thread.join()
         os.close(readable)
+
+
+def require_folder(path: Path | None, flag: str) -> None:
+    """Asks, before long work is done for it, whether a file can be written where a flag wants it.
+
+    Raises:
+      InputError: its folder is not there or cannot be written to, or the name is a folder's.
+    """
+    if path and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+        reason = "it is a folder" if path.is_dir() else f"folder {str(path.parent)!r} is not there, or is read-only"
+        raise InputError(f"{flag} {str(path)!r} cannot be written: {reason}; name another file")
+
+
+@contextlib.contextmanager
+def writing(path: Path, flag: str) -> Iterator[None]:
+    """Raises a `StorageError` that names a file and its flag, for what goes wrong while writing it."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot write {str(path)!r} ({error.strerror}); name another with {flag}") from error
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes what a script measured to the file of its `--json`."""
+    with writing(path, "--json"):
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _fail(message: str, status: int) -> NoReturn:

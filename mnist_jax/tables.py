@@ -110,6 +110,24 @@ def speed_table(results: Path) -> str:
     return "\n".join(rows)
 
 
+def time_table(results: Path) -> str:
+    """Markdown: the whole process of `fast` against the notebook's recipe in PyTorch, from `time-to-target.json`."""
+    rows = ["| process | epochs | seconds, median (min to max) | times as fast |", "|---|---|---|---|"]
+    path = results / "time-to-target.json"
+    if path.exists():
+        result = json.loads(path.read_text(encoding="utf-8"))
+        scaled = result["torch_seconds_scaled"]
+        for name, epochs, seconds in (
+            ("the notebook in PyTorch, scaled from one epoch", result["torch_epochs"], scaled),
+            ("`fast`, nothing compiled before", result["epochs"], result["cold"]),
+            ("`fast`, programs in the cache", result["epochs"], result["warm"]),
+        ):
+            low, middle, high = spread(seconds)
+            times = spread([theirs / ours for theirs, ours in zip(scaled, seconds, strict=True)])[1]
+            rows.append(f"| {name} | {epochs} | {middle:.0f} ({low:.0f} to {high:.0f}) | {times:.1f} |")
+    return "\n".join(rows)
+
+
 def run_text(results: Path) -> str:
     """Markdown: what `scripts/train.py` prints of the epochs of seed 1, the default recipe, from its history."""
     trial = next(t for t in trials.read(results / "default-bn_dropout.jsonl") if t["config"]["seed"] == 1)
@@ -117,7 +135,7 @@ def run_text(results: Path) -> str:
     return "\n".join(["```", *(epoch_line(metrics, len(history), "test") for metrics in history), "```"])
 
 
-TABLES = {"ladder": ladder_table, "errors": errors_table, "speed": speed_table, "run": run_text}
+TABLES = {"ladder": ladder_table, "errors": errors_table, "speed": speed_table, "time": time_table, "run": run_text}
 
 
 # The figures ---------------------------------------------------------------------------------------------------------

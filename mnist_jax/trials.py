@@ -76,8 +76,8 @@ def _trial(config, data, history, variables, seconds):
     }
 
 
-def append(path: Path, trial: dict[str, Any]) -> None:
-    """Adds a finished trial to a file.
+def append(path: Path, *finished: dict[str, Any]) -> None:
+    """Adds finished trials to a file; of none at all, it says whether that will be possible.
 
     Raises:
       InputError: the file cannot be written.
@@ -85,7 +85,7 @@ def append(path: Path, trial: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(trial) + "\n")
+            file.writelines(json.dumps(trial) + "\n" for trial in finished)
     except OSError as error:
         raise InputError(f"results {str(path)!r} cannot be written ({error.strerror}); name another file") from error
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import json
 import os
 import statistics
 from pathlib import Path
@@ -27,7 +26,7 @@ class Options:
 
     With --device gpu, on a GPU or TPU: seconds of an epoch, of whole runs, of thirty seeds together.
 
-    Exit status: 0 done, 2 bad input.
+    Exit status: 0 done, 2 bad input, 4 cannot write.
 
     Example: python scripts/benchmark.py --arch gap --json results/benchmark-gap.json
     """
@@ -64,6 +63,7 @@ def main(options: Options) -> None:
     for name in ("rounds", "steps", "threads", "seeds"):
         if getattr(options, name) < 1:
             raise InputError(f"{name} {getattr(options, name)} cannot be used; choose 1 or more")
+    cli.require_folder(options.json, "--json")
     if options.device == "gpu":
         on_accelerator(options)
         return
@@ -109,7 +109,7 @@ def main(options: Options) -> None:
     )
     console.print(f"{options.threads} of {os.cpu_count()} cores, {options.rounds} rounds of {options.steps} steps")
     if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        cli.write_json(options.json, result)
 
 
 def on_accelerator(options: Options) -> None:
@@ -132,7 +132,7 @@ def on_accelerator(options: Options) -> None:
     if result["torch_step_seconds"]:
         console.print(f"a step of PyTorch: {1e3 * result['torch_step_seconds']:.2f} ms")
     if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        cli.write_json(options.json, result)
 
 
 def many_seeds(options: Options) -> None:
@@ -150,7 +150,7 @@ def many_seeds(options: Options) -> None:
     if options.json:
         record = {"arch": options.arch, "seeds": options.together, "steps": options.steps, **result}
         record["environment"] = analysis.environment() | {"load_average": os.getloadavg()}
-        options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        cli.write_json(options.json, record)
 
 
 def table(result: dict) -> Table:

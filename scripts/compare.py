@@ -6,7 +6,7 @@ from pathlib import Path
 import tyro
 
 from mnist_jax import checkpoints, cli, comparison, data
-from mnist_jax.errors import InputError, StorageError
+from mnist_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +41,8 @@ def main(options: Options) -> None:
     held_out = checkpoints.load_config(options.run_dirs[0]).held_out
     if held_out:
         mnist = data.hold_out(mnist, held_out)
-    try:
+    with cli.writing(options.out, "--out"):
         comparison.write_comparison(options.run_dirs, mnist.test, options.out)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {str(options.out)!r} ({error.strerror}); name another file with --out"
-        ) from error
     print(f"{options.out}: {len(options.run_dirs)} runs; the figure is in {options.out.with_suffix('.png')}")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import tyro
 
 from mnist_jax import checkpoints, cli, export
-from mnist_jax.errors import InputError, StorageError
+from mnist_jax.errors import InputError
 
 # The extra that each format needs, if any.
 FORMATS = {"web": None, "stablehlo": "export", "onnx": "onnx"}
@@ -50,12 +50,8 @@ def main(options: Options) -> None:
     except ImportError as error:
         extra = FORMATS[options.format]
         raise InputError(f"format {options.format} needs more: pip install 'mnist-jax[{extra}]' ({error})") from error
-    try:
+    with cli.writing(options.out, "--out"):
         export.write(options.out, content)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {str(options.out)!r} ({error.strerror}); name another file with --out"
-        ) from error
     print(f"{options.out}: {options.out.stat().st_size / 1000:.0f} kB")
 
 

@@ -20,7 +20,7 @@ class Options:
     Each finished seed is appended to the results file at once; seeds that are there already are not trained again,
     so that an interrupted series continues where it stopped.
 
-    Exit status: 0 done, 2 bad input, 3 training diverged.
+    Exit status: 0 done, 2 bad input, 3 training diverged, 4 cannot write.
 
     Example: python scripts/reproduce.py --recipe reference --arch gap --seeds 5
     """
@@ -61,7 +61,9 @@ def main(options: Options) -> None:
         finished[ran.seed] = trial
 
     if options.weights_dir:
-        options.weights_dir.mkdir(parents=True, exist_ok=True)
+        with cli.writing(options.weights_dir, "--weights-dir"):
+            options.weights_dir.mkdir(parents=True, exist_ok=True)
+    trials.append(out)  # Ahead of the first training, whether it can be written.
     mnist = data.load_mnist(config.data_source, config.data_dir)
     if config.held_out:
         mnist = data.hold_out(mnist, config.held_out)

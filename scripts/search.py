@@ -51,6 +51,7 @@ def main(options: Options) -> None:
     configs = list(combinations(base, settings))
     log = options.log or ROOT / "results" / f"search-{base.arch}.jsonl"
     finished = {trials.config_of(trial): trial for trial in trials.read(log)}
+    trials.append(log)  # Ahead of the first training, whether it can be written.
     mnist = data.hold_out(data.load_mnist(base.data_source, base.data_dir), base.held_out)
 
     console = Console(highlight=False, soft_wrap=True)

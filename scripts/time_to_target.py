@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import json
 import os
 import statistics
 import subprocess
@@ -30,7 +29,7 @@ class Options:
     The notebook's 15 epochs are scaled from one: a training epoch through its data loader and a pass over the test
     images; the start of its process is not counted. In turns; run it with nothing else running.
 
-    Exit status: 0 done, 2 bad input.
+    Exit status: 0 done, 2 bad input, 4 cannot write.
 
     Example: python scripts/time_to_target.py --json results/time-to-target.json
     """
@@ -49,6 +48,7 @@ def main(options: Options) -> None:
     reference = make_config("reference", arch=options.arch)
     if options.rounds < 1:
         raise InputError(f"rounds {options.rounds} cannot be used; choose 1 or more")
+    cli.require_folder(options.json, "--json")
     if importlib.util.find_spec("torch") is None:
         raise InputError("PyTorch is not installed, and it is what to compare with: pip install torch")
     result: dict[str, Any] = {"arch": options.arch, "cold": [], "warm": [], "torch": []}
@@ -75,7 +75,7 @@ def main(options: Options) -> None:
             f"{statistics.median(times):.1f} times as fast"
         )
     if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        cli.write_json(options.json, result)
 
 
 def ours(arch: str, run_dir: Path, cache: Path) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import PREPARED, ROOT
 
-from mnist_jax import Config, make_config, trials
+from mnist_jax import Config, baselines, benchmark, make_config, trials
 from mnist_jax.weights import PRETRAINED
 
 SMALL_DATA = ["--data-source", "tfds", "--data-dir", str(PREPARED)]
@@ -238,6 +238,39 @@ def test_train_refuses(script, flags, parts):
 )
 def test_evaluate_refuses(script, flags, parts):
     assert_refused(script("evaluate.py", *flags.split()), *parts)
+
+
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [
+        ("benchmark.py --rounds 1 --json absent/speed.json", "absent"),
+        ("time_to_target.py --json .", "it is a folder"),
+        ("reproduce.py --out file/seeds.jsonl", "file/seeds.jsonl"),
+        ("search.py --log file/log.jsonl", "file/log.jsonl"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_the_work(script, monkeypatch, command, place):
+    for module, name in ((benchmark, "run"), (trials, "run"), (baselines, "torch_network")):
+        monkeypatch.setattr(module, name, lambda *args, **options: pytest.fail("this is the work"))
+    Path("file").touch()
+    assert_refused(script(*command.split()), place, "cannot be written", "name another")
+
+
+def test_weights_that_could_not_be_written_are_said_with_their_own_status(script):
+    Path("file").touch()
+    status, _, err = script("reproduce.py", "--out", "seeds.jsonl", "--weights-dir", "file/weights")
+    assert status == 4
+    assert err.startswith("error: cannot write 'file/weights'")
+    assert err.count("\n") == 1
+
+
+def test_event_files_that_cannot_be_written_end_the_run(script):
+    Path("run").mkdir()
+    Path("run/tensorboard").touch()
+    status, _, err = script("train.py", *SMALL_RUN, "--tensorboard", "--run-dir", "run")
+    assert status == 4
+    assert err.startswith("error: cannot write to run dir 'run'")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -108,3 +108,15 @@ def test_speed_table_takes_ratios_round_by_round(tmp_path):
     assert table[3] == "| `gap` | flax | 80.0 (80.0 to 90.0) | 3.00 | 1,600 | 2.00 | 2.00 | 5.0 | 600 |"
     filled = tables.insert_tables("<!-- table: speed -->\n<!-- end -->\n", tmp_path)
     assert filled == "<!-- table: speed -->\n" + "\n".join(table) + "\n<!-- end -->\n"
+
+
+def test_time_table_takes_ratios_round_by_round(tmp_path):
+    assert len(tables.time_table(tmp_path).splitlines()) == 2
+    result = {"epochs": 3, "torch_epochs": 15, "torch_seconds_scaled": [600.0, 500.0, 700.0]}
+    result |= {"cold": [50.0, 100.0, 70.0], "warm": [40.0, 50.0, 50.0]}
+    (tmp_path / "time-to-target.json").write_text(json.dumps(result))
+    assert tables.time_table(tmp_path).splitlines()[2:] == [
+        "| the notebook in PyTorch, scaled from one epoch | 15 | 600 (500 to 700) | 1.0 |",
+        "| `fast`, nothing compiled before | 3 | 70 (50 to 100) | 10.0 |",
+        "| `fast`, programs in the cache | 3 | 50 (40 to 50) | 14.0 |",
+    ]

@@ -39,6 +39,8 @@ def test_trials_are_lines_of_a_file(ran, tmp_path):
         trials.read(path)
     with pytest.raises(InputError, match="cannot be written"):
         trials.append(path / "below", trial)
+    with pytest.raises(InputError, match="cannot be written"):
+        trials.append(path / "below")
 
 
 def test_an_older_trial_has_its_recipe_in_the_newer_settings():
