@@ -1,5 +1,6 @@
 """The tables and figures of README, made from the files in `results/`."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -87,6 +88,18 @@ def errors_table(results: Path) -> str:
     return "\n".join(rows)
 
 
+def trials_table(results: Path) -> str:
+    """Markdown: what the choice of the settings took, from `search-ARCH.jsonl`."""
+    rows = ["| network | settings tried | trainings | hours |", "|---|---|---|---|"]
+    for arch in ARCHS:
+        ran = trials.read(results / f"search-{arch}.jsonl")
+        if ran:
+            settings = {dataclasses.replace(trials.config_of(trial), seed=0) for trial in ran}
+            hours = sum(trial.get("seconds", 0.0) for trial in ran) / 3600
+            rows.append(f"| `{arch}` | {len(settings)} | {len(ran)} | {hours:.1f} |")
+    return "\n".join(rows)
+
+
 def speed_table(results: Path) -> str:
     """Markdown: the step and the scoring of each network against the other contenders, from `benchmark-ARCH.json`."""
     rows = [
@@ -135,7 +148,14 @@ def run_text(results: Path) -> str:
     return "\n".join(["```", *(epoch_line(metrics, len(history), "test") for metrics in history), "```"])
 
 
-TABLES = {"ladder": ladder_table, "errors": errors_table, "speed": speed_table, "time": time_table, "run": run_text}
+TABLES = {
+    "run": run_text,
+    "ladder": ladder_table,
+    "trials": trials_table,
+    "errors": errors_table,
+    "speed": speed_table,
+    "time": time_table,
+}
 
 
 # The figures ---------------------------------------------------------------------------------------------------------

@@ -91,9 +91,8 @@ def test_scoring_on_eight_devices_counts_every_image(environment):
     found = on_eight(
         environment,
         """
-        model = make_model(make_config(arch="gap"))
-        variables = model.init(jax.random.key(0), np.zeros((1, 28, 28, 1), np.float32), train=False)
-        variables = {"batch_stats": {}, **variables}
+        config = make_config("reference", arch="gap")
+        model, variables = make_model(config), training.start(config, 1024).state.variables
         scores = [evaluate(model, devices.put(variables, mesh), mnist.test, size, mesh) for size in (250, 999)]
         one = evaluate(model, variables, mnist.test)
         print(json.dumps([[int(s.count), int(s.correct), float(s.loss)] for s in (one, *scores)]))

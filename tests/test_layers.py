@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import initial_variables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
@@ -239,8 +240,10 @@ def test_networks_equal_those_of_flax(arch, batch):
     """The same variables, logits and gradients, from Flax's own layers."""
     images, labels = standardise(batch[0][:8]), batch[1][:8]
     model = make_model(make_config(arch=arch, dropout_rate=0.0))
-    variables = model.init(jax.random.key(0), images[:1], train=False)
-    chex.assert_trees_all_equal_shapes_and_dtypes(abstract_variables(model.clone(layers=FLAX)), variables)
+    variables = initial_variables(model)
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        {"batch_stats": {}, **abstract_variables(model.clone(layers=FLAX))}, variables
+    )
 
     @partial(jax.jit, static_argnums=0)
     def run(model):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import initial_variables
 
 from mnist_jax import ARCHS, InputError, count_params, create_model, standardise
 from mnist_jax.models import KERNEL_INITS, abstract_variables, count_dense, layers_of
@@ -58,7 +59,7 @@ def trained(arch, batch):
     """A network, its variables, standardised images, and what one training pass makes of them."""
     model = create_model(arch)
     images = standardise(batch[0])
-    variables = jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(0))
+    variables = initial_variables(model)
 
     @jax.jit
     def loss(params, key):
@@ -109,12 +110,13 @@ def test_no_fully_connected_layer(arch):
 
 def test_logits(trained):
     model, variables, images, _, _ = trained
-    logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
+    apply = jax.jit(partial(model.apply, train=False))
+    logits = apply(variables, images)
     chex.assert_shape(logits, (32, 10))
     assert logits.dtype == jnp.float32
     chex.assert_tree_all_finite(logits)
     # Also shows that dropout is off: nothing random was given to draw from.
-    one_by_one = jnp.concatenate([model.apply(variables, image[None], train=False) for image in images[:3]])
+    one_by_one = jnp.concatenate([apply(variables, image[None]) for image in images[:3]])
     np.testing.assert_allclose(one_by_one, logits[:3], rtol=1e-5, atol=1e-5)
 
 
@@ -139,7 +141,7 @@ def test_batch_statistics_move_in_training_only(trained):
 
 def test_dropout_rate_is_an_override(batch):
     images = standardise(batch[0])
-    variables = create_model("bn_dropout").init(jax.random.key(0), images, train=False)
+    variables = initial_variables(create_model("bn_dropout"))
 
     @partial(jax.jit, static_argnums=0)
     def logits(rate, seed):
@@ -156,7 +158,7 @@ def test_initial_kernels_are_those_asked_for():
     fan_in = 9 * 64
     for name, std in {"torch_uniform": (3 * fan_in) ** -0.5, "he_normal": (2 / fan_in) ** 0.5}.items():
         model = create_model("basic", kernel_init=KERNEL_INITS[name])
-        kernel = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)), train=False)["params"]["conv3"]["kernel"]
+        kernel = initial_variables(model)["params"]["conv3"]["kernel"]
         assert kernel.std() == pytest.approx(std, rel=0.02)
         assert name == "he_normal" or jnp.abs(kernel).max() <= fan_in**-0.5
 

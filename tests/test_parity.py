@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from conftest import initial_variables
 
 from mnist_jax import ARCHS, baselines, make_config, make_model, make_optimizer, standardise, train_step
 from mnist_jax.training import TrainState
@@ -13,12 +14,11 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 pytestmark = pytest.mark.parametrize("arch", ARCHS)
 
 
-def start(arch, images):
+def start(arch):
     """A model without dropout with perturbed variables, so that no layer starts at its neutral element."""
     # He initialisation, so that the logits are of the order of one and the comparison means something.
     model = make_model(make_config(arch=arch, dropout_rate=0.0, kernel_init="he_normal"))
-    variables = model.init(jax.random.key(0), standardise(images[:1]), train=False)
-    variables = jax.tree.map(np.array, {"batch_stats": {}, **variables})
+    variables = jax.tree.map(np.array, initial_variables(model))
     rng = np.random.default_rng(0)
     for tree in (variables["params"], variables["batch_stats"]):
         for name in (name for name in tree if name.startswith("bn")):
@@ -41,7 +41,7 @@ def deviation(tree, other):
 
 def test_logits_and_running_averages(arch, mnist, record_property):
     images = mnist.test.images[:128]
-    model, variables, network = start(arch, images)
+    model, variables, network = start(arch)
 
     logits = model.apply(variables, standardise(images), train=False)
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_logits_and_running_averages(arch, mnist, record_property):
 
 def test_three_steps_of_sgd(arch, mnist, record_property):
     batches = [(mnist.train.images[i : i + 128], mnist.train.labels[i : i + 128]) for i in (0, 128, 256)]
-    model, variables, network = start(arch, batches[0][0])
+    model, variables, network = start(arch)
     optimizer = make_optimizer(make_config("reference", arch=arch), total_steps=3)
     state = TrainState(
         variables["params"], variables["batch_stats"], optimizer.init(variables["params"]), np.zeros((), np.int32)

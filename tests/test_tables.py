@@ -97,6 +97,17 @@ def test_errors_are_counted_over_seeds(tmp_path):
     assert table[2:] == ["| `gap` | default | 3 | 2.3 | 1 | 2 | 4 |"]
 
 
+def test_trials_are_counted(tmp_path):
+    tried = [
+        {"config": {"recipe": "fast", "arch": "gap", "learning_rate": rate, "seed": seed}}
+        for rate, seed in ((0.1, 1), (0.1, 2), (0.2, 1))
+    ]
+    lines = [json.dumps(trial | {"seconds": 900.0}) for trial in tried]
+    lines.append(json.dumps(tried[0] | {"diverged": "at once"}))
+    (tmp_path / "search-gap.jsonl").write_text("\n".join(lines) + "\n")
+    assert tables.trials_table(tmp_path).splitlines()[2:] == ["| `gap` | 2 | 4 | 0.8 |"]
+
+
 def test_speed_table_takes_ratios_round_by_round(tmp_path):
     start = {"first_step": 5.0, "compile": 2.0}
     ours = {"start": start, "step_seconds": [0.02, 0.04, 0.03], "score_seconds": [1.0, 1.0, 1.0], "peak_bytes": 5e8}

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import initial_state
 
 from mnist_jax import (
     DivergedError,
@@ -17,7 +18,6 @@ from mnist_jax import (
     evaluate,
     fit,
     fit_seeds,
-    init_state,
     make_config,
     make_model,
     make_optimizer,
@@ -45,7 +45,7 @@ def setup():
     """Model, optimiser and a maker of fresh states for the default config of `bn_dropout`, dropout on."""
     config = make_config(dropout_rate=0.05)
     model, optimizer = make_model(config), make_optimizer(config, 100)
-    return model, optimizer, lambda: init_state(model, optimizer, Streams.from_seed(1).init)
+    return model, optimizer, lambda: initial_state(model, optimizer, Streams.from_seed(1).init)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_augmentation_is_part_of_the_step(batch):
     """In a network without dropout it is all that a key decides."""
     config = make_config(arch="gap")
     model, optimizer = make_model(config), make_optimizer(config, 100)
-    start = jax.jit(init_state, static_argnums=(0, 1))(model, optimizer, jax.random.key(0))
+    start = initial_state(model, optimizer, jax.random.key(0))
 
     @partial(jax.jit, static_argnums=1)
     def kernel(key, distortion):
@@ -116,7 +116,7 @@ def test_the_jitted_step_is_the_plain_step(batch):
     config = make_config("reference", arch="gap")
     model, optimizer = make_model(config), make_optimizer(config, 100)
     step = partial(train_step, model=model, optimizer=optimizer)
-    start = jax.jit(init_state, static_argnums=(0, 1))(model, optimizer, jax.random.key(0))
+    start = initial_state(model, optimizer, jax.random.key(0))
     arguments = start, batch[0][:8], batch[1][:8], jax.random.key(0)
     chex.assert_trees_all_close(step(*arguments), jax.jit(step)(*arguments), atol=1e-5)
 
@@ -127,7 +127,7 @@ def test_accuracy_does_not_depend_on_the_evaluation_batch_size(setup, small, bat
     variables = fresh().variables
     size = 60 if batch_size == 1 else 500
     metrics = evaluate(model, variables, first(small.test, size), batch_size)
-    logits = model.apply(variables, standardise(small.test.images[:size]), train=False)
+    logits = jax.jit(partial(model.apply, train=False))(variables, standardise(small.test.images[:size]))
     assert metrics.count == size
     assert metrics.correct == (logits.argmax(-1) == small.test.labels[:size]).sum()
 
@@ -164,7 +164,7 @@ def test_one_program_and_step_by_step_are_the_same_epoch(small, monkeypatch):
     model, optimizer = make_model(config), make_optimizer(config, 100)
 
     def fresh():
-        return init_state(model, optimizer, Streams.from_seed(1).init)
+        return initial_state(model, optimizer, Streams.from_seed(1).init)
 
     order = epoch_order(jax.random.key(0), 1, 1000, 128)[:3]
     options = {"model": model, "optimizer": optimizer, "distortion": Distortion(10.0, 2.0, 0.1, 0.1)}
@@ -345,7 +345,7 @@ def test_label_smoothing_is_cross_entropy_with_the_smoothed_target(batch):
     """By the gradient: the step of a plain SGD is the gradient of the closed form."""
     config = make_config("reference", arch="gap", momentum=0.0, learning_rate=1.0, dropout_rate=0.0)
     model, optimizer = make_model(config), make_optimizer(config, 100)
-    start = jax.jit(init_state, static_argnums=(0, 1))(model, optimizer, jax.random.key(0))
+    start = initial_state(model, optimizer, jax.random.key(0))
     images, labels = batch
 
     def loss(params):
@@ -353,16 +353,17 @@ def test_label_smoothing_is_cross_entropy_with_the_smoothed_target(batch):
         targets = 0.9 * jax.nn.one_hot(labels, 10) + 0.1 / 10
         return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
 
-    state, metrics = train_step(start, *batch, jax.random.key(0), model=model, optimizer=optimizer, label_smoothing=0.1)
-    expected = jax.tree.map(lambda p, g: p - g, start.params, jax.grad(loss)(start.params))
+    step = jax.jit(partial(train_step, model=model, optimizer=optimizer), static_argnames="label_smoothing")
+    state, metrics = step(start, *batch, jax.random.key(0), label_smoothing=0.1)
+    expected = jax.tree.map(lambda p, g: p - g, start.params, jax.jit(jax.grad(loss))(start.params))
     chex.assert_trees_all_close(state.params, expected, atol=1e-6)
-    _, plain = train_step(start, *batch, jax.random.key(0), model=model, optimizer=optimizer)
+    _, plain = step(start, *batch, jax.random.key(0))
     assert metrics.loss == pytest.approx(plain.loss)
 
 
 def test_the_average_is_the_exponential_one_without_its_start(setup, batch):
     model, optimizer, _ = setup
-    state = init_state(model, optimizer, Streams.from_seed(1).init, average=True)
+    state = initial_state(model, optimizer, Streams.from_seed(1).init, average=True)
     step = jax.jit(partial(train_step, model=model, optimizer=optimizer, average_decay=0.8))
     seen = []
     for _ in range(4):
@@ -374,7 +375,7 @@ def test_the_average_is_the_exponential_one_without_its_start(setup, batch):
     chex.assert_trees_all_close(state.average, expected, rtol=1e-5, atol=1e-7)
     assert state.variables is state.average
     # After one step it is what that step gave.
-    first, _ = step(init_state(model, optimizer, Streams.from_seed(1).init, average=True), *batch, jax.random.key(0))
+    first, _ = step(initial_state(model, optimizer, Streams.from_seed(1).init, average=True), *batch, jax.random.key(0))
     chex.assert_trees_all_close(first.average, seen[0], rtol=1e-6)
 
 

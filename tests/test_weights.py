@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, initial_variables
 from safetensors.numpy import load_file, save_file
 
 from mnist_jax import (
@@ -22,8 +22,7 @@ from mnist_jax.weights import PRETRAINED
 
 
 def variables_of(arch, seed=0):
-    variables = create_model(arch).init(jax.random.key(seed), jnp.zeros((1, 28, 28, 1)), train=False)
-    return {"batch_stats": {}, **variables}
+    return initial_variables(create_model(arch), seed)
 
 
 @pytest.fixture(scope="module")
