@@ -52,7 +52,7 @@ def test_commands_work_in_their_order(script, mnist, monkeypatch, tmp_path):
     Image.fromarray(255 - seven).resize((112, 112)).save(tmp_path / "seven.png")
     shorter = {
         "train.py": [*SMALL, "--no-report"],
-        "search.py": [*SMALL, "--held-out", "100", "--log", "log.jsonl"],
+        "search.py": [*SMALL, "--recipe", "reference", "--held-out", "100", "--log", "log.jsonl"],
         "reproduce.py": [*SMALL, "--out", "seeds.jsonl"],
         "benchmark.py": ["--rounds", "1", "--steps", "1", "--contenders", "ours", "--json", "speed.json"],
         "time_to_target.py": ["--json", "time.json"],
