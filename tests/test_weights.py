@@ -18,7 +18,6 @@ from mnist_jax import (
     save_weights,
     trials,
 )
-from mnist_jax.weights import PRETRAINED
 
 
 def variables_of(arch, seed=0):
@@ -86,7 +85,7 @@ def test_weights_with_a_flipped_bit_or_a_nan(tmp_path, lighter):
         load_weights(path, "lighter", create_model("lighter"))
 
 
-@pytest.mark.parametrize("arch", sorted(path.stem for path in PRETRAINED.glob("*.safetensors")))
+@pytest.mark.parametrize("arch", ARCHS)
 def test_shipped_weights_are_seed_1_of_the_default_recipe(arch, mnist):
     """They get the very test images wrong that the results of that seed name, and nothing else."""
     model, variables = load_pretrained(arch)
