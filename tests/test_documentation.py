@@ -35,6 +35,13 @@ def test_no_command_is_left_out():
     assert {command[0] for command in rest} == {".ci/run"}
 
 
+def test_promises_name_tests_that_exist():
+    named = set(re.findall(r"`(test_\w+)`", DOCUMENTS["README.md"]))
+    defined = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    assert len(named) >= 15
+    assert not [name for name in named if f"def {name}(" not in defined]
+
+
 @pytest.mark.parametrize("command", [command for command in TOOLS if command != ITSELF], ids=" ".join)
 def test_tools_understand_their_commands(command):
     tool, arguments = command[2], command[3:]
