@@ -60,8 +60,8 @@ def ladder_table(results: Path) -> str:
                 continue
             result = seed_statistics(last_epoch(seeds))
             error = "" if result.stderr is None else f"{100 * result.stderr:.3f}"
-            trained = [seed["train_accuracy"] for seed in seeds if "train_accuracy" in seed]  # Not in the first trials.
-            train = f"{percent(trained)} | {100 * (statistics.fmean(trained) - result.mean):+.2f}" if trained else "|"
+            trained = [seed["train_accuracy"] for seed in seeds]
+            train = f"{percent(trained)} | {100 * (statistics.fmean(trained) - result.mean):+.2f}"
             rows.append(
                 f"| | | {recipe} | {result.n} | {len(seeds[0]['history'])} | {percent(last_epoch(seeds))} | {error} "
                 f"| {100 * result.min:.2f} to {100 * result.max:.2f} | {result.share:.0%} "
