@@ -18,7 +18,7 @@ BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 LIGHT = {"ink": "#222222", "paper": "#ffffff", "faint": "#dddddd"}
 DARK = {"ink": "#e6e6e6", "paper": "#16181c", "faint": "#44474d"}
 _CYCLE = (BLUE, ORANGE, RED, "#56B4E9", "#CC79A7", "#8C6D00")
-_MARKERS = "osD^vP"
+_MARKERS = "osD^vPX"  # One more than colours, so that both repeat together after 42 only.
 _MOST = 200  # Digits in one picture; a table beside it lists all.
 
 
@@ -114,8 +114,11 @@ def comparison(
       scored: which images, "test" or "held-out".
       target: a fraction to draw a line at.
     """
-    figure = Figure(figsize=(10, 4.2))
-    left, right = figure.add_axes((0.08, 0.13, 0.36, 0.84)), figure.add_axes((0.53, 0.13, 0.455, 0.84))
+    legend = 0.25 + 0.2 * -(-len(points) // 4)  # Inches, below the axes, where it covers no curve.
+    height = 4.2 + legend
+    below, share = (0.55 + legend) / height, 3.5 / height
+    figure = Figure(figsize=(10, height))
+    left, right = figure.add_axes((0.08, below, 0.36, share)), figure.add_axes((0.53, below, 0.455, share))
     low = 100 * min(target, *(statistics.min for _, statistics in points.values()))
     for i, (name, (parameters, result)) in enumerate(points.items()):
         colour, marker = _CYCLE[i % len(_CYCLE)], _MARKERS[i % len(_MARKERS)]
@@ -123,7 +126,9 @@ def comparison(
         left.errorbar(parameters, mean, [[mean - lowest], [highest - mean]], fmt=marker, color=colour, capsize=4)
         seeds = 100 * np.array([[epoch.test_accuracy for epoch in history] for history in curves[name]])
         epochs = np.arange(1, seeds.shape[1] + 1)
-        right.plot(epochs, seeds.mean(0), marker=marker, ms=4, color=colour, label=f"{name} ({len(seeds)})")
+        style = ("-", "--", ":")[i // len(_CYCLE) % 3]
+        label = f"{name} ({len(seeds)})"
+        right.plot(epochs, seeds.mean(0), marker=marker, ms=4, color=colour, ls=style, label=label)
         if len(seeds) > 1:
             right.fill_between(epochs, seeds.min(0), seeds.max(0), color=colour, alpha=0.25, lw=0)
     for axis in (left, right):
@@ -135,7 +140,7 @@ def comparison(
     left.set_xlim(5e3, 4e5)
     right.set(xlabel="epoch", ylabel=f"{scored} accuracy, %", ylim=(max(low - 1 - margin, 0), 100))
     right.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    right.legend(loc="lower right", title="runs (seeds)", fontsize=8, frameon=True, edgecolor="none")
+    figure.legend(loc="lower center", ncols=4, title="runs (seeds)", fontsize=8, title_fontsize=9)
     return figure
 
 
