@@ -89,12 +89,16 @@ def errors_table(results: Path) -> str:
 
 
 def trials_table(results: Path) -> str:
-    """Markdown: what the choice of the settings took, from `search-ARCH.jsonl`."""
+    """Markdown: what the choice of the settings took, from `search-ARCH.jsonl` and `attempts-ARCH.jsonl`.
+
+    An attempt is a trial with code that was not kept; its key `attempt` holds the settings that the config has not.
+    """
     rows = ["| network | settings tried | trainings | hours |", "|---|---|---|---|"]
     for arch in ARCHS:
-        ran = trials.read(results / f"search-{arch}.jsonl")
+        ran = [trial for name in ("search", "attempts") for trial in trials.read(results / f"{name}-{arch}.jsonl")]
         if ran:
-            settings = {dataclasses.replace(trials.config_of(trial), seed=0) for trial in ran}
+            tried = [(dataclasses.replace(trials.config_of(trial), seed=0), trial.get("attempt")) for trial in ran]
+            settings = {(config, json.dumps(attempt)) for config, attempt in tried}
             hours = sum(trial.get("seconds", 0.0) for trial in ran) / 3600
             rows.append(f"| `{arch}` | {len(settings)} | {len(ran)} | {hours:.1f} |")
     return "\n".join(rows)

@@ -106,6 +106,9 @@ def test_trials_are_counted(tmp_path):
     lines.append(json.dumps(tried[0] | {"diverged": "at once"}))
     (tmp_path / "search-gap.jsonl").write_text("\n".join(lines) + "\n")
     assert tables.trials_table(tmp_path).splitlines()[2:] == ["| `gap` | 2 | 4 | 0.8 |"]
+    attempt = tried[0] | {"seconds": 900.0, "attempt": {"sam_rho": 0.05}}
+    (tmp_path / "attempts-gap.jsonl").write_text(json.dumps(attempt) + "\n")
+    assert tables.trials_table(tmp_path).splitlines()[2:] == ["| `gap` | 3 | 5 | 1.0 |"]
 
 
 def test_speed_table_takes_ratios_round_by_round(tmp_path):
