@@ -49,7 +49,7 @@ class Distortion(NamedTuple):
 _GRID = 5  # Points across and down an image, as smooth as a pen's stroke and as local as a digit's parts.
 
 
-def distort(key: jax.Array, images: jax.Array, distortion: Distortion) -> jax.Array:
+def distort(key: jax.Array, images: jax.Array, distortion: Distortion, strength: jax.Array | float = 1.0) -> jax.Array:
     """Distorts each image by an affine map of its own and, on top, by a smooth displacement of its points.
 
     The displacement is drawn on a coarse grid and interpolated between: the elastic distortions of Simard, Steinkraus
@@ -59,13 +59,15 @@ def distort(key: jax.Array, images: jax.Array, distortion: Distortion) -> jax.Ar
       key: a `jax.random` key, consumed.
       images: uint8 or float32 [B, H, W, C].
       distortion: how far.
+      strength: factor of every draw, float32 []; 0 gives the images to the bit.
 
     Returns:
       float32 [B, H, W, C] on the scale of `images`.
     """
     batch, height, width, _ = images.shape
     affine_key, elastic_key = jax.random.split(key)
-    rotation, down, right, scale, shear = jax.random.uniform(affine_key, (5, batch), minval=-1.0, maxval=1.0)
+    draws = strength * jax.random.uniform(affine_key, (5, batch), minval=-1.0, maxval=1.0)
+    rotation, down, right, scale, shear = draws
     maps = Affine(
         jnp.deg2rad(distortion.rotation) * rotation,
         distortion.shift * down,
@@ -75,7 +77,7 @@ def distort(key: jax.Array, images: jax.Array, distortion: Distortion) -> jax.Ar
     )
     if not distortion.elastic:
         return affine(images, maps)
-    grid = distortion.elastic * jax.random.normal(elastic_key, (2, batch, _GRID, _GRID))
+    grid = strength * distortion.elastic * jax.random.normal(elastic_key, (2, batch, _GRID, _GRID))
     displacement = jax.image.resize(grid, (2, batch, height, width), "cubic")
     return affine(images, maps, displacement)
 

@@ -17,9 +17,9 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from mnist_jax.checkpoints import load_config
 from mnist_jax.errors import DivergedError, InputError, LostError, StorageError
 from mnist_jax.recipes import make_config
+from mnist_jax.runs.directory import load_config
 from mnist_jax.runtime import reuse_freed_memory, use_compilation_cache
 
 T = TypeVar("T")

@@ -1,12 +1,15 @@
-"""One frozen dataclass of every setting of a run, and the named recipes."""
+"""One frozen dataclass of every setting of a run, the named recipes, and what they say of network and images."""
 
 import dataclasses
 import math
 from typing import Any
 
+import jax.numpy as jnp
+
+from mnist_jax.augment import Distortion
 from mnist_jax.data import SOURCES
 from mnist_jax.errors import InputError
-from mnist_jax.models import ARCHS, KERNEL_INITS
+from mnist_jax.models import ARCHS, KERNEL_INITS, Network, create_model
 
 OPTIMIZERS = ("sgd", "adamw", "muon")
 PRECISIONS = ("float32", "bfloat16")
@@ -165,6 +168,22 @@ def make_config(recipe: str = "default", arch: str = "bn_dropout", **overrides: 
         _one_of("setting", name, names)
     settings = {**RECIPES[recipe], **ARCH_RECIPES.get((recipe, arch), {}), **overrides}
     return Config(recipe=recipe, arch=arch, **settings)
+
+
+def make_model(config: Config) -> Network:
+    """The network a config asks for."""
+    return create_model(
+        config.arch,
+        dropout_rate=config.dropout_rate,
+        kernel_init=KERNEL_INITS[config.kernel_init],
+        dtype=jnp.dtype(config.precision),
+    )
+
+
+def make_distortion(config: Config) -> Distortion | None:
+    """How far a config's augmentation goes; None where no epoch has any."""
+    distortion = Distortion(config.rotation, config.shift, config.scale, config.shear, config.elastic)
+    return distortion if any(distortion) and config.plain_epochs < config.epochs else None
 
 
 def _one_of(name: str, value: Any, choices: Any) -> None:

@@ -1,16 +1,20 @@
-"""How XLA compiles and a process allocates: what speed takes beside the program itself."""
+"""How XLA compiles and loops, and a process allocates: what speed takes beside the program itself."""
 
 import ctypes
+import importlib.metadata
 import os
 import platform
 import re
 import sys
+from collections.abc import Callable, Hashable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jax
 import jaxlib
 import platformdirs
+from jax import lax
 
 
 @cache
@@ -33,6 +37,74 @@ def compiler_options(once: bool = False) -> dict[str, str | int] | None:
     except jax.errors.JaxRuntimeError:  # An older jaxlib knows neither the option nor YNNPACK convolutions.
         return None
     return options
+
+
+@cache
+def jit(function: Callable, static: tuple[str, ...] = (), once: bool = False) -> Callable:
+    """`jax.jit`, once per function, with the compiler options of the backend, which is not known at import."""
+    return jax.jit(function, static_argnames=static, compiler_options=compiler_options(once))
+
+
+def loop(
+    body: Callable,
+    steps: range,
+    state: Any,
+    totals: Any,
+    own: Any,
+    shared: Any,
+    static: Hashable,
+    *,
+    many: bool = False,
+    on_step: Callable[[int, Any], None] | None = None,
+    stop: Callable[[Any], bool] = lambda totals: False,
+) -> tuple[Any, Any]:
+    """`state, totals = body(i, state, totals, own, shared, static)` for each i of `steps`.
+
+    On GPU and TPU one program. On a CPU XLA runs the same body several times slower inside a loop, so there each step
+    is dispatched by itself.
+
+    Args:
+      body: a pure function; its other arguments but `static` are pytrees of arrays.
+      steps: consecutive numbers, at least one.
+      state: what the body changes; donated.
+      totals: what it changes and may be read meanwhile: on a CPU that of step i - 1 while step i runs.
+      own: what each seed has for itself.
+      shared: what all seeds have in common.
+      static: compiled into the program.
+      many: whether `state`, `totals` and `own` have a leading axis of seeds, over which the body is vmapped.
+      on_step: on a CPU called as `on_step(i, totals)` after each step.
+      stop: on a CPU asked after each step, given the totals of the step before, whether to leave out the rest.
+    """
+    if jax.default_backend() != "cpu":
+        return program(body, many, True)(steps.start, steps.stop, state, totals, own, shared, static)
+    step = program(body, many, False)
+    for i in steps:
+        before = totals
+        state, totals = step(i, state, totals, own, shared, static)
+        if on_step and i > steps.start:
+            on_step(i - 1, before)
+        if stop(before):
+            break
+    if on_step:
+        on_step(i, totals)
+    return state, totals
+
+
+@cache
+def program(body: Callable, many: bool, whole: bool) -> Callable:
+    """What `loop` runs, jitted: one step, `whole` for all of them."""
+
+    def step(i, state, totals, own, shared, static):
+        def one(state, totals, own):
+            return body(i, state, totals, own, shared, static)
+
+        return (jax.vmap(one) if many else one)(state, totals, own)
+
+    def all_steps(start, stop, state, totals, own, shared, static):
+        return lax.fori_loop(start, stop, lambda i, carry: step(i, *carry, own, shared, static), (state, totals))
+
+    function = all_steps if whole else step
+    return jax.jit(function, static_argnames="static", donate_argnames="state", compiler_options=compiler_options())
 
 
 def reuse_freed_memory() -> None:
@@ -76,6 +148,19 @@ def use_compilation_cache() -> Path | None:
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     return directory
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware of this process, for the record beside a result."""
+    packages = ("mnist-jax", "jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+        "platform": jax.default_backend(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "cpu": cpu_name(),
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
 
 
 def cpu_name() -> str:

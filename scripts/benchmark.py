@@ -11,10 +11,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mnist_jax import analysis, benchmark, cli, training
+from mnist_jax import cli
 from mnist_jax.data import Mnist, Split, load_mnist
 from mnist_jax.errors import InputError
-from mnist_jax.recipes import make_config
+from mnist_jax.lab import analysis, benchmark
+from mnist_jax.recipes import make_config, make_model
+from mnist_jax.runtime import environment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,14 +89,14 @@ def main(options: Options) -> None:
             options.threads,
             on_round=lambda i: status.update(f"round {i} of {options.rounds}"),
         )
-    flops = 6 * benchmark.multiply_adds(training.make_model(config)) * config.batch_size
+    flops = 6 * benchmark.multiply_adds(make_model(config)) * config.batch_size
     result |= {
         "arch": config.arch,
         "batch_size": config.batch_size,
         "steps": options.steps,
         "threads": options.threads,
         "step_flops": flops,
-        "environment": analysis.environment() | {"load_average": os.getloadavg()},
+        "environment": environment() | {"load_average": os.getloadavg()},
     }
     console.print(table(result))
     low, matmul, high = analysis.spread(result["matmul_flops"])
@@ -116,7 +118,7 @@ def on_accelerator(options: Options) -> None:
     """What there is to say about a GPU or TPU."""
     if jax.default_backend() == "cpu":
         raise InputError("JAX finds no GPU or TPU here; install the extra cuda or tpu, or leave --device cpu")
-    result = benchmark.accelerator(options.arch, load_mnist(), options.seeds) | {"environment": analysis.environment()}
+    result = benchmark.accelerator(options.arch, load_mnist(), options.seeds) | {"environment": environment()}
     console = Console(highlight=False, soft_wrap=True)
     for batch_size, seconds in result["epoch_seconds"].items():
         console.print(f"an epoch at batch {batch_size}: {seconds:.2f} s")
@@ -149,7 +151,7 @@ def many_seeds(options: Options) -> None:
     )
     if options.json:
         record = {"arch": options.arch, "seeds": options.together, "steps": options.steps, **result}
-        record["environment"] = analysis.environment() | {"load_average": os.getloadavg()}
+        record["environment"] = environment() | {"load_average": os.getloadavg()}
         cli.write_json(options.json, record)
 
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import tyro
 
-from mnist_jax import checkpoints, cli, comparison, data
+from mnist_jax import cli, data
 from mnist_jax.errors import InputError
+from mnist_jax.pages import comparison
+from mnist_jax.runs import directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ def main(options: Options) -> None:
     if not options.run_dirs:
         raise InputError("no run to compare; name the directories that scripts/train.py wrote")
     mnist = data.load_mnist(options.data_source, options.data_dir)
-    held_out = checkpoints.load_config(options.run_dirs[0]).held_out
+    held_out = directory.load_config(options.run_dirs[0]).held_out
     if held_out:
         mnist = data.hold_out(mnist, held_out)
     with cli.writing(options.out, "--out"):

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import tyro
 
-from mnist_jax import checkpoints, cli, data, training
+from mnist_jax import cli, data, training
 from mnist_jax.errors import InputError
+from mnist_jax.runs import directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ def main(options: Options) -> None:
     """Loads, scores and prints."""
     if not 1 <= options.batch_size <= 10_000:
         raise InputError(f"batch size {options.batch_size} cannot be used; choose 1 to 10000")
-    arch, model, variables = checkpoints.load_trained(options.run_dir, options.arch)
+    arch, model, variables = directory.load_trained(options.run_dir, options.arch)
     test = data.load_mnist(options.data_source, options.data_dir).test
     metrics = training.evaluate(model, variables, test, options.batch_size)
     loss, accuracy = metrics.mean()

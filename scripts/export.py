@@ -5,8 +5,10 @@ from pathlib import Path
 
 import tyro
 
-from mnist_jax import checkpoints, cli, export
+from mnist_jax import cli
+from mnist_jax.deploy import export
 from mnist_jax.errors import InputError
+from mnist_jax.runs import directory
 
 # The extra that each format needs, if any.
 FORMATS = {"web": None, "stablehlo": "export", "onnx": "onnx"}
@@ -39,7 +41,7 @@ def main(options: Options) -> None:
     """Loads, converts and writes."""
     if options.format not in FORMATS:
         raise InputError(f"unknown format {options.format!r}; choose from {', '.join(FORMATS)}")
-    arch, model, variables = checkpoints.load_trained(options.run_dir, options.arch)
+    arch, model, variables = directory.load_trained(options.run_dir, options.arch)
     try:
         if options.format == "web":
             content = export.to_page(arch, model, variables)

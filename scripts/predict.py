@@ -9,8 +9,10 @@ import jax
 import numpy as np
 import tyro
 
-from mnist_jax import checkpoints, cli, images, training, weights
+from mnist_jax import cli, training
+from mnist_jax.deploy import images
 from mnist_jax.errors import InputError
+from mnist_jax.runs import directory, weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,7 @@ def main(options: Options) -> int:
     if not options.paths:
         raise InputError("no file is given; name pictures or a folder of them")
     if options.run_dir:
-        _, model, variables = checkpoints.load_run(options.run_dir)
+        _, model, variables = directory.load_run(options.run_dir)
     else:
         model, variables = weights.load_pretrained(options.arch)
     read, refused = {}, 0

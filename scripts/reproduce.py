@@ -6,9 +6,12 @@ from pathlib import Path
 import jax
 import tyro
 
-from mnist_jax import analysis, cli, data, tables, trials, weights
+from mnist_jax import cli, data
 from mnist_jax.errors import InputError
+from mnist_jax.lab import analysis, tables, trials
+from mnist_jax.pages import ladder
 from mnist_jax.recipes import Config
+from mnist_jax.runs import weights
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,7 +48,7 @@ def main(options: Options) -> None:
     if options.table:
         readme = ROOT / "README.md"
         readme.write_text(tables.insert_tables(readme.read_text("utf-8"), ROOT / "results"), "utf-8")
-        tables.write_figures(ROOT / "results")
+        ladder.write_figures(ROOT / "results")
         return
     if options.seeds < 1:
         raise InputError(f"seeds {options.seeds} cannot be used; choose 1 or more")

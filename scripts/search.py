@@ -11,8 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mnist_jax import cli, data, trials
+from mnist_jax import cli, data
 from mnist_jax.errors import DivergedError, InputError
+from mnist_jax.lab import trials
 from mnist_jax.recipes import Config, make_config
 
 ROOT = Path(__file__).parent.parent

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from mnist_jax import analysis, baselines, cli, data
+from mnist_jax import cli, data
 from mnist_jax.errors import InputError
+from mnist_jax.lab import baselines
 from mnist_jax.recipes import make_config
+from mnist_jax.runtime import environment
 
 STEPS = 200
 
@@ -64,7 +66,7 @@ def main(options: Options) -> None:
         "epochs": config.epochs,
         "torch_epochs": epochs,
         "torch_seconds_scaled": whole,
-        "environment": analysis.environment() | {"load_average": os.getloadavg()},
+        "environment": environment() | {"load_average": os.getloadavg()},
     }
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"PyTorch, the notebook's recipe, {epochs} epochs, scaled from one: {statistics.median(whole):.0f} s")

@@ -18,9 +18,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mnist_jax import analysis, checkpoints, cli, data, devices, models, training
+from mnist_jax import cli, data, devices, models, training
 from mnist_jax.errors import InputError, LostError
-from mnist_jax.recipes import Config
+from mnist_jax.lab import analysis
+from mnist_jax.optimizers import make_schedule
+from mnist_jax.recipes import Config, make_model
+from mnist_jax.runs import checkpoints, directory
+from mnist_jax.runtime import environment
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -91,8 +95,8 @@ def main(options: Options) -> int:
     if not devices.is_writer():
         return train(options, mnist, mesh, run_dir, console, begin)
     if not options.resume:
-        checkpoints.create_run(run_dir, config)
-    with checkpoints.lock(run_dir):
+        directory.create_run(run_dir, config)
+    with directory.lock(run_dir):
         return train(options, mnist, mesh, run_dir, console, begin)
 
 
@@ -113,12 +117,12 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
             for line in damaged:
                 console.print(f"warning: {line}")
             console.print(f"resuming {run_dir} after step {int(progress.state.step) if progress else 0}")
-            checkpoints.save_config(run_dir, config)
-            checkpoints.save_epochs(run_dir, progress.history if progress else ())
+            directory.save_config(run_dir, config)
+            directory.save_epochs(run_dir, progress.history if progress else ())
         progress = checkpoints.share(progress, config, num_examples)
 
     steps = training.steps_per_epoch(num_examples, config.batch_size)
-    console.print(layer_table(config.arch, training.make_model(config)))
+    console.print(layer_table(config.arch, make_model(config)))
     count = mesh.size if mesh else 1
     console.print(
         f"{config.epochs} epochs of {steps} steps of {config.batch_size} on {count} x {jax.devices()[0].device_kind}"
@@ -140,10 +144,10 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
             if metrics.epoch % options.checkpoint_every == 0 or metrics.epoch == config.epochs:
                 save(progress)
             if devices.is_writer():
-                checkpoints.save_epochs(run_dir, progress.history)
+                directory.save_epochs(run_dir, progress.history)
             if log:
-                rate = float(training.make_schedule(config, steps * config.epochs)(steps * metrics.epoch - 1))
-                with checkpoints.storing(run_dir):
+                rate = float(make_schedule(config, steps * config.epochs)(steps * metrics.epoch - 1))
+                with directory.storing(run_dir):
                     write_events(log, metrics, scored, rate)
             console.print(analysis.epoch_line(metrics, config.epochs, scored))
 
@@ -167,7 +171,7 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
             (progress,) = stopped.args
             save(progress)
             if devices.is_writer():
-                checkpoints.save_epochs(run_dir, progress.history)
+                directory.save_epochs(run_dir, progress.history)
             console.print(f"stopped after step {int(progress.state.step)}; to go on:")
             console.print(f"python scripts/train.py --resume {run_dir}")
             return 128 + (received[0] if received else signal.SIGTERM)  # Another process was told to.
@@ -181,13 +185,13 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
         "scored_on": scored,
         "objective": [condition._asdict() for condition in conditions],
         "objective_met": met,
-        "environment": analysis.environment(),
+        "environment": environment(),
     }
     page = None
     if devices.is_writer():
-        checkpoints.save_result(run_dir, config, state.variables, summary)
+        directory.save_result(run_dir, config, state.variables, summary)
         if options.report:
-            from mnist_jax import report  # Here, because drawing takes a second to import.
+            from mnist_jax.pages import report  # Here, because drawing takes a second to import.
 
             page = report.write_report(run_dir, mnist.test, num_examples)
 
@@ -218,7 +222,7 @@ def event_writer(run_dir: Path, progress: training.Progress | None) -> "SummaryW
     """A writer of TensorBoard's event files; what it wrote of epochs that are done again is to be forgotten."""
     from tensorboardX import SummaryWriter
 
-    with checkpoints.storing(run_dir):
+    with directory.storing(run_dir):
         return SummaryWriter(str(run_dir / "tensorboard"), purge_step=len(progress.history) + 1 if progress else None)
 
 

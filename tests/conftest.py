@@ -1,15 +1,17 @@
-import functools
+import contextlib
+import io
 import os
 import runpy
 import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 
-from mnist_jax import init_state, load_mnist
-from mnist_jax.runtime import compiler_options, use_compilation_cache
+from mnist_jax import Mnist, Split, init_state, load_mnist
+from mnist_jax.runtime import jit, use_compilation_cache
 
 # An implicit broadcast between ranks is a mistake until proven otherwise.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -19,24 +21,23 @@ PREPARED = Path(__file__).parent / "data" / "tfds"
 SHARED = Path(os.environ.get("TFDS_DATA_DIR", ROOT.parent / "shared" / "data" / "tfds"))
 
 
-@functools.cache
-def _once(function, *static):
-    return jax.jit(function, static_argnames=static, compiler_options=compiler_options(once=True))
-
-
 def initial_variables(model, seed=0):
     """A network's first variables, in one program: compiling one for each operation takes five times as long."""
-    return {"batch_stats": {}, **_once(_init, "model")(model=model, key=jax.random.key(seed))}
+    return {"batch_stats": {}, **jit(_init, ("model",), once=True)(model=model, key=jax.random.key(seed))}
 
 
 def _init(model, key):
     return model.init(key, np.zeros((1, 28, 28, 1), np.float32), train=False)
 
 
-def initial_state(model, optimizer, key, average=False):
+def initial_state(setup, key):
     """`init_state` in one program."""
-    initialise = _once(init_state, "model", "optimizer", "average")
-    return initialise(model=model, optimizer=optimizer, key=key, average=average)
+    return jit(init_state, ("setup",), once=True)(setup=setup, key=key)
+
+
+def part(mnist, train, test):
+    """The first training and test images."""
+    return Mnist(*(Split(*(array[:size] for array in split)) for split, size in zip(mnist, (train, test), strict=True)))
 
 
 @pytest.fixture(scope="session")
@@ -62,16 +63,21 @@ def environment(tmp_path_factory):
     return dict(os.environ)
 
 
+def run_script(name, *args):
+    """Runs a script in this process: (exit status, standard output, standard error)."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", [name, *map(str, args)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as stop,
+    ):
+        runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+    return stop.value.code or 0, out.getvalue(), err.getvalue()
+
+
 @pytest.fixture
-def script(monkeypatch, capsys, tmp_path):
-    """Runs a script in this process, in an empty directory: (exit status, standard output, standard error)."""
+def script(monkeypatch, tmp_path):
+    """`run_script`, in an empty directory."""
     monkeypatch.chdir(tmp_path)
-
-    def run(name, *args):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
-        captured = capsys.readouterr()
-        return stop.value.code or 0, captured.out, captured.err
-
-    return run
+    return run_script

@@ -2,7 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_jax import analysis, create_model, environment, objective
+from mnist_jax import create_model, environment, objective
+from mnist_jax.lab import analysis
 from mnist_jax.models import abstract_variables
 
 

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from mnist_jax import ARCHS, EpochMetrics, Mnist, Split, benchmark, create_model, make_config, training
-from mnist_jax.analysis import ratios, spread
+from mnist_jax import ARCHS, EpochMetrics, Mnist, Split, create_model, make_config, seeds, training
+from mnist_jax.lab import benchmark
+from mnist_jax.lab.analysis import ratios, spread
 
 
 def test_multiply_adds_are_those_of_the_tables():
@@ -52,7 +53,7 @@ def test_what_an_accelerator_is_asked(mnist, monkeypatch):
     """On whatever device there is; training is not at issue here, and none takes place."""
     asked, history = [], [EpochMetrics(1, 0.1, 0.9, 0.1, 0.9, 1.0)]
     monkeypatch.setattr(training, "fit", lambda config, data: asked.append(config.recipe) or (None, history))
-    monkeypatch.setattr(training, "fit_seeds", lambda config, seeds, data: (None, [history for _ in seeds]))
+    monkeypatch.setattr(seeds, "fit_seeds", lambda config, seeds, data: (None, [history for _ in seeds]))
     small = Mnist(*(Split(split.images[:200], split.labels[:200]) for split in mnist))
     result = benchmark.accelerator("gap", small, seeds=2, batch_sizes=(100,), epochs=1)
     assert asked == ["default", "default", "fast", "fast"]
@@ -78,7 +79,7 @@ def test_many_seeds_against_one_after_the_other(script, monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(training, "fit", lambda config, data: asked.append((1, len(data.train.labels))))
     monkeypatch.setattr(
-        training, "fit_seeds", lambda config, seeds, data: asked.append((len(seeds), len(data.train.labels)))
+        seeds, "fit_seeds", lambda config, seeds, data: asked.append((len(seeds), len(data.train.labels)))
     )
     flags = ["--arch", "gap", "--together", "2", "--rounds", "2", "--steps", "2", "--json", "seeds.json"]
     status, out, _ = script("benchmark.py", *flags)

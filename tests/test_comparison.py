@@ -5,8 +5,10 @@ import jax
 import numpy as np
 import pytest
 
-from mnist_jax import InputError, Split, checkpoints, comparison, create_model, load_pretrained, make_config, predict
-from mnist_jax.comparison import Run, group
+from mnist_jax import InputError, Split, create_model, load_pretrained, make_config, predict
+from mnist_jax.pages import comparison
+from mnist_jax.pages.comparison import Run, group
+from mnist_jax.runs import directory
 from mnist_jax.training import EpochMetrics
 
 
@@ -18,9 +20,9 @@ def scored(mnist):
 def save(run_dir, variables, accuracies, **settings):
     config = make_config(epochs=len(accuracies), **settings)
     history = [EpochMetrics(i, 0.1, 0.97, 0.1, accuracy, 9.0) for i, accuracy in enumerate(accuracies, 1)]
-    checkpoints.create_run(run_dir, config)
-    checkpoints.save_epochs(run_dir, history)
-    checkpoints.save_result(run_dir, config, variables, history[-1]._asdict())
+    directory.create_run(run_dir, config)
+    directory.save_epochs(run_dir, history)
+    directory.save_result(run_dir, config, variables, history[-1]._asdict())
     return run_dir
 
 

@@ -9,7 +9,7 @@ import textwrap
 import jax
 import numpy as np
 import pytest
-from conftest import PREPARED, ROOT
+from conftest import PREPARED, ROOT, run_script
 from safetensors.numpy import load_file
 
 from mnist_jax import InputError, devices
@@ -17,65 +17,84 @@ from mnist_jax import InputError, devices
 EIGHT = "--xla_force_host_platform_device_count=8"
 
 
-def on_eight(environment, code):
-    """What code prints, as JSON, in a process of eight devices; it starts with some names at hand."""
-    head = """
-        import json, jax, numpy as np
-        from mnist_jax import Mnist, Split, devices, evaluate, load_mnist, make_config, make_model, training
-        # As in the scripts; else programs in flight take the threads that others need to meet.
-        jax.config.update("jax_cpu_enable_async_dispatch", False)
-        mnist, mesh = load_mnist(), devices.make_mesh()
-        split = Split(mnist.train.images[:1024], mnist.train.labels[:1024])
-        def difference(a, b):
-            pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-            return max(float(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)).max()) for x, y in pairs)
-    """
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(code)],
-        capture_output=True,
+# Runs each piece of code that it is sent, with some names at hand, and says what `found` is afterwards.
+WORKER = """
+import json, sys, traceback
+import jax, numpy as np
+from mnist_jax import Mnist, Split, devices, evaluate, load_mnist, make_config, make_model, seeds, training
+from mnist_jax.runtime import program
+from mnist_jax.steps import Metrics, Streams, make_setup
+# As in the scripts; else programs in flight take the threads that others need to meet.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
+mnist, mesh = load_mnist(), devices.make_mesh()
+split = Split(mnist.train.images[:1024], mnist.train.labels[:1024])
+def difference(a, b):
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return max(float(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)).max()) for x, y in pairs)
+for line in sys.stdin:
+    try:
+        exec(json.loads(line), names := dict(globals()))
+        print(json.dumps(names["found"]), flush=True)
+    except Exception:
+        print(json.dumps({"failed": traceback.format_exc()}), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def on_eight(environment):
+    """What code leaves as `found`, in one process of eight devices."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WORKER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        check=False,
         env=environment | {"XLA_FLAGS": EIGHT, "NPROC": "32"},  # Threads that wait for each other, on few cores.
-    )
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
+    ) as process:
+
+        def run(code):
+            process.stdin.write(json.dumps(textwrap.dedent(code)) + "\n")
+            process.stdin.flush()
+            found = json.loads(process.stdout.readline())
+            assert "failed" not in found, found["failed"]
+            return found
+
+        yield run
+        process.stdin.close()
 
 
-def test_several_steps_on_eight_devices_are_those_on_one(environment):
+def test_several_steps_on_eight_devices_are_those_on_one(on_eight):
     """Dropout, augmentation and the average on; and every device works on an eighth of the batch.
 
     Of a million values a step, rounding carries one across a ReLU's edge now and then, and all that follows differs in
     the fourth digit: of five runs of four steps, three have to agree. A mistake in the split would show in all.
     """
     found = on_eight(
-        environment,
         """
         config = make_config("reference", average_decay=0.9, rotation=10.0)
-        key, options = training.Streams.from_seed(1).step, training.step_options(config, 4)
+        key, setup = Streams.from_seed(1).step, make_setup(config, 4)
         def train(mesh, first):
             order = first + np.arange(4 * 16, dtype=np.int32).reshape(4, 16)
             state, totals = devices.put(training.start(config, 1024)[:2], mesh)
-            arguments = devices.put(split, mesh), devices.put(order, mesh, axis=1), key
-            return training.train_epoch(state, *arguments, totals=totals, **options)
+            arguments = devices.put(split, mesh), devices.put(order, mesh, axis=1), key, setup
+            return training.train_epoch(state, *arguments, totals=totals)
         differences = []
         for first in range(0, 500, 100):
             (one, one_metrics), (eight, eight_metrics) = train(None, first), train(mesh, first)
             losses = [metrics.mean()[0] for metrics in (one_metrics, eight_metrics)]
             differences.append(max(difference(one._replace(step=()), eight._replace(step=())), abs(np.diff(losses)[0])))
-        step = training._jit(training._train_at, *training._TRAIN)
+        step = program(training.train_body, False, False)
         compiled = step._cache_size()
-        state = devices.put(training.start(config, 1024).state, mesh)
-        totals, images = devices.put((training.Metrics.zeros(), split), mesh)
+        state, totals, images = devices.put((training.start(config, 1024).state, Metrics.zeros(), split), mesh)
         order = devices.put(np.zeros((4, 16), np.int32), mesh, axis=1)
-        text = step.lower(0, state, totals, images, order, key, **options).compile().as_text()
-        print(json.dumps({
+        text = step.lower(0, state, totals, (order, key), (images, np.float32(1)), setup).compile().as_text()
+        found = {
             "differences": differences,
             "count": int(eight_metrics.count),
             "replicated": all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(eight)),
             "compiled": compiled,
             "eighth": text.count("f32[2,26,26,16]"),
             "whole": text.count("f32[16,26,26,16]"),
-        }))
+        }
         """,
     )
     assert sorted(found["differences"])[2] < 1e-5, found
@@ -86,16 +105,15 @@ def test_several_steps_on_eight_devices_are_those_on_one(environment):
     assert found["whole"] == 0
 
 
-def test_scoring_on_eight_devices_counts_every_image(environment):
+def test_scoring_on_eight_devices_counts_every_image(on_eight):
     """Whatever the batch size: neither 10,000 nor the batches need be divisible by the devices."""
     found = on_eight(
-        environment,
         """
         config = make_config("reference", arch="gap")
         model, variables = make_model(config), training.start(config, 1024).state.variables
         scores = [evaluate(model, devices.put(variables, mesh), mnist.test, size, mesh) for size in (250, 999)]
         one = evaluate(model, variables, mnist.test)
-        print(json.dumps([[int(s.count), int(s.correct), float(s.loss)] for s in (one, *scores)]))
+        found = [[int(s.count), int(s.correct), float(s.loss)] for s in (one, *scores)]
         """,
     )
     for count, correct, loss in found:
@@ -103,24 +121,22 @@ def test_scoring_on_eight_devices_counts_every_image(environment):
         assert loss == pytest.approx(found[0][2], rel=1e-5)
 
 
-def test_a_fit_and_many_seeds_on_eight_devices(environment):
+def test_a_fit_and_many_seeds_on_eight_devices(on_eight):
     found = on_eight(
-        environment,
         """
         data = Mnist(*(Split(part.images[:64], part.labels[:64]) for part in mnist))
         config = make_config("reference", arch="gap", epochs=1, batch_size=32, rotation=10.0)
         _, (alone,) = training.fit(config, data)
         _, (together,) = training.fit(config, data, mesh=mesh)
-        _, seeds = training.fit_seeds(config, range(1, 9), data, mesh=mesh)
-        print(json.dumps([alone.train_loss, together.train_loss, seeds[0][0].train_loss, len(seeds)]))
+        _, many = seeds.fit_seeds(config, range(1, 9), data, mesh=mesh)
+        found = [alone.train_loss, together.train_loss, many[0][0].train_loss, len(many)]
         """,
     )
     assert found == [pytest.approx(found[0], abs=1e-5)] * 3 + [8]
 
 
-def test_refusals(environment):
+def test_refusals(on_eight):
     found = on_eight(
-        environment,
         """
         said = []
         for call in (
@@ -129,7 +145,7 @@ def test_refusals(environment):
             lambda: devices.choose_mesh("most"),
             lambda: devices.require_divisible(100, mesh),
             lambda: devices.require_divisible(5, mesh),
-            lambda: training.fit_seeds(make_config(), [1, 2, 3], mnist, mesh=mesh),
+            lambda: seeds.fit_seeds(make_config(), [1, 2, 3], mnist, mesh=mesh),
         ):
             try:
                 call()
@@ -138,7 +154,7 @@ def test_refusals(environment):
         assert devices.choose_mesh(None) is None and devices.choose_mesh("1") is None
         assert devices.choose_mesh("all").size == 8 and devices.choose_mesh("2").size == 2
         devices.require_divisible(128, mesh)
-        print(json.dumps(said))
+        found = said
         """,
     )
     assert found == [
@@ -151,12 +167,12 @@ def test_refusals(environment):
     ]
 
 
+DATA = ["--no-report", "--data-source", "tfds", "--data-dir", PREPARED]
+
+
 def train(environment, *args):
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--no-report", "--data-source", "tfds"]
-    command += ["--data-dir", str(PREPARED)]
-    return subprocess.Popen(
-        [*command, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    command = map(str, [sys.executable, ROOT / "scripts" / "train.py", *DATA, *args])
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def free_port():
@@ -175,8 +191,7 @@ def two(environment, *args):
 def test_two_processes_are_one(environment, tmp_path):
     """One epoch of three steps; stopped, as it were, and resumed for another, which both have to be given."""
     flags = ["--arch", "gap", "--recipe", "reference", "--batch-size", 100, "--epochs", 1, "--rotation", 10]
-    alone = train(environment, *flags, "--run-dir", tmp_path / "one")
-    alone.communicate()
+    assert run_script("train.py", *DATA, *flags, "--run-dir", tmp_path / "one")[0] == 0
     (out, err, status), (silent, other_err, other_status) = two(environment, *flags, "--run-dir", tmp_path / "two")
     assert (status, other_status) == (0, 0), err + other_err
     assert "1 epochs of 3 steps of 100 on 2 x cpu" in out
@@ -187,7 +202,7 @@ def test_two_processes_are_one(environment, tmp_path):
     metrics = [json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("one", "two")]
     assert metrics[1]["test_loss"] == pytest.approx(metrics[0]["test_loss"], abs=1e-4)
 
-    train(environment, "--resume", tmp_path / "one", "--epochs", 2).communicate()
+    assert run_script("train.py", *DATA, "--resume", tmp_path / "one", "--epochs", 2)[0] == 0
     (_, err, status), _ = two(environment, "--resume", tmp_path / "two", "--epochs", 2)
     assert status == 0, err
     one, both = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))

@@ -11,7 +11,8 @@ from conftest import PREPARED, ROOT
 from PIL import Image
 
 import mnist_jax
-from mnist_jax import Mnist, Split, tables
+from mnist_jax import Mnist, Split
+from mnist_jax.lab import tables
 
 DOCUMENTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
 SMALL = ["--data-source", "tfds", "--data-dir", str(PREPARED), "--batch-size", "50", "--epochs", "1"]

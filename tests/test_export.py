@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from conftest import initial_variables
 
-from mnist_jax import ARCHS, create_model, export, load_pretrained, models, predict, standardise
+from mnist_jax import ARCHS, create_model, load_pretrained, models, predict, standardise
+from mnist_jax.deploy import export
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

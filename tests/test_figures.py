@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_jax import analysis, figures
+from mnist_jax.lab import analysis
+from mnist_jax.pages import figures
 from mnist_jax.training import EpochMetrics
 
 HISTORY = [EpochMetrics(i, 0.5 / i, 0.9, 0.4 / i, 0.95, 1.0) for i in (1, 2, 3)]

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mnist_jax import InputError
-from mnist_jax.images import MAX_PIXELS, centre, find_images, load_image
+from mnist_jax.deploy.images import MAX_PIXELS, centre, find_images, load_image
 
 
 def stroke(height=28, width=28):

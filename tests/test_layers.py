@@ -14,20 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from mnist_jax import ARCHS, init_state, make_config, make_model, make_optimizer, standardise, train_step
-from mnist_jax.layers import (
-    FAST,
-    FLAX,
-    BatchNorm,
-    Dropout,
-    batch_norm,
-    conv_general_dilated,
-    dropout,
-    keep_mask,
-    max_pool,
-)
+from mnist_jax import ARCHS, init_state, make_config, make_model, standardise, train_step
+from mnist_jax.layers import FAST, FLAX
+from mnist_jax.layers.batch_norm import BatchNorm, batch_norm
+from mnist_jax.layers.convolution import conv_general_dilated
+from mnist_jax.layers.dropout import Dropout, dropout, keep_mask
+from mnist_jax.layers.pooling import max_pool
 from mnist_jax.models import abstract_variables
-from mnist_jax.training import make_distortion
+from mnist_jax.steps import make_setup
 
 quick = settings(max_examples=20, deadline=None, derandomize=True)
 few = settings(quick, max_examples=6)  # every example compiles anew
@@ -225,9 +219,9 @@ def test_dropout_takes_old_and_new_keys(implementation):
 @pytest.mark.parametrize("arch", ARCHS)
 def test_training_step_lowers_for_every_platform(arch):
     config = make_config(arch=arch, dropout_rate=0.05)
-    model, optimizer = make_model(config), make_optimizer(config, 100)
-    state = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0)))
-    step = partial(train_step, model=model, optimizer=optimizer, distortion=make_distortion(config))
+    setup = make_setup(config, 100)
+    state = jax.eval_shape(lambda: init_state(setup, jax.random.key(0)))
+    step = partial(train_step, setup=setup)
     images, labels = jnp.zeros((128, 28, 28, 1), jnp.uint8), jnp.zeros(128, jnp.int32)
     traced = jax.jit(step).trace(state, images, labels, jax.random.key(0))
     for platform in ("cpu", "cuda", "tpu"):

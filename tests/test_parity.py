@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from conftest import initial_variables
 
-from mnist_jax import ARCHS, baselines, make_config, make_model, make_optimizer, standardise, train_step
-from mnist_jax.training import TrainState
+from mnist_jax import ARCHS, TrainState, make_config, make_model, make_optimizer, standardise, train_step
+from mnist_jax.lab import baselines
+from mnist_jax.steps import Setup
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -68,10 +69,10 @@ def test_three_steps_of_sgd(arch, mnist, record_property):
     state = TrainState(
         variables["params"], variables["batch_stats"], optimizer.init(variables["params"]), np.zeros((), np.int32)
     )
-    step = jax.jit(train_step, static_argnames=("model", "optimizer"))
+    step = jax.jit(train_step, static_argnames="setup")
     descent = torch.optim.SGD(network.train().parameters(), lr=0.01, momentum=0.9)
     for images, labels in batches:
-        state, metrics = step(state, images, labels, jax.random.key(0), model=model, optimizer=optimizer)
+        state, metrics = step(state, images, labels, jax.random.key(0), Setup(model, optimizer))
         descent.zero_grad()
         loss = torch.nn.functional.nll_loss(
             torch.log_softmax(network(nchw(images)), 1), torch.tensor(labels, dtype=torch.long)

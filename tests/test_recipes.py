@@ -5,7 +5,7 @@ import pytest
 
 from mnist_jax import ARCHS, RECIPES, Config, InputError, make_config
 from mnist_jax.augment import Distortion
-from mnist_jax.training import make_distortion
+from mnist_jax.recipes import make_distortion
 
 
 def test_reference_is_the_notebooks_recipe():

@@ -6,8 +6,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from mnist_jax import InputError, Split, analysis, checkpoints, load_pretrained, make_config, predict
-from mnist_jax.report import write_report
+from mnist_jax import InputError, Split, environment, load_pretrained, make_config, objective, predict
+from mnist_jax.pages.report import write_report
+from mnist_jax.runs import directory
 from mnist_jax.training import EpochMetrics
 
 
@@ -18,18 +19,18 @@ def run(mnist, tmp_path_factory):
     scored = Split(mnist.test.images[:2500], mnist.test.labels[:2500])
     history = [EpochMetrics(i, 0.1, 0.97, 0.1, 0.99, 9.0) for i in (1, 2, 3)]
     _, variables = load_pretrained("bn_dropout")
-    checkpoints.create_run(run_dir, config)
-    checkpoints.save_epochs(run_dir, history)
-    conditions = analysis.objective(variables["params"], 3, 0.99)
+    directory.create_run(run_dir, config)
+    directory.save_epochs(run_dir, history)
+    conditions = objective(variables["params"], 3, 0.99)
     summary = {
         **history[-1]._asdict(),
         "seconds": 30.0,
         "scored_on": "test",
         "objective": [condition._asdict() for condition in conditions],
         "objective_met": False,
-        "environment": analysis.environment() | {"cpu": "<b>odd & named</b>"},
+        "environment": environment() | {"cpu": "<b>odd & named</b>"},
     }
-    checkpoints.save_result(run_dir, config, variables, summary)
+    directory.save_result(run_dir, config, variables, summary)
     return run_dir, scored
 
 

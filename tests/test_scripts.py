@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import PREPARED, ROOT
 
-from mnist_jax import Config, baselines, benchmark, make_config, trials
+from mnist_jax import Config, make_config
+from mnist_jax.lab import baselines, benchmark, trials
 
 SMALL_DATA = ["--data-source", "tfds", "--data-dir", str(PREPARED)]
 SMALL_RUN = [*SMALL_DATA, "--arch", "gap", "--epochs", "2", "--batch-size", "50", "--optimizer", "sgd"]

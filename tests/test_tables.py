@@ -6,8 +6,9 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from mnist_jax import tables
-from mnist_jax.analysis import seed_statistics
+from mnist_jax.lab import tables
+from mnist_jax.lab.analysis import seed_statistics
+from mnist_jax.pages import ladder
 
 
 def test_readme_tables_are_made_from_the_results():
@@ -21,19 +22,19 @@ def test_readme_figures_are_drawn_from_the_results():
         path = ROOT / "results" / f"{name}.png"
         assert f"results/{path.name}" in (ROOT / "README.md").read_text("utf-8")
         with Image.open(path) as image:
-            assert image.text["Source"] == tables.sources_hash(ROOT / "results"), "reproduce.py --table draws it again"
+            assert image.text["Source"] == ladder.sources_hash(ROOT / "results"), "reproduce.py --table draws it again"
 
 
 def test_figures_are_written_beside_their_sources(tmp_path):
     (tmp_path / "default-gap.jsonl").write_text(line(1, 0.99, 0.98) + "\n" + line(2, 0.97, 0.995) + "\n")
-    before = tables.sources_hash(tmp_path)
-    written = tables.write_figures(tmp_path)
+    before = ladder.sources_hash(tmp_path)
+    written = ladder.write_figures(tmp_path)
     assert [path.name for path in written] == ["ladder-light.png", "ladder-dark.png", "errors-light.png"]
     for path in written:
         with Image.open(path) as image:
             assert image.text["Source"] == before
     (tmp_path / "reference-gap.jsonl").write_text(line(1, 0.99) + "\n")
-    assert tables.sources_hash(tmp_path) != before
+    assert ladder.sources_hash(tmp_path) != before
 
 
 def test_a_run_is_quoted_as_it_was_printed(tmp_path):

@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from mnist_jax import InputError, Mnist, Split, make_config, trials
-from mnist_jax.training import make_model, predict
+from mnist_jax import InputError, Mnist, Split, make_config, make_model, predict
+from mnist_jax.lab import trials
 
 
 @pytest.fixture(scope="module")

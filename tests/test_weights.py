@@ -16,8 +16,8 @@ from mnist_jax import (
     load_weights,
     predict,
     save_weights,
-    trials,
 )
+from mnist_jax.lab import trials
 
 
 def variables_of(arch, seed=0):

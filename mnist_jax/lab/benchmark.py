@@ -19,14 +19,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mnist_jax import baselines, training
+from mnist_jax import seeds as many_seeds
+from mnist_jax import training
 from mnist_jax.augment import Distortion
 from mnist_jax.data import Mnist, Split, load_mnist, standardise
+from mnist_jax.lab import baselines
 from mnist_jax.layers import FLAX
 from mnist_jax.models import layers_of
-from mnist_jax.recipes import Config, make_config
-from mnist_jax.runtime import compiler_options, reuse_freed_memory
-from mnist_jax.training import make_distortion
+from mnist_jax.recipes import Config, make_config, make_distortion
+from mnist_jax.runtime import reuse_freed_memory
+from mnist_jax.steps import Streams, make_setup, train_step
 
 _MATMUL_SIZE = 2048
 
@@ -48,39 +50,35 @@ class Start(NamedTuple):
 def _ours(config: Config, data: Any, distortion: Distortion | None = None) -> Contender:
     reuse_freed_memory()
     train, test = jax.device_put(data)
-    options = training.step_options(config, 100_000) | {"distortion": distortion}
-    model, optimizer = options["model"], options["optimizer"]
-    streams = training.Streams.from_seed(config.seed)
-    shuffle = jax.jit(training.epoch_order, static_argnums=(2, 3))
-    order = shuffle(streams.order, 1, len(train.labels), config.batch_size)
-    initialise = jax.jit(training.init_state, static_argnums=(0, 1), compiler_options=compiler_options(once=True))
-    state = initialise(model, optimizer, streams.init)
+    setup = make_setup(config, 100_000)._replace(distortion=distortion)
+    streams = Streams.from_seed(config.seed)
+    order = training.epoch_order(streams.order, 1, len(train.labels), config.batch_size)
+    state = training.start(config, len(train.labels)).state
 
     def steps(n: int) -> None:
         nonlocal state
-        state, _ = training.train_epoch(state, train, order[:n], streams.step, **options)
+        state, _ = training.train_epoch(state, train, order[:n], streams.step, setup)
         jax.block_until_ready(state)
 
     def score() -> None:
-        training.evaluate(model, state.variables, test, config.eval_batch_size).mean()
+        training.evaluate(setup.model, state.variables, test, config.eval_batch_size).mean()
 
     return Contender(steps, score)
 
 
 def _flax(config: Config, data: Any) -> Contender:
     """Flax's own layers under a plain `jax.jit`, as its documentation has it."""
-    model = training.make_model(config).clone(layers=FLAX)
-    optimizer = training.make_optimizer(config, 100_000)
-    step = jax.jit(partial(training.train_step, model=model, optimizer=optimizer))
+    setup = make_setup(config, 100_000)
+    model = setup.model.clone(layers=FLAX)
+    step = jax.jit(partial(train_step, setup=setup._replace(model=model)))
     predict = jax.jit(lambda variables, images: model.apply(variables, standardise(images), train=False).argmax(-1))
-    streams = training.Streams.from_seed(config.seed)
-    state = training.init_state(model, optimizer, streams.init)
+    key, state = Streams.from_seed(config.seed).step, training.start(config, len(data.train.labels)).state
     images, labels = _batch(config, data)
 
     def steps(n: int) -> None:
         nonlocal state
         for _ in range(n):
-            state, _ = step(state, images, labels, streams.step)
+            state, _ = step(state, images, labels, key)
         jax.block_until_ready(state)
 
     def score() -> None:
@@ -222,7 +220,7 @@ def accelerator(
     config, runs = make_config("default", arch=arch, **options), []
     for _ in range(2):
         start = time.perf_counter()
-        _, histories = training.fit_seeds(config, range(1, seeds + 1), data)
+        _, histories = many_seeds.fit_seeds(config, range(1, seeds + 1), data)
         runs.append(time.perf_counter() - start)
     accuracies = [history[-1].test_accuracy for history in histories]
     result["seeds"] = {"count": seeds, "first": runs[0], "again": runs[1], "test_accuracies": accuracies}
@@ -242,7 +240,7 @@ def seeds_together(arch: str, data: Mnist, seeds: int, rounds: int) -> dict[str,
         for seed in range(seeds):
             training.fit(dataclasses.replace(config, seed=seed), data)
 
-    calls = {"together": lambda: training.fit_seeds(config, range(seeds), data), "alone": alone}
+    calls = {"together": lambda: many_seeds.fit_seeds(config, range(seeds), data), "alone": alone}
     for call in calls.values():
         call()
     rounds_of = [{name: _seconds(call) for name, call in calls.items()} for _ in range(rounds)]

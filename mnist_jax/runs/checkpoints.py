@@ -1,168 +1,33 @@
-"""A run on disk, and how it goes on after an interruption.
+"""How a run goes on after an interruption.
 
-RUN_DIR/config.json          every setting
-RUN_DIR/metrics.jsonl        one line per finished epoch
-RUN_DIR/checkpoints/STEP/    the train state and all that came before it, by Orbax; STEP.sha256 beside it
-RUN_DIR/summary.json         the result, the objective's verdict, the environment
-RUN_DIR/weights.safetensors  parameters and batch statistics after the last epoch
-
-A checkpoint counts once the hashes of its files are written, as `sha256sum` has them: what a crash, a full disk or a
-flipped bit leaves behind is noticed, named and passed over for the checkpoint before it. One process at a time writes
-to a run.
+RUN_DIR/checkpoints/STEP/ has the train state and all that came before it, by Orbax, and STEP.sha256 beside it the hashes
+of its files, as `sha256sum` has them. A checkpoint counts once these are written: what a crash, a full disk or a flipped
+bit leaves behind is noticed, named and passed over for the checkpoint before it.
 """
 
 import contextlib
 import dataclasses
 import hashlib
-import json
 import logging
-import os
-import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
 import jax
 import numpy as np
 
-from mnist_jax.analysis import environment
 from mnist_jax.devices import from_writer
-from mnist_jax.errors import InputError, StorageError
-from mnist_jax.models import Network
+from mnist_jax.errors import InputError
 from mnist_jax.recipes import Config, make_config
-from mnist_jax.training import EpochMetrics, Progress, abstract_progress, make_model
-from mnist_jax.weights import load_pretrained, load_weights, replace_file, save_weights
+from mnist_jax.runs.directory import load_config, storing, write_text
+from mnist_jax.runtime import environment
+from mnist_jax.training import EpochMetrics, Progress, abstract_progress
 
-CONFIG, METRICS, SUMMARY, WEIGHTS = "config.json", "metrics.jsonl", "summary.json", "weights.safetensors"
-CHECKPOINTS, LOCK, OWNER = "checkpoints", ".lock", ".owner"
+CHECKPOINTS = "checkpoints"
 
 # Settings that a run may go on with otherwise: they change where it reads and how it scores, not what it computes.
 MAY_CHANGE = ("data_source", "data_dir", "eval_batch_size", "run_dir")
-
-
-# The run directory ---------------------------------------------------------------------------------------------------
-
-
-def create_run(run_dir: Path, config: Config) -> None:
-    """Makes a run directory and saves the config in it.
-
-    Raises:
-      InputError: the directory holds a run already, or cannot be written.
-    """
-    if (run_dir / CONFIG).exists():
-        raise InputError(
-            f"run dir {str(run_dir)!r} already holds a run; go on with it by --resume, or name another with --run-dir"
-        )
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        _write_json(run_dir / CONFIG, dataclasses.asdict(config))
-    except OSError as error:
-        raise InputError(
-            f"run dir {str(run_dir)!r} cannot be written ({error.strerror}); name another with --run-dir"
-        ) from error
-
-
-def load_config(run_dir: Path) -> Config:
-    """Reads the config of a run.
-
-    Raises:
-      InputError: `run_dir` holds no run, or its config cannot be used.
-    """
-    path = run_dir / CONFIG
-    try:
-        return make_config(**json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise InputError(f"{str(run_dir)!r} holds no run ({path.name}: {error.strerror}); name a run dir") from error
-    except (TypeError, ValueError) as error:
-        raise InputError(f"config {str(path)!r} cannot be used: {error}") from error
-
-
-@contextlib.contextmanager
-def lock(run_dir: Path) -> Iterator[None]:
-    """Keeps other processes from writing to a run; the system lets go of it when this one ends, however it ends.
-
-    Raises:
-      InputError: another process has it.
-      StorageError: the directory cannot be written.
-    """
-    owner, held = run_dir / OWNER, filelock.FileLock(run_dir / LOCK, timeout=0)
-    try:
-        held.acquire()
-        owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
-    except filelock.Timeout:
-        who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
-        raise InputError(
-            f"run dir {str(run_dir)!r} is being written by {who}; wait for it or stop it, or name another"
-        ) from None
-    except OSError as error:
-        held.release()
-        raise _unwritable(run_dir, error) from error
-    try:
-        yield
-    finally:
-        held.release()
-
-
-def save_config(run_dir: Path, config: Config) -> None:
-    """Writes the settings a run goes on with.
-
-    Raises:
-      StorageError: they cannot be written.
-    """
-    with storing(run_dir):
-        _write_json(run_dir / CONFIG, dataclasses.asdict(config))
-
-
-def save_epochs(run_dir: Path, history: Sequence[EpochMetrics]) -> None:
-    """Writes the lines of all finished epochs; a reader finds whole lines only, each epoch once.
-
-    Raises:
-      StorageError: it cannot be written.
-    """
-    lines = "".join(json.dumps(metrics._asdict()) + "\n" for metrics in history)
-    with storing(run_dir):
-        replace_file(run_dir / METRICS, lambda temporary: temporary.write_text(lines, encoding="utf-8"))
-
-
-def save_result(run_dir: Path, config: Config, variables: dict[str, Any], summary: dict[str, Any]) -> None:
-    """Writes the final weights and the summary of a run.
-
-    Raises:
-      StorageError: one of them cannot be written.
-    """
-    with storing(run_dir):
-        save_weights(run_dir / WEIGHTS, config.arch, variables)
-        _write_json(run_dir / SUMMARY, summary)
-
-
-def load_run(run_dir: Path) -> tuple[Config, Network, dict[str, Any]]:
-    """The config, the network and the trained variables of a finished run.
-
-    Raises:
-      InputError: as `load_config` and `load_weights`.
-    """
-    config = load_config(run_dir)
-    model = make_model(config)
-    return config, model, load_weights(run_dir / WEIGHTS, config.arch, model)
-
-
-def load_trained(run_dir: Path | None, arch: str | None) -> tuple[str, Network, dict[str, Any]]:
-    """Name, network and trained variables of a finished run, or of a network as shipped: one of the two is given.
-
-    Raises:
-      InputError: both or neither are given, or as `load_run` and `load_pretrained`.
-    """
-    if (run_dir is None) == (arch is None):
-        raise InputError("name either a run dir or --arch, one of the two")
-    if run_dir is None:
-        return arch, *load_pretrained(arch)
-    config, model, variables = load_run(run_dir)
-    return config.arch, model, variables
-
-
-# Checkpoints ---------------------------------------------------------------------------------------------------------
 
 
 class Resumed(NamedTuple):
@@ -207,7 +72,7 @@ def save_checkpoint(run_dir: Path, config: Config, progress: Progress, num_examp
             manager.save(step, args=ocp.args.Composite(**items), force=True)
             manager.wait_until_finished()
         lines = "".join(f"{digest}  {name}\n" for name, digest in _hashes(directory / str(step)).items())
-        replace_file(directory / f"{step}.sha256", lambda temporary: temporary.write_text(lines, encoding="utf-8"))
+        write_text(directory / f"{step}.sha256", lines)
         for hashes in directory.glob("*.sha256"):
             if not hashes.with_suffix("").exists():
                 hashes.unlink()
@@ -345,23 +210,6 @@ def _require_same(trained: Config, config: Config) -> None:
         raise InputError(f"cannot resume: {'; '.join(differing)}; give the same settings, or start another run")
 
 
-# Files ---------------------------------------------------------------------------------------------------------------
-
-
-def _write_json(path: Path, content: Any) -> None:
-    text = json.dumps(content, indent=2) + "\n"
-    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-@contextlib.contextmanager
-def storing(run_dir: Path) -> Iterator[None]:
-    """Raises a `StorageError` for what goes wrong while writing to a run."""
-    try:
-        yield
-    except Exception as error:  # TensorStore reports a full disk as a ValueError.
-        raise _unwritable(run_dir, error) from error
-
-
 @contextlib.contextmanager
 def _quiet_threads() -> Iterator[None]:
     """Keeps what a failed write leaves running in Orbax's threads from printing tracebacks until the process ends."""
@@ -372,11 +220,3 @@ def _quiet_threads() -> Iterator[None]:
     yield
     sys.unraisablehook = hook
     logger.setLevel(level)
-
-
-def _unwritable(run_dir: Path, error: Exception) -> StorageError:
-    reason = " ".join(str(error).split())[:300]
-    return StorageError(
-        f"cannot write to run dir {str(run_dir)!r}: {reason}; what was saved before is intact: make room or mend the "
-        f"permissions, then go on with --resume {run_dir}"
-    )

@@ -1,22 +1,15 @@
-"""Numbers about a result: the objective's verdict, the statistics of seeds, and where it was obtained."""
+"""Numbers about a result: the objective's verdict, the statistics of seeds, errors and calibration."""
 
 import collections
-import importlib.metadata
 import itertools
-import os
-import platform
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from mnist_jax.models import count_dense, count_params
-from mnist_jax.runtime import cpu_name
-
-if TYPE_CHECKING:
-    from mnist_jax.training import EpochMetrics
+from mnist_jax.training import EpochMetrics
 
 TARGET_ACCURACY = 0.994
 
@@ -50,25 +43,12 @@ def objective(params: Any, epochs: int, accuracy: float, scored_on: str = "test"
     )
 
 
-def epoch_line(metrics: "EpochMetrics", epochs: int, scored: str) -> str:
+def epoch_line(metrics: EpochMetrics, epochs: int, scored: str) -> str:
     """What a run prints of one of its epochs; `scored` says on which images, "test" or "held-out"."""
     return (
         f"epoch {metrics.epoch:2d}/{epochs}  train loss {metrics.train_loss:.4f} accuracy {metrics.train_accuracy:.2%}"
         f"  {scored} loss {metrics.test_loss:.4f} accuracy {metrics.test_accuracy:.2%}  {metrics.seconds:.1f} s"
     )
-
-
-def environment() -> dict[str, Any]:
-    """Versions and hardware of this process, for the record beside a result."""
-    packages = ("mnist-jax", "jax", "jaxlib", "flax", "optax", "numpy")
-    return {
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
-        "platform": jax.default_backend(),
-        "devices": [device.device_kind for device in jax.devices()],
-        "cpu": cpu_name(),
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    }
 
 
 class SeedStatistics(NamedTuple):

@@ -11,11 +11,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mnist_jax import analysis
 from mnist_jax.data import Mnist
 from mnist_jax.errors import InputError
-from mnist_jax.recipes import Config, make_config
-from mnist_jax.training import evaluate, fit, fit_seeds, make_model, predict
+from mnist_jax.recipes import Config, make_config, make_model
+from mnist_jax.runtime import environment
+from mnist_jax.seeds import fit_seeds
+from mnist_jax.training import evaluate, fit, predict
 
 
 def run(config: Config, data: Mnist) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -72,7 +73,7 @@ def _trial(config, data, history, variables, seconds):
         "train_accuracy": train_accuracy,
         "errors": np.flatnonzero(predictions != data.test.labels).tolist(),
         "seconds": seconds,
-        "environment": analysis.environment(),
+        "environment": environment(),
     }
 
 

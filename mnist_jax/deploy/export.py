@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jinja2
 import numpy as np
 from jax import export
 
 from mnist_jax.data import MEAN, STD, standardise
 from mnist_jax.layers import FLAX
 from mnist_jax.models import IMAGE_SHAPE, Network
+from mnist_jax.pages import render
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -161,10 +161,8 @@ def to_page(arch: str, model: Network, variables: dict[str, Any]) -> str:
         {"kind": op.kind, "padding": op.padding, "shape": [] if op.weights is None else op.weights.shape} for op in ops
     ]
     weights = np.concatenate([op.weights.ravel() for op in ops if op.weights is not None]).astype("<f4")
-    pages = jinja2.Environment(
-        loader=jinja2.PackageLoader("mnist_jax", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return pages.get_template("draw.html").render(
+    return render(
+        "draw.html",
         arch=arch,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
         steps=json.dumps(steps),

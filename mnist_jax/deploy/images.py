@@ -17,14 +17,16 @@ _FAINT = 32  # Grey levels out of 255 by which ink must stand out from its backg
 
 
 def find_images(path: Path) -> list[Path]:
-    """The picture itself, or the pictures in a folder by name.
+    """The picture itself, or the pictures in a folder by name; what is no regular file is none.
 
     Raises:
-      InputError: there is no such file, or no picture in the folder.
+      InputError: it is neither a file nor a folder, as a pipe or a device, or there is no picture in the folder.
     """
     if not path.is_dir():
+        if path.exists() and not path.is_file():
+            raise InputError(f"image {str(path)!r} is no regular file; give a PNG or JPEG file")
         return [path]
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
     if not found:
         raise InputError(f"folder {str(path)!r} holds no {', '.join(SUFFIXES)} file; name another")
     return found

@@ -1,7 +1,6 @@
 """Several runs side by side: the ladder of networks, or one network's recipes, with their seeds together."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,11 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mnist_jax import analysis, checkpoints, figures, report
 from mnist_jax.data import Split
 from mnist_jax.errors import InputError
+from mnist_jax.lab import analysis
 from mnist_jax.models import count_params
+from mnist_jax.pages import figures, render, report
 from mnist_jax.recipes import Config
+from mnist_jax.runs import directory
 from mnist_jax.training import EpochMetrics, predict
 
 
@@ -34,14 +35,13 @@ def read_run(run_dir: Path, scored: Split) -> Run:
     """Reads a finished run and lets its weights score the images again.
 
     Raises:
-      InputError: as `checkpoints.load_run`.
+      InputError: as `directory.load_run`.
     """
-    config, model, variables = checkpoints.load_run(run_dir)
-    lines = (run_dir / checkpoints.METRICS).read_text(encoding="utf-8").splitlines()
+    config, model, variables = directory.load_run(run_dir)
     guesses = predict(model, variables, scored.images).argmax(-1)
     return Run(
         config,
-        [EpochMetrics(**json.loads(line)) for line in lines],
+        directory.load_epochs(run_dir),
         count_params(variables["params"]),
         np.flatnonzero(guesses != scored.labels),
     )
@@ -78,7 +78,7 @@ def write_comparison(run_dirs: Sequence[Path], scored: Split, out: Path) -> Path
       InputError: a run cannot be read, or was scored on other images than the first.
       OSError: the page cannot be written.
     """
-    configs = [checkpoints.load_config(run_dir) for run_dir in run_dirs]
+    configs = [directory.load_config(run_dir) for run_dir in run_dirs]
     for run_dir, config in zip(run_dirs, configs, strict=True):
         if config.held_out != configs[0].held_out:
             raise InputError(
@@ -107,7 +107,7 @@ def write_comparison(run_dirs: Sequence[Path], scored: Split, out: Path) -> Path
     draw = partial(figures.comparison, points, curves, name, analysis.TARGET_ACCURACY)
     best = max(rows, key=lambda row: row["accuracy"].mean)
     captions = [f"{scored.labels[index]}, image {index}" for index in everywhere]
-    page = report.render(
+    page = render(
         "compare.html",
         rows=rows,
         scored=name,

@@ -9,21 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
-from mnist_jax import analysis, checkpoints, figures
 from mnist_jax.data import Split
+from mnist_jax.lab import analysis
 from mnist_jax.models import layers_of
+from mnist_jax.optimizers import make_schedule
+from mnist_jax.pages import figures, render
 from mnist_jax.recipes import Config
-from mnist_jax.training import EpochMetrics, make_schedule, predict, steps_per_epoch
+from mnist_jax.runs import directory
+from mnist_jax.training import predict, steps_per_epoch
 
 REPORT, PICTURES = "report.html", "figures"
-
-_PAGES = jinja2.Environment(
-    loader=jinja2.PackageLoader("mnist_jax", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
-)
 
 
 def write_report(run_dir: Path, scored: Split, num_examples: int) -> Path:
@@ -38,13 +36,12 @@ def write_report(run_dir: Path, scored: Split, num_examples: int) -> Path:
       The page.
 
     Raises:
-      InputError: as `checkpoints.load_run`.
+      InputError: as `directory.load_run`.
       StorageError: it cannot be written.
     """
-    config, model, variables = checkpoints.load_run(run_dir)
-    lines = (run_dir / checkpoints.METRICS).read_text(encoding="utf-8").splitlines()
-    history = [EpochMetrics(**json.loads(line)) for line in lines]
-    summary = json.loads((run_dir / checkpoints.SUMMARY).read_text(encoding="utf-8"))
+    config, model, variables = directory.load_run(run_dir)
+    history = directory.load_epochs(run_dir)
+    summary = json.loads((run_dir / directory.SUMMARY).read_text(encoding="utf-8"))
     probabilities = np.asarray(jax.nn.softmax(predict(model, variables, scored.images)))
     pictures = _draw(config, history, summary, variables, probabilities, scored, num_examples)
     page = render(
@@ -58,18 +55,13 @@ def write_report(run_dir: Path, scored: Split, num_examples: int) -> Path:
         calibration=analysis.calibration(probabilities, scored.labels),
         scored_images=len(scored.labels),
     )
-    with checkpoints.storing(run_dir):
+    with directory.storing(run_dir):
         (run_dir / PICTURES).mkdir(exist_ok=True)
         for name, picture in pictures.items():
             for theme in ("light", "dark"):
                 (run_dir / PICTURES / f"{name}-{theme}.png").write_bytes(base64.b64decode(picture[theme]))
         (run_dir / REPORT).write_text(page, encoding="utf-8")
     return run_dir / REPORT
-
-
-def render(template: str, **values: Any) -> str:
-    """A page of `templates/`, filled in."""
-    return _PAGES.get_template(template).render(**values)
 
 
 def picture(draw: Callable[[], Figure], alt: str, themed: bool = True) -> dict[str, str]:

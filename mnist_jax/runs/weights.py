@@ -16,7 +16,7 @@ from mnist_jax.errors import InputError
 from mnist_jax.models import Network, abstract_variables, create_model
 
 FORMAT = 1
-PRETRAINED = Path(__file__).parent / "pretrained"
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 
 def save_weights(path: Path, arch: str, variables: dict[str, Any]) -> None:

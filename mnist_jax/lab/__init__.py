@@ -1,0 +1,1 @@
+"""What is measured: trials, statistics, speed, and the tables made of them."""

@@ -1,0 +1,31 @@
+"""Convolution, pooling, batch norm and dropout, each with a lowering that suits the platform.
+
+Values, gradients and parameter trees are those of `nn.Conv`, `nn.max_pool`, `nn.BatchNorm` and `nn.Dropout`
+(dropout draws other bits). Images are `[batch, height, width, channels]`, kernels `[height, width, in, out]`,
+strides are 1.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+
+from mnist_jax.layers.batch_norm import BatchNorm
+from mnist_jax.layers.convolution import conv_general_dilated
+from mnist_jax.layers.dropout import Dropout
+from mnist_jax.layers.pooling import max_pool
+
+
+class Layers(NamedTuple):
+    """The layers of a network; their arguments are those of Flax's."""
+
+    conv: Callable[..., nn.Module]
+    batch_norm: Callable[..., nn.Module]
+    dropout: Callable[..., nn.Module]
+    max_pool: Callable[[jax.Array], jax.Array]
+
+
+FAST = Layers(partial(nn.Conv, conv_general_dilated=conv_general_dilated), BatchNorm, Dropout, max_pool)
+FLAX = Layers(nn.Conv, nn.BatchNorm, nn.Dropout, partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2)))

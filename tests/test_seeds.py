@@ -1,0 +1,87 @@
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from conftest import part
+
+from mnist_jax import DivergedError, Stopped, evaluate, fit, fit_seeds, make_config, make_model
+
+SEEDS = [1, 5]
+CONFIG = make_config("reference", arch="gap", epochs=2, batch_size=100, average_decay=0.9, rotation=10.0)
+
+
+@pytest.fixture(scope="module")
+def data(mnist):
+    """Three steps an epoch."""
+    return part(mnist, 300, 100)
+
+
+@pytest.fixture(scope="module")
+def together(data):
+    """The final states and the histories of two seeds at once."""
+    return fit_seeds(CONFIG, SEEDS, data)
+
+
+def of(tree, i):
+    return jax.tree.map(lambda leaf: leaf[i], tree)
+
+
+def without_seconds(histories):
+    return [[entry[:-1] for entry in history] for history in histories]
+
+
+def test_many_seeds_at_once_are_the_seeds_alone(data):
+    """The same shuffles, distortions and dropout: over the first steps, the same weights."""
+    config = make_config("reference", epochs=1, batch_size=100, average_decay=0.9, rotation=10.0)
+    states, histories = fit_seeds(config, SEEDS, data)
+    for i, seed in enumerate(SEEDS):
+        alone, history = fit(dataclasses.replace(config, seed=seed), data)
+        chex.assert_trees_all_close(of(states, i), alone, atol=1e-5)
+        assert histories[i][0][:-1] == pytest.approx(history[0][:-1], abs=1e-5)
+
+
+def test_many_seeds_in_one_program_are_the_steps_one_by_one(data, together, monkeypatch):
+    """What a GPU or TPU runs against what a CPU runs."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    states, histories = fit_seeds(CONFIG, SEEDS, data)
+    chex.assert_trees_all_close(states, together[0], atol=1e-5)
+    for one, other in zip(without_seconds(histories), without_seconds(together[1]), strict=True):
+        assert [pytest.approx(entry, abs=1e-5) for entry in other] == one
+
+
+def test_each_epoch_of_every_seed_is_reported(data, together):
+    seen = []
+    fit_seeds(CONFIG, SEEDS, data, on_epoch=seen.append)
+    assert [[entry.epoch for entry in entries] for entries in seen] == [[1, 1], [2, 2]]
+    assert without_seconds(zip(*seen, strict=True)) == without_seconds(together[1])
+
+
+def test_seeds_that_stop_and_go_on_are_the_seeds_that_did_not(data, together):
+    asked = iter([False] * 4 + [True])  # After steps 1 to 3, between the epochs, after step 4: yes.
+    with pytest.raises(Stopped) as stopped:
+        fit_seeds(CONFIG, SEEDS, data, stop=lambda: next(asked))
+    (progress,) = stopped.value.args
+    assert progress.state.step.tolist() == [4, 4]
+    states, histories = fit_seeds(CONFIG, SEEDS, data, progress=progress)
+    chex.assert_trees_all_equal(states, together[0])
+    assert without_seconds(histories) == without_seconds(together[1])
+
+
+def test_the_seed_that_diverges_is_named(data, together):
+    asked = iter([True])
+    with pytest.raises(Stopped) as stopped:
+        fit_seeds(CONFIG, SEEDS, data, stop=lambda: next(asked))
+    (progress,) = stopped.value.args
+    params = {**progress.state.params}
+    params["conv8"] = {"kernel": params["conv8"]["kernel"].at[1].set(jnp.inf)}
+    with pytest.raises(DivergedError, match="seed 5: the loss or its gradient is not finite at step 2 of 6"):
+        fit_seeds(CONFIG, SEEDS, data, progress=progress._replace(state=progress.state._replace(params=params)))
+
+
+def test_scores_of_many_are_the_scores_of_each(data, together):
+    model, variables = make_model(CONFIG), together[0].variables
+    scores = evaluate(model, variables, data.train, 70, many=True)
+    for i in range(len(SEEDS)):
+        chex.assert_trees_all_close(of(scores, i), evaluate(model, of(variables, i), data.train), rtol=1e-5)

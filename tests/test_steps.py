@@ -1,0 +1,131 @@
+from functools import partial
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import initial_state
+
+from mnist_jax import eval_step, make_config, standardise, train_step
+from mnist_jax.augment import Distortion
+from mnist_jax.models import Network
+from mnist_jax.steps import Setup, Streams, make_setup
+
+
+@pytest.fixture(scope="module")
+def setup():
+    """That of `bn_dropout`'s default config, with dropout, without distortion or average."""
+    return make_setup(make_config(dropout_rate=0.05, average_decay=0.0), 100)._replace(distortion=None)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """That of a network of convolutions alone and plain SGD, whose step is its gradient."""
+    config = make_config("reference", arch="gap", momentum=0.0, learning_rate=1.0)
+    return make_setup(config, 100)
+
+
+def fresh(setup):
+    return initial_state(setup, Streams.from_seed(1).init)
+
+
+step = jax.jit(train_step, static_argnames="setup")
+
+
+def test_a_batch_can_be_over_fitted(setup, batch):
+    state, key = fresh(setup), jax.random.key(0)
+    _, before = step(state, *batch, key, setup)
+    for _ in range(60):
+        state, metrics = step(state, *batch, key, setup)
+    assert state.step == 60
+    assert before.mean()[1] < 0.5
+    assert metrics.mean()[1] == 1.0
+    assert metrics.mean()[0] < 0.1
+
+
+def test_metrics_are_sums_of_the_closed_form(setup, batch):
+    variables, (images, labels) = fresh(setup).variables, batch
+    mask = np.arange(32) < 20
+    metrics = jax.jit(partial(eval_step, model=setup.model))(variables, images, labels, mask)
+    logits = jax.jit(partial(setup.model.apply, train=False))(variables, standardise(images))
+    logits = np.asarray(logits, np.float64)
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(32), labels]
+    assert metrics.count == 20
+    assert metrics.correct == (logits.argmax(1) == labels)[:20].sum()
+    assert metrics.loss == pytest.approx(losses[:20].sum(), rel=1e-5)
+    assert metrics.mean() == (float(metrics.loss) / 20, int(metrics.correct) / 20)
+
+
+def test_a_step_draws_from_key_and_step_number_only(setup, batch):
+    state = fresh(setup)
+    once, _ = step(state, *batch, jax.random.key(0), setup)
+    again, _ = step(state, *batch, jax.random.key(0), setup)
+    chex.assert_trees_all_equal(once, again)
+    for other in (
+        step(state, *batch, jax.random.key(1), setup),
+        step(state._replace(step=jnp.int32(1)), *batch, jax.random.key(0), setup),
+    ):
+        assert jnp.abs(other[0].params["conv1"]["kernel"] - once.params["conv1"]["kernel"]).max() > 0
+
+
+def test_augmentation_is_part_of_the_step(plain, batch):
+    """In a network without dropout it is all that a key decides, and at strength 0 none at all, to the bit."""
+    state, shifts = fresh(plain), plain._replace(distortion=Distortion(shift=2.0))
+
+    def kernel(seed, setup, strength=1.0):
+        return step(state, *batch, jax.random.key(seed), setup, strength)[0].params["conv1"]["kernel"]
+
+    np.testing.assert_array_equal(kernel(1, plain), kernel(2, plain))
+    np.testing.assert_array_equal(kernel(1, shifts), kernel(1, shifts))
+    assert jnp.abs(kernel(1, shifts) - kernel(2, shifts)).max() > 0
+    assert jnp.abs(kernel(1, shifts) - kernel(1, plain)).max() > 0
+    np.testing.assert_array_equal(kernel(1, shifts, 0.0), kernel(1, plain))
+
+
+def test_the_jitted_step_is_the_plain_step(batch):
+    """Operation by operation, each of which is compiled by itself: in a small network."""
+
+    class Small(Network):
+        @nn.compact
+        def __call__(self, x, *, train):
+            x = self.layers.batch_norm(use_running_average=not train)(self.convolution()(4, (3, 3))(x))
+            return self.convolution()(10, (13, 13))(self.layers.max_pool(x)).squeeze((1, 2))
+
+    setup = Setup(Small(), optax.sgd(0.01, 0.9))
+    arguments = fresh(setup), batch[0][:8], batch[1][:8], jax.random.key(0), setup
+    chex.assert_trees_all_close(train_step(*arguments), step(*arguments), atol=1e-5)
+
+
+def test_label_smoothing_is_cross_entropy_with_the_smoothed_target(plain, batch):
+    """By the gradient: the step of a plain SGD is the gradient of the closed form."""
+    start, (images, labels) = fresh(plain), batch
+
+    def loss(params):
+        logits = plain.model.apply({"params": params}, standardise(images), train=True)
+        targets = 0.9 * jax.nn.one_hot(labels, 10) + 0.1 / 10
+        return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
+
+    state, metrics = step(start, *batch, jax.random.key(0), plain._replace(label_smoothing=0.1))
+    expected = jax.tree.map(lambda p, g: p - g, start.params, jax.jit(jax.grad(loss))(start.params))
+    chex.assert_trees_all_close(state.params, expected, atol=1e-6)
+    _, unsmoothed = step(start, *batch, jax.random.key(0), plain)
+    assert metrics.loss == pytest.approx(unsmoothed.loss)
+
+
+def test_the_average_is_the_exponential_one_without_its_start(setup, batch):
+    setup = setup._replace(average_decay=0.8, optimizer=optax.sgd(0.01))
+    state, seen = fresh(setup), []
+    for _ in range(4):
+        state, _ = step(state, *batch, jax.random.key(0), setup)
+        seen.append({"params": state.params, "batch_stats": state.batch_stats})
+    weights = 0.8 ** np.arange(3, -1, -1)
+    weights /= weights.sum()
+    expected = jax.tree.map(lambda *leaves: sum(w * x for w, x in zip(weights, leaves, strict=True)), *seen)
+    chex.assert_trees_all_close(state.average, expected, rtol=1e-5, atol=1e-7)
+    assert state.variables is state.average
+    # After one step it is what that step gave.
+    first, _ = step(fresh(setup), *batch, jax.random.key(0), setup)
+    chex.assert_trees_all_close(first.average, seen[0], rtol=1e-6)
