@@ -63,9 +63,9 @@ def environment(tmp_path_factory):
     return dict(os.environ)
 
 
-def run_script(name, *args):
+def run_script(name, *args, encoding="utf-8"):
     """Runs a script in this process: (exit status, standard output, standard error)."""
-    out, err = io.StringIO(), io.StringIO()
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) for _ in range(2))
     with (
         mock.patch.object(sys, "argv", [name, *map(str, args)]),
         contextlib.redirect_stdout(out),
@@ -73,7 +73,7 @@ def run_script(name, *args):
         pytest.raises(SystemExit) as stop,
     ):
         runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
-    return stop.value.code or 0, out.getvalue(), err.getvalue()
+    return stop.value.code or 0, *(stream.buffer.getvalue().decode(encoding) for stream in (out, err))
 
 
 @pytest.fixture

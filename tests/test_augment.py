@@ -6,7 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from mnist_jax.augment import Affine, Distortion, affine, distort
+from mnist_jax import augment
+from mnist_jax.augment import Affine, Distortion
+
+affine = jax.jit(augment.affine)
+distort = jax.jit(augment.distort, static_argnums=2)
 
 
 @pytest.fixture(scope="module")

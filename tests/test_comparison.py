@@ -1,9 +1,9 @@
 import dataclasses
 import re
 
-import jax
 import numpy as np
 import pytest
+from conftest import initial_variables
 
 from mnist_jax import InputError, Split, create_model, load_pretrained, make_config, predict
 from mnist_jax.pages import comparison
@@ -32,10 +32,7 @@ def runs(tmp_path_factory, scored):
     root = tmp_path_factory.mktemp("runs")
     model, good = load_pretrained("bn_dropout")
     gap = create_model("gap")
-    fresh = {
-        "batch_stats": {},
-        **jax.jit(gap.init, static_argnames="train")(jax.random.key(0), np.zeros((1, 28, 28, 1)), train=False),
-    }
+    fresh = initial_variables(gap)
     wrong = [
         np.flatnonzero(predict(network, variables, scored.images).argmax(1) != scored.labels)
         for network, variables in ((model, good), (gap, fresh))

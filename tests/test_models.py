@@ -5,46 +5,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import initial_variables
 
 from mnist_jax import ARCHS, InputError, count_params, create_model, standardise
+from mnist_jax.layers import FLAX
 from mnist_jax.models import KERNEL_INITS, abstract_variables, count_dense, layers_of
 
 PARAMS = {"basic": 194_884, "lighter": 13_752, "gap": 9_752, "bn_dropout": 9_920}
 
-# Output height, width and channels of conv1 to conv8, and their parameters, as tabulated by the notebooks.
+# Output height = width, channels and parameters of conv1 to conv8, as tabulated by the notebooks.
 LAYERS = {
-    "basic": [
-        (26, 32, 288),
-        (24, 64, 18_432),
-        (22, 128, 73_728),
-        (11, 32, 4_096),
-        (9, 64, 18_432),
-        (7, 128, 73_728),
-        (7, 10, 1_280),
-        (1, 10, 4_900),
-    ],
-    "lighter": [
-        (26, 16, 144),
-        (24, 16, 2_304),
-        (22, 16, 2_304),
-        (11, 16, 256),
-        (9, 16, 2_304),
-        (7, 10, 1_440),
-        (7, 10, 100),
-        (1, 10, 4_900),
-    ],
-    "gap": [
-        (26, 16, 144),
-        (24, 16, 2_304),
-        (24, 16, 256),
-        (10, 16, 2_304),
-        (8, 16, 2_304),
-        (6, 10, 1_440),
-        (6, 10, 900),
-        (1, 10, 100),
-    ],
+    "basic": "26 32 288, 24 64 18432, 22 128 73728, 11 32 4096, 9 64 18432, 7 128 73728, 7 10 1280, 1 10 4900",
+    "lighter": "26 16 144, 24 16 2304, 22 16 2304, 11 16 256, 9 16 2304, 7 10 1440, 7 10 100, 1 10 4900",
+    "gap": "26 16 144, 24 16 2304, 24 16 256, 10 16 2304, 8 16 2304, 6 10 1440, 6 10 900, 1 10 100",
 }
 LAYERS["bn_dropout"] = LAYERS["gap"]
 
@@ -56,21 +31,22 @@ def arch(request):
 
 @pytest.fixture(scope="module")
 def trained(arch, batch):
-    """A network, its variables, standardised images, and what one training pass makes of them."""
-    model = create_model(arch)
+    """A network without dropout, its variables, standardised images, and what one training pass makes of them."""
+    model, variables = create_model(arch, dropout_rate=0.0), initial_variables(create_model(arch))
     images = standardise(batch[0])
-    variables = initial_variables(model)
+    return model, variables, images, training_pass(model, variables, images, batch[1])
 
-    @jax.jit
-    def loss(params, key):
-        logits, updated = model.apply(
-            {**variables, "params": params}, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
-        )
-        labels = jnp.asarray(batch[1])
-        return -jnp.take_along_axis(nn.log_softmax(logits), labels[:, None], 1).mean(), updated
 
-    grads, updated = jax.jit(jax.grad(loss, has_aux=True))(variables["params"], jax.random.key(1))
-    return model, variables, images, grads, updated
+@partial(jax.jit, static_argnums=0)
+def training_pass(model, variables, images, labels):
+    """Gradients, logits and new batch statistics."""
+
+    def loss(params):
+        logits, updated = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        return loss, (logits, updated.get("batch_stats", {}))
+
+    return jax.grad(loss, has_aux=True)(variables["params"])
 
 
 def test_exactly_four_networks():
@@ -85,7 +61,8 @@ def test_parameter_counts(arch):
 
 def test_shapes_layer_by_layer(arch):
     layers = {layer.name: layer for layer in layers_of(create_model(arch))}
-    for i, (size, channels, params) in enumerate(LAYERS[arch], 1):
+    for i, row in enumerate(LAYERS[arch].split(", "), 1):
+        size, channels, params = map(int, row.split())
         assert layers[f"conv{i}"].shape == (size, size, channels)
         assert layers[f"conv{i}"].params == params
     norms = {name: layer for name, layer in layers.items() if name.startswith("bn")}
@@ -109,7 +86,7 @@ def test_no_fully_connected_layer(arch):
 
 
 def test_logits(trained):
-    model, variables, images, _, _ = trained
+    model, variables, images, _ = trained
     apply = jax.jit(partial(model.apply, train=False))
     logits = apply(variables, images)
     chex.assert_shape(logits, (32, 10))
@@ -120,23 +97,32 @@ def test_logits(trained):
     np.testing.assert_allclose(one_by_one, logits[:3], rtol=1e-5, atol=1e-5)
 
 
+def test_networks_equal_those_of_flax(trained, batch):
+    """The same variables, logits, gradients and statistics, from Flax's own layers."""
+    model, variables, images, (grads, (logits, stats)) = trained
+    flax = model.clone(layers=FLAX)
+    chex.assert_trees_all_equal_shapes_and_dtypes({"batch_stats": {}, **abstract_variables(flax)}, variables)
+    expected_grads, (expected, expected_stats) = training_pass(flax, variables, images, batch[1])
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * jnp.abs(expected).max())
+    chex.assert_trees_all_close(stats, expected_stats, rtol=1e-5, atol=1e-6)
+    for name in grads:
+        chex.assert_trees_all_close(grads[name], expected_grads[name], rtol=1e-3, atol=1e-5)
+
+
 def test_gradients_reach_every_parameter(trained):
-    _, variables, _, grads, _ = trained
+    _, variables, _, (grads, _) = trained
     chex.assert_trees_all_equal_shapes_and_dtypes(grads, variables["params"])
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
         assert jnp.abs(grad).max() > 0, jax.tree_util.keystr(path)
 
 
 def test_batch_statistics_move_in_training_only(trained):
-    model, variables, images, _, updated = trained
-    before = variables.get("batch_stats", {})
-    for path, old in jax.tree_util.tree_leaves_with_path(before):
-        new = updated["batch_stats"]
-        for key in path:
-            new = new[key.key]
-        assert jnp.abs(new - old).max() > 0, jax.tree_util.keystr(path)
-    _, after = model.apply(variables, images, train=False, mutable=["batch_stats"])
-    chex.assert_trees_all_equal(after.get("batch_stats", {}), before)
+    model, variables, images, (_, (_, after)) = trained
+    before = variables["batch_stats"]
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert jnp.abs(new - old).max() > 0
+    _, still = jax.jit(partial(model.apply, train=False, mutable=["batch_stats"]))(variables, images)
+    chex.assert_trees_all_equal(still.get("batch_stats", {}), before)
 
 
 def test_dropout_rate_is_an_override(batch):

@@ -11,7 +11,7 @@ NOTEBOOK = ROOT / "notebooks" / "colab_tpu.ipynb"
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Jupyter's own.
 def test_it_runs_from_top_to_bottom(monkeypatch, tmp_path):
-    for name, value in {"EPOCHS": "1", "SEEDS": "2", "IMAGES": "1000", "MPLBACKEND": "agg"}.items():
+    for name, value in {"EPOCHS": "1", "SEEDS": "2", "IMAGES": "256", "MPLBACKEND": "agg"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     notebook = nbformat.read(NOTEBOOK, as_version=4)

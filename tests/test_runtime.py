@@ -5,7 +5,6 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import ROOT
 
 from mnist_jax import runtime
 
@@ -39,43 +38,46 @@ def test_reusing_memory_may_be_said_twice():
 
 COMPILE = """
 import jax
-from mnist_jax import create_model, runtime
-directory = runtime.use_compilation_cache()
-events = []
+from mnist_jax import runtime
+directory, events = runtime.use_compilation_cache(), []
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
 jax.jit(lambda x: jax.numpy.sin(x @ x).sum())(jax.numpy.ones((64, 64)))
 print(directory, sum("cache_hits" in event for event in events))
 """
 
 
-def compile_once(**environment):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        **environment,
-    }
-    code = COMPILE.replace(
-        "events = []", "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0); events = []"
-    )
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    directory, hits = result.stdout.split()
-    return directory, int(hits)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="XDG_CACHE_HOME is read on Linux only")
 def test_a_second_process_finds_what_the_first_has_compiled(tmp_path):
-    directory, hits = compile_once(XDG_CACHE_HOME=str(tmp_path))
+    found = []
+    for _ in range(2):
+        command = [sys.executable, "-c", COMPILE]
+        environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        found.append(result.stdout.split())
+    (directory, before), (again, hits) = found
     assert directory.startswith(str(tmp_path / "mnist_jax" / "jaxlib-"))
-    assert hits == 0
-    again, hits = compile_once(XDG_CACHE_HOME=str(tmp_path))
     assert again == directory
-    assert hits > 0
+    assert (int(before), int(hits) > 0) == (0, True)
+
+
+@pytest.fixture
+def no_cache(environment):
+    """JAX's own settings, as they are in a new process."""
+    directory = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    jax.config.update("jax_compilation_cache_dir", directory)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="XDG_CACHE_HOME is read on Linux only")
-def test_no_cache_where_it_is_off_or_cannot_be_written(tmp_path):
-    assert compile_once(XDG_CACHE_HOME=str(tmp_path), JAX_ENABLE_COMPILATION_CACHE="false") == ("None", 0)
+def test_no_cache_where_it_is_off_or_cannot_be_written(no_cache, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     (tmp_path / "file").write_text("in the way")
-    assert compile_once(XDG_CACHE_HOME=str(tmp_path / "file")) == ("None", 0)
-    assert compile_once(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own"))[0] == str(tmp_path / "own")
+    assert runtime.use_compilation_cache() is None
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
+    assert runtime.use_compilation_cache() == tmp_path / "own"
+    jax.config.update("jax_enable_compilation_cache", False)
+    assert runtime.use_compilation_cache() is None
+    assert not list(tmp_path.glob("own/*"))

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import PREPARED, ROOT
+from conftest import PREPARED, ROOT, run_script
 
 from mnist_jax import Config, make_config
 from mnist_jax.lab import baselines, benchmark, trials
@@ -198,17 +198,9 @@ def test_evaluate_scores_the_shipped_weights(script):
         ("--arch bn", ["'bn'", "bn_dropout"]),
         ("--recipe best", ["'best'", "reference"]),
         ("--recipe", ["--recipe"]),
-        ("--epochs 0", ["epochs 0", "choose"]),
-        ("--epochs -1", ["epochs -1", "choose"]),
         ("--epochs two", ["--epochs", "'two'"]),
         ("--epochs", ["--epochs"]),
-        ("--batch-size 0", ["batch size 0", "choose"]),
         ("--batch-size 60001", ["batch size 60001", "60000"]),
-        ("--learning-rate 0", ["learning rate 0", "choose"]),
-        ("--learning-rate nan", ["learning rate nan", "choose"]),
-        ("--learning-rate 1e400", ["learning rate inf", "choose"]),
-        ("--learning-rate fast", ["--learning-rate", "'fast'"]),
-        ("--seed -1", ["seed -1", "choose"]),
         ("--held-out 60000", ["60000", "choose"]),
         ("--data-source torch", ["'torch'", "bundled"]),
         ("--data-dir /tmp", ["--data-source tfds"]),
@@ -300,19 +292,26 @@ def test_help_shows_the_defaults_of_the_recipe(script):
     assert "0.01" in script("train.py", "--recipe", "reference", "--help")[1]
 
 
+REFUSALS = {
+    "--arch bn": "unknown arch 'bn'; choose from basic, lighter, gap, bn_dropout",
+    "--epochs two": "Error parsing --epochs: invalid literal for int() with base 10: 'two'",
+}
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--arch", "bn"], "unknown arch 'bn'; choose from basic, lighter, gap, bn_dropout"),
-        (["--epochs", "two"], "Error parsing --epochs: invalid literal for int() with base 10: 'two'"),
-    ],
-)
-def test_a_process_of_its_own_refuses_in_one_line(encoding, flags, message):
-    command = [sys.executable, ROOT / "scripts" / "train.py", *flags]
-    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+@pytest.mark.parametrize("flags", REFUSALS)
+def test_a_refusal_is_the_same_line_whatever_the_terminal(encoding, flags):
+    """The box that tyro draws around its errors is another one in ASCII."""
+    result = run_script("train.py", *flags.split(), encoding=encoding)
+    assert result == (2, "", f"error: {REFUSALS[flags]}; see --help\n")
+
+
+def test_a_process_of_its_own_refuses_in_one_line():
+    command = [sys.executable, ROOT / "scripts" / "train.py", "--epochs", "two"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert (result.returncode, result.stdout, result.stderr) == (2, "", f"error: {message}; see --help\n")
+    error = f"error: {REFUSALS['--epochs two']}; see --help\n"
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", error)
 
 
 def test_importing_the_package_needs_neither_tyro_nor_tensorflow():
@@ -320,7 +319,5 @@ def test_importing_the_package_needs_neither_tyro_nor_tensorflow():
         "import sys, mnist_jax; print(sorted({'tyro', 'tensorflow', 'tensorflow_datasets', 'rich'} & set(sys.modules)))"
     )
     command = [sys.executable, "-c", code]
-    result = subprocess.run(
-        command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout in ("[]\n", "['rich']\n")

@@ -129,3 +129,17 @@ def test_the_average_is_the_exponential_one_without_its_start(setup, batch):
     # After one step it is what that step gave.
     first, _ = step(fresh(setup), *batch, jax.random.key(0), setup)
     chex.assert_trees_all_close(first.average, seen[0], rtol=1e-6)
+
+
+def test_bfloat16_activations_have_float32_weights_statistics_and_logits(batch):
+    setup = make_setup(make_config("reference", precision="bfloat16"), 100)
+    state, metrics = step(fresh(setup), *batch, jax.random.key(0), setup)
+    assert np.isfinite(metrics.loss)
+    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.batch_stats))} == {jnp.dtype("float32")}
+    images, apply = standardise(batch[0]), partial(setup.model.apply, train=False, capture_intermediates=True)
+    logits, kept = jax.jit(apply)(state.variables, images)
+    assert logits.dtype == jnp.float32
+    convolutions = [kept["intermediates"][f"conv{i}"]["__call__"][0] for i in range(1, 9)]
+    assert {output.dtype for output in convolutions} == {jnp.dtype("bfloat16")}
+    full = jax.jit(partial(setup.model.clone(dtype=jnp.float32).apply, train=False))(state.variables, images)
+    np.testing.assert_allclose(logits, full, atol=0.05)

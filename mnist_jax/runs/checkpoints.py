@@ -1,8 +1,8 @@
 """How a run goes on after an interruption.
 
-RUN_DIR/checkpoints/STEP/ has the train state and all that came before it, by Orbax, and STEP.sha256 beside it the hashes
-of its files, as `sha256sum` has them. A checkpoint counts once these are written: what a crash, a full disk or a flipped
-bit leaves behind is noticed, named and passed over for the checkpoint before it.
+RUN_DIR/checkpoints/STEP/ has the train state and all that came before it, by Orbax; STEP.sha256 beside it the hashes
+of its files, as `sha256sum` does. A checkpoint counts once they are written: what a crash, a full disk or a flipped bit
+leaves behind is noticed, named and passed over for the checkpoint before it.
 """
 
 import contextlib
@@ -212,11 +212,13 @@ def _require_same(trained: Config, config: Config) -> None:
 
 @contextlib.contextmanager
 def _quiet_threads() -> Iterator[None]:
-    """Keeps what a failed write leaves running in Orbax's threads from printing tracebacks until the process ends."""
-    hook, logger = sys.unraisablehook, logging.getLogger("absl")
-    level = logger.level
+    """Keeps what a failed write leaves running in Orbax's threads from printing until the process ends."""
+    hook, loggers = sys.unraisablehook, [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
     sys.unraisablehook = lambda unraisable: None
-    logger.setLevel(logging.CRITICAL + 1)
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
     yield
     sys.unraisablehook = hook
-    logger.setLevel(level)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
