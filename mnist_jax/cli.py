@@ -82,15 +82,11 @@ def run(main: Callable[[T], int | None], options: type[T]) -> NoReturn:
         if getattr(parsed, "compilation_cache", False):
             use_compilation_cache()
         sys.exit(main(parsed))
-    except InputError as error:
-        _fail(str(error), status=2)
-    except DivergedError as error:
-        _fail(str(error), status=3)
-    except StorageError as error:
-        _fail(str(error), status=4)
+    except (InputError, DivergedError, StorageError) as error:
+        _fail(str(error), error.status)
     except LostError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        os._exit(5)  # Leaving in order would wait for the process that is lost.
+        os._exit(error.status)  # Leaving in order would wait for the process that is lost.
     except KeyboardInterrupt:
         _fail("interrupted", status=128 + signal.SIGINT)
 
@@ -128,11 +124,7 @@ def catch_signals() -> Iterator[list[int]]:
 
 
 def require_folder(path: Path | None, flag: str) -> None:
-    """Asks, before long work is done for it, whether a file can be written where a flag wants it.
-
-    Raises:
-      InputError: its folder is not there or cannot be written to, or the name is a folder's.
-    """
+    """Asks before long work whether a file can be written where a flag wants it; raises InputError if it cannot."""
     if path and (path.is_dir() or not os.access(path.parent, os.W_OK)):
         reason = "it is a folder" if path.is_dir() else f"folder {str(path.parent)!r} is not there, or is read-only"
         raise InputError(f"{flag} {str(path)!r} cannot be written: {reason}; name another file")

@@ -49,14 +49,11 @@ class Mnist(NamedTuple):
 
 
 def load_mnist(source: str = "bundled", data_dir: str | Path | None = None) -> Mnist:
-    """Loads MNIST, verified, in the order of TFDS `mnist:3.0.1`.
+    """Loads MNIST, verified, in the order of TFDS `mnist:3.0.1`: 60,000 training and 10,000 test examples.
 
     Args:
       source: "bundled" for the arrays shipped in the package, "tfds" to read through `tensorflow_datasets`.
-      data_dir: for "tfds", the TFDS data directory; None for TFDS's own default.
-
-    Returns:
-      `.train` (60,000 examples) and `.test` (10,000); a prepared TFDS directory that declares fewer gives fewer.
+      data_dir: for "tfds", a TFDS data directory, which may declare fewer examples; None for TFDS's own default.
 
     Raises:
       InputError: unknown source, data that cannot be had, or data that is corrupt or truncated.

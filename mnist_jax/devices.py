@@ -18,15 +18,9 @@ def join_processes(coordinator: str | None, num_processes: int | None, process_i
     """Makes this process one of several that train together; call it before JAX is first used.
 
     With no argument this process is the only one, or one of a TPU pod, a Slurm step or an MPI job, which tell JAX the
-    rest. When a process is lost, the others end within a minute.
+    rest; else process 0 listens at `coordinator`, HOST:PORT. When a process is lost, the others end within a minute.
 
-    Args:
-      coordinator: HOST:PORT of process 0, which listens there; None if JAX is to find out.
-      num_processes: how many there are.
-      process_id: which one this is, from 0.
-
-    Raises:
-      InputError: some but not all of the three are given, one is out of range, or the others cannot be reached.
+    Raises InputError if some but not all of the three are given, one is out of range, or the others cannot be reached.
     """
     given = (coordinator, num_processes, process_id)
     if all(value is None for value in given):
@@ -64,8 +58,7 @@ def _of_a_cluster() -> bool:
 def make_mesh(count: int | None = None) -> Mesh:
     """A mesh of one axis over the first `count` devices of all processes; over all of them if None.
 
-    Raises:
-      InputError: there are not so many, or several processes are not to use all.
+    Raises InputError if there are not so many, or if several processes are not to use all.
     """
     devices = jax.devices()
     count = len(devices) if count is None else count
@@ -80,11 +73,7 @@ def make_mesh(count: int | None = None) -> Mesh:
 def choose_mesh(count: str | None) -> Mesh | None:
     """The mesh that `--devices COUNT` asks for: a number, `all`, or None for all GPUs or TPU cores and one CPU.
 
-    Returns:
-      None where a single device needs no mesh.
-
-    Raises:
-      InputError: as `make_mesh`, or `count` is neither.
+    None where a single device needs no mesh. Raises InputError as `make_mesh`, or if `count` is neither.
     """
     if count is not None and count != "all" and not count.isdecimal():
         raise InputError(f"devices {count!r} cannot be used; choose a number or all")

@@ -1,17 +1,25 @@
-"""The errors a user can cause; the scripts print them in one line."""
+"""The errors a user can cause; the scripts print them in one line and exit with `status`."""
 
 
 class InputError(ValueError):
-    """Bad input. The message is one line that names the value and the remedy; scripts exit with status 2."""
+    """Bad input. The message is one line that names the value and the remedy."""
+
+    status = 2
 
 
 class DivergedError(ArithmeticError):
-    """A loss or gradient is no longer finite. The message names the step; scripts exit with status 3."""
+    """A loss or gradient is no longer finite. The message names the step."""
+
+    status = 3
 
 
 class StorageError(OSError):
-    """A result cannot be written. The message names the place and the remedy; scripts exit with status 4."""
+    """A result cannot be written. The message names the place and the remedy."""
+
+    status = 4
 
 
 class LostError(RuntimeError):
-    """Another process of a run is lost. The message says how to go on; scripts exit with status 5."""
+    """Another process of a run is lost. The message says how to go on."""
+
+    status = 5

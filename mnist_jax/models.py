@@ -5,8 +5,8 @@ The ladder of "Session 2 - MNIST 99.4% Test Accuracy": a skeleton that works, a 
 last is followed by ReLU, and there is no fully connected layer.
 
 All four share one signature: `model.apply(variables, images, train=...)` takes standardised float32
-[B, 28, 28, 1] and gives float32 logits [B, 10]. Comments give output height = width and the parameters. ReLU and
-max pool commute; pooling first leaves ReLU a quarter of the work.
+[B, 28, 28, 1] and gives float32 logits [B, 10]. Comments give output height = width and the parameters, of both
+networks where two share a table. ReLU and max pool commute; pooling first leaves ReLU a quarter of the work.
 """
 
 from collections.abc import Callable
@@ -52,102 +52,72 @@ class Network(nn.Module):
 class Basic(Network):
     """`basic`, the skeleton: 194,884 parameters."""
 
+    widths: tuple[int, ...] = (32, 64, 128, 32, 64, 128)
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Standardised images float32 [B, 28, 28, 1] to logits float32 [B, 10]."""
         del train
-        conv = self.convolution()
-        x = nn.relu(conv(32, (3, 3), name="conv1")(x))  # 26     288
-        x = nn.relu(conv(64, (3, 3), name="conv2")(x))  # 24  18,432
-        x = conv(128, (3, 3), name="conv3")(x)  # 22  73,728
+        conv, (c1, c2, c3, c4, c5, c6) = self.convolution(), self.widths
+        x = nn.relu(conv(c1, (3, 3), name="conv1")(x))  # 26     288    144
+        x = nn.relu(conv(c2, (3, 3), name="conv2")(x))  # 24  18,432  2,304
+        x = conv(c3, (3, 3), name="conv3")(x)  # 22  73,728  2,304
         x = nn.relu(self.layers.max_pool(x))  # 11
-        x = nn.relu(conv(32, (1, 1), name="conv4")(x))  # 11   4,096
-        x = nn.relu(conv(64, (3, 3), name="conv5")(x))  # 9   18,432
-        x = nn.relu(conv(128, (3, 3), name="conv6")(x))  # 7   73,728
-        x = nn.relu(conv(10, (1, 1), name="conv7")(x))  # 7    1,280
-        x = conv(10, (7, 7), name="conv8")(x)  # 1    4,900
+        x = nn.relu(conv(c4, (1, 1), name="conv4")(x))  # 11   4,096    256
+        x = nn.relu(conv(c5, (3, 3), name="conv5")(x))  # 9   18,432  2,304
+        x = nn.relu(conv(c6, (3, 3), name="conv6")(x))  # 7   73,728  1,440
+        x = nn.relu(conv(10, (1, 1), name="conv7")(x))  # 7    1,280    100
+        x = conv(10, (7, 7), name="conv8")(x)  # 1    4,900  4,900
         return x.squeeze((1, 2)).astype(jnp.float32)
 
 
-class Lighter(Network):
+class Lighter(Basic):
     """`lighter`, the skeleton with fewer channels: 13,752 parameters."""
 
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Standardised images float32 [B, 28, 28, 1] to logits float32 [B, 10]."""
-        del train
-        conv = self.convolution()
-        x = nn.relu(conv(16, (3, 3), name="conv1")(x))  # 26    144
-        x = nn.relu(conv(16, (3, 3), name="conv2")(x))  # 24  2,304
-        x = conv(16, (3, 3), name="conv3")(x)  # 22  2,304
-        x = nn.relu(self.layers.max_pool(x))  # 11
-        x = nn.relu(conv(16, (1, 1), name="conv4")(x))  # 11    256
-        x = nn.relu(conv(16, (3, 3), name="conv5")(x))  # 9   2,304
-        x = nn.relu(conv(10, (3, 3), name="conv6")(x))  # 7   1,440
-        x = nn.relu(conv(10, (1, 1), name="conv7")(x))  # 7     100
-        x = conv(10, (7, 7), name="conv8")(x)  # 1   4,900
-        return x.squeeze((1, 2)).astype(jnp.float32)
+    widths: tuple[int, ...] = (16, 16, 16, 16, 16, 10)
 
 
 class Gap(Network):
     """`gap`, global average pooling in place of the 7x7 convolution: 9,752 parameters."""
 
+    def after_relu(self, x: jax.Array, name: str, train: bool) -> jax.Array:
+        """What follows the ReLU of the 3x3 convolutions: nothing."""
+        del name, train
+        return x
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Standardised images float32 [B, 28, 28, 1] to logits float32 [B, 10]."""
-        del train
-        conv = self.convolution()
-        x = nn.relu(conv(16, (3, 3), name="conv1")(x))  # 26    144
-        x = nn.relu(conv(16, (3, 3), name="conv2")(x))  # 24  2,304
+        conv, then = self.convolution(), partial(self.after_relu, train=train)
+        x = then(nn.relu(conv(16, (3, 3), name="conv1")(x)), "bn1")  # 26    144, and in `bn_dropout` 32
+        x = then(nn.relu(conv(16, (3, 3), name="conv2")(x)), "bn2")  # 24  2,304 + 32
         x = conv(16, (1, 1), name="conv3")(x)  # 24    256
         x = nn.relu(self.layers.max_pool(x))  # 12
-        x = nn.relu(conv(16, (3, 3), name="conv4")(x))  # 10  2,304
-        x = nn.relu(conv(16, (3, 3), name="conv5")(x))  # 8   2,304
-        x = nn.relu(conv(10, (3, 3), name="conv6")(x))  # 6   1,440
-        x = nn.relu(conv(10, (3, 3), padding=1, name="conv7")(x))  # 6     900
+        x = then(nn.relu(conv(16, (3, 3), name="conv4")(x)), "bn4")  # 10  2,304 + 32
+        x = then(nn.relu(conv(16, (3, 3), name="conv5")(x)), "bn5")  # 8   2,304 + 32
+        x = then(nn.relu(conv(10, (3, 3), name="conv6")(x)), "bn6")  # 6   1,440 + 20
+        x = then(nn.relu(conv(10, (3, 3), padding=1, name="conv7")(x)), "bn7")  # 6     900 + 20
         x = x.mean((1, 2), keepdims=True)  # 1
         x = conv(10, (1, 1), name="conv8")(x)  # 1     100
         return x.squeeze((1, 2)).astype(jnp.float32)
 
 
-class BnDropout(Network):
+class BnDropout(Gap):
     """`bn_dropout`, `gap` with batch norm and dropout after the ReLU of its 3x3 convolutions: 9,920 parameters."""
 
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Standardised images float32 [B, 28, 28, 1] to logits float32 [B, 10]."""
-        conv = self.convolution()
-
-        norm = partial(
-            self.layers.batch_norm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype
+    def after_relu(self, x: jax.Array, name: str, train: bool) -> jax.Array:
+        """Batch norm and dropout."""
+        norm = self.layers.batch_norm(
+            use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name=name
         )
-
-        def norm_drop(x: jax.Array, name: str) -> jax.Array:
-            x = norm(name=name)(x)
-            return self.layers.dropout(self.dropout_rate, deterministic=not train)(x)
-
-        x = norm_drop(nn.relu(conv(16, (3, 3), name="conv1")(x)), "bn1")  # 26    144 + 32
-        x = norm_drop(nn.relu(conv(16, (3, 3), name="conv2")(x)), "bn2")  # 24  2,304 + 32
-        x = conv(16, (1, 1), name="conv3")(x)  # 24    256
-        x = nn.relu(self.layers.max_pool(x))  # 12
-        x = norm_drop(nn.relu(conv(16, (3, 3), name="conv4")(x)), "bn4")  # 10  2,304 + 32
-        x = norm_drop(nn.relu(conv(16, (3, 3), name="conv5")(x)), "bn5")  # 8   2,304 + 32
-        x = norm_drop(nn.relu(conv(10, (3, 3), name="conv6")(x)), "bn6")  # 6   1,440 + 20
-        x = norm_drop(nn.relu(conv(10, (3, 3), padding=1, name="conv7")(x)), "bn7")  # 6     900 + 20
-        x = x.mean((1, 2), keepdims=True)  # 1
-        x = conv(10, (1, 1), name="conv8")(x)  # 1     100
-        return x.squeeze((1, 2)).astype(jnp.float32)
+        return self.layers.dropout(self.dropout_rate, deterministic=not train)(norm(x))
 
 
 ARCHS: dict[str, type[Network]] = {"basic": Basic, "lighter": Lighter, "gap": Gap, "bn_dropout": BnDropout}
 
 
 def create_model(arch: str, **overrides: Any) -> Network:
-    """Builds a network by name, for instance `create_model("bn_dropout", dropout_rate=0.0)`.
-
-    Raises:
-      InputError: `arch` is not in `ARCHS`.
-    """
+    """Builds a network by name, as `create_model("gap", dropout_rate=0.0)`; raises InputError for an unknown one."""
     if arch not in ARCHS:
         raise InputError(f"unknown arch {arch!r}; choose from {', '.join(ARCHS)}")
     return ARCHS[arch](**overrides)

@@ -121,16 +121,12 @@ RECIPES: dict[str, dict[str, Any]] = {
         "schedule": "constant",
         "momentum": 0.9,
         "nesterov": False,
-        "weight_decay": 0.0,
-        "label_smoothing": 0.0,
         "average_decay": 0.0,
-        "low_resolution_epochs": 0,
         "dropout_rate": 0.05,
         "rotation": 0.0,
         "shift": 0.0,
         "scale": 0.0,
         "shear": 0.0,
-        "elastic": 0.0,
         "plain_epochs": 0,
         "kernel_init": "torch_uniform",
     },
@@ -159,8 +155,7 @@ ARCH_RECIPES: dict[tuple[str, str], dict[str, Any]] = {
 def make_config(recipe: str = "default", arch: str = "bn_dropout", **overrides: Any) -> Config:
     """The config of a named recipe, for instance `make_config("reference", arch="gap", seed=2)`.
 
-    Raises:
-      InputError: unknown recipe, unknown field or unusable value.
+    Raises InputError for an unknown recipe or field, or an unusable value.
     """
     _one_of("recipe", recipe, RECIPES)
     names = [field.name for field in dataclasses.fields(Config)]

@@ -24,24 +24,11 @@ def fit_seeds(
     """Trains one network for each seed, all in one program: the whole of `fit`, under `jax.vmap`.
 
     Each seed has the shuffles, distortions and dropout that it would have alone; results differ from those by rounding.
-
-    Args:
-      config: every setting but the seed.
-      seeds: the seeds.
-      data: what to train on and what to score.
-      progress: as in `fit`, of the same seeds.
-      mesh: the devices to split the seeds over; None for the default device.
-      on_step: as in `fit`; the metrics have an axis of seeds.
-      on_epoch: called with the epoch's metrics of every seed; their `seconds` are those of all seeds together.
-      stop: as in `fit`.
+    Arguments and errors are those of `fit`, but that a mesh splits the seeds, and that `on_epoch` is called with the
+    epoch's metrics of every seed; their `seconds` are those of all seeds together.
 
     Returns:
       The final states, each array with a leading axis of seeds, and each seed's history.
-
-    Raises:
-      InputError: the batch size is above the number of training images, or the seeds cannot be split over the devices.
-      DivergedError: a loss or gradient of one of the seeds is no longer finite.
-      Stopped: as in `fit`.
     """
     report = on_epoch and (lambda progress: on_epoch(list(progress.history[-1])))
     state, history = fit(

@@ -3,6 +3,7 @@
 Each is one `runtime.loop` over a pure body, of one seed or, vmapped, of many.
 """
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -55,11 +56,7 @@ class Stopped(Exception):
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """Full batches in an epoch.
-
-    Raises:
-      InputError: `batch_size` is above `num_examples`.
-    """
+    """Full batches in an epoch; raises InputError if `batch_size` is above `num_examples`."""
     if batch_size > num_examples:
         raise InputError(f"batch size {batch_size} is above the {num_examples} training images; choose fewer")
     return num_examples // batch_size
@@ -75,7 +72,7 @@ def epoch_order(key: jax.Array, epoch: jax.Array, num_examples: int, batch_size:
     return order[: steps * batch_size].reshape(steps, batch_size)
 
 
-# The bodies of the loops ---------------------------------------------------------------------------------------------
+# The bodies of `runtime.loop`, as it takes them ----------------------------------------------------------------------
 
 
 def train_body(i, state, totals, own, shared, setup):
@@ -123,19 +120,19 @@ def train_epoch(
     on_step: Callable[[int, Metrics], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[TrainState, Metrics]:
-    """Trains on the batches of `order`, int32 [steps, B]; the state given is donated.
+    """Takes the steps of an epoch; the state given is donated.
 
     Args:
       state: the state to start from.
       split: the training examples.
-      order: which of them each step sees.
+      order: which of them each step sees, int32 [steps, B].
       key: the run's step stream.
       setup: as `train_step` takes it.
       strength: of the distortion, in [0, 1].
-      first: the step of the epoch to begin at, for one that was interrupted.
+      first: the step to begin at, in an epoch that was interrupted.
       totals: metrics of the steps before `first`.
       many: whether `state`, `order`, `key` and `totals` have a leading axis of seeds.
-      on_step: on CPU called as `on_step(i, totals)`, with the metrics up to and with step i.
+      on_step: on CPU called as `on_step(i, totals)` after step i, with the epoch's metrics so far.
       stop: on CPU asked after every step whether to leave the rest of the epoch.
 
     Returns:
@@ -190,23 +187,16 @@ def predict(model: Network, variables: dict[str, Any], images: jax.Array, batch_
 
 
 def start(config: Config, num_examples: int) -> Progress:
-    """A run before its first step, on `num_examples` training images.
-
-    Raises:
-      InputError: the batch size is above the number of training images.
-    """
+    """A run before its first step; raises InputError if the batch size is above the number of training images."""
     setup = make_setup(config, steps_per_epoch(num_examples, config.batch_size) * config.epochs)
-    return Progress(_first_state(setup, Streams.from_seed(config.seed)), Metrics.zeros())
+    state = jit(init_state, ("setup",), once=True)(setup, Streams.from_seed(config.seed).init)
+    return Progress(state, Metrics.zeros())
 
 
 def abstract_progress(config: Config, num_examples: int) -> Progress:
     """Shapes and dtypes of a run's progress, as `jax.ShapeDtypeStruct`, without computing any."""
     setup = make_setup(config, steps_per_epoch(num_examples, config.batch_size) * config.epochs)
     return jax.eval_shape(lambda: Progress(init_state(setup, jax.random.key(0)), Metrics.zeros()))
-
-
-def _first_state(setup, streams):
-    return jit(init_state, ("setup",), once=True)(setup, streams.init)
 
 
 def fit(
@@ -222,27 +212,23 @@ def fit(
 ) -> tuple[TrainState, list[EpochMetrics]]:
     """Trains a network and scores it on `data.test` after every epoch.
 
+    On one machine the same config and data give the same bits on CPU, however often a run has stopped and gone on.
+
     Args:
-      config: every setting of the run; on one machine the same config and data give the same bits on CPU.
+      config: every setting of the run.
       data: what to train on and what to score.
-      seeds: in place of the config's seed, many, each of which trains a network of its own in the one program; state,
-        metrics and each entry of the history have an axis of seeds (see `fit_seeds`).
-      progress: where to go on from, else from scratch; its state is donated. It comes out the same to the bit, on CPU,
-        however often a run has stopped and gone on.
-      mesh: the devices to split every batch over, or the seeds, as `devices.make_mesh` makes it; None for the default
-        device.
-      on_step: called as `on_step(epoch, i, totals)` after step i of an epoch (CPU only), with the epoch's metrics so
-        far.
+      seeds: in place of the config's one seed; state, metrics and entries of the history then have an axis of seeds.
+      progress: where to go on from, else from scratch; its state is donated.
+      mesh: the devices to split every batch over, or the seeds; None for the default device.
+      on_step: called as `on_step(epoch, i, totals)` after step i of an epoch (CPU only), with its metrics so far.
       on_epoch: called as `on_epoch(progress)` after each epoch, whose metrics are `progress.history[-1]`.
-      stop: asked whether to stop, on CPU after every step, else, and where there are several processes, after every
-        epoch.
+      stop: asked whether to stop; on CPU, in a process by itself, after every step, else after every epoch.
 
     Returns:
       The final state and the history, one entry per epoch.
 
     Raises:
-      InputError: the batch size is above the number of training images, or it, or the seeds, cannot be split over the
-        devices.
+      InputError: batches are larger than the training split, or they, or the seeds, cannot be split over the mesh.
       DivergedError: a loss or gradient is no longer finite.
       Stopped: `stop` said so before the last epoch was done.
     """
@@ -252,15 +238,14 @@ def fit(
     if mesh and not many:
         devices.require_divisible(config.batch_size, mesh)
     setup = make_setup(config, steps * config.epochs)
-    seeds = seeds if many else [config.seed]
-    streams = [Streams.from_seed(seed) for seed in seeds]
+    configs = [dataclasses.replace(config, seed=seed) for seed in seeds] if many else [config]
+    streams = [Streams.from_seed(each.seed) for each in configs]
     place = functools.partial(devices.put, mesh=mesh, axis=0 if many else None)
 
     def join(trees):
         return jax.tree.map(lambda *leaves: np.stack(leaves), *trees) if many else trees[0]
 
-    zeros = Metrics.zeros(*[len(seeds)] * many)
-    state, totals, history = progress or Progress(join([_first_state(setup, each) for each in streams]), zeros)
+    state, totals, history = progress or join([start(each, len(data.train.labels)) for each in configs])
     state, totals = place((state, totals))
     key = place(jnp.stack([each.step for each in streams])) if many else streams[0].step
     shuffle = jit(epoch_order, ("num_examples", "batch_size"))
@@ -283,11 +268,11 @@ def fit(
             stop=stop if jax.process_count() == 1 else lambda: False,  # All processes take the same steps.
         )
         done = int(np.ravel(state.step)[0])
-        for seed, bad_step in zip(seeds, np.ravel(totals.bad_step), strict=True):
+        for each, bad_step in zip(configs, np.ravel(totals.bad_step), strict=True):
             if bad_step:
                 raise DivergedError(
-                    f"{f'seed {seed}: ' if many else ''}the loss or its gradient is not finite at step {bad_step} of "
-                    f"{steps * config.epochs}, in epoch {epoch}; try a learning rate below {config.learning_rate}"
+                    f"{f'seed {each.seed}: ' if many else ''}the loss or its gradient is not finite at step {bad_step} "
+                    f"of {steps * config.epochs}, in epoch {epoch}; try a learning rate below {config.learning_rate}"
                 )
         if done < epoch * steps:
             raise Stopped(Progress(state, totals, history))
@@ -296,7 +281,7 @@ def fit(
         seconds = time.perf_counter() - begin
         entries = tuple(EpochMetrics(epoch, *mine, *score, seconds) for mine, score in zip(*means, strict=True))
         history += (entries if many else entries[0],)
-        totals = place(zeros)
+        totals = place(Metrics.zeros(*np.shape(totals.count)))
         if on_epoch:
             on_epoch(Progress(state, totals, history))
         if epoch < config.epochs and devices.any_process(stop()):

@@ -53,7 +53,7 @@ def main(options: Options) -> None:
         extra = FORMATS[options.format]
         raise InputError(f"format {options.format} needs more: pip install 'mnist-jax[{extra}]' ({error})") from error
     with cli.writing(options.out, "--out"):
-        export.write(options.out, content)
+        options.out.write_bytes(content.encode() if isinstance(content, str) else content)
     print(f"{options.out}: {options.out.stat().st_size / 1000:.0f} kB")
 
 

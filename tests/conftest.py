@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from mnist_jax import Mnist, Split, init_state, load_mnist
+from mnist_jax import EpochMetrics, Mnist, Split, init_state, load_mnist, make_config, objective
+from mnist_jax.runs import directory
 from mnist_jax.runtime import jit, use_compilation_cache
 
 # An implicit broadcast between ranks is a mistake until proven otherwise.
@@ -50,6 +51,25 @@ def mnist():
 def batch(mnist):
     """The first 32 training images and labels, as uint8 and int32."""
     return mnist.train.images[:32], mnist.train.labels[:32]
+
+
+def finished_run(run_dir, variables, accuracies, **settings):
+    """Writes what a run leaves that reached these accuracies, one per epoch."""
+    config = make_config(epochs=len(accuracies), **settings)
+    history = [EpochMetrics(i, 0.1, 0.97, 0.1, accuracy, 9.0) for i, accuracy in enumerate(accuracies, 1)]
+    conditions = objective(variables["params"], config.epochs, accuracies[-1])
+    summary = {
+        **history[-1]._asdict(),
+        "seconds": 30.0,
+        "scored_on": "test",
+        "objective": [condition._asdict() for condition in conditions],
+        "objective_met": False,
+        "environment": {"cpu": "<b>odd & named</b>"},
+    }
+    directory.create_run(run_dir, config)
+    directory.save_epochs(run_dir, history)
+    directory.save_result(run_dir, config, variables, summary)
+    return run_dir
 
 
 @pytest.fixture(scope="session", autouse=True)

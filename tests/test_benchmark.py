@@ -1,8 +1,8 @@
 import json
 
-import pytest
+from conftest import part
 
-from mnist_jax import ARCHS, EpochMetrics, Mnist, Split, create_model, make_config, seeds, training
+from mnist_jax import ARCHS, EpochMetrics, create_model, make_config, seeds, training
 from mnist_jax.lab import benchmark
 from mnist_jax.lab.analysis import ratios, spread
 
@@ -32,29 +32,12 @@ def test_contenders_take_turns_in_processes_of_their_own():
         assert record["peak_bytes"] > 1e8
 
 
-@pytest.mark.parametrize(
-    ("flags", "parts"),
-    [
-        (["--arch", "bn"], ["'bn'", "bn_dropout"]),
-        (["--rounds", "0"], ["rounds 0", "choose"]),
-        (["--contenders", "numpy"], ["'numpy'", "flax"]),
-        (["--together", "-1"], ["together -1", "choose"]),
-    ],
-)
-def test_benchmark_refuses(script, flags, parts):
-    status, out, err = script("benchmark.py", *flags)
-    assert (status, out) == (2, "")
-    assert err.count("\n") == 1
-    for part in parts:
-        assert part in err
-
-
 def test_what_an_accelerator_is_asked(mnist, monkeypatch):
     """On whatever device there is; training is not at issue here, and none takes place."""
     asked, history = [], [EpochMetrics(1, 0.1, 0.9, 0.1, 0.9, 1.0)]
     monkeypatch.setattr(training, "fit", lambda config, data: asked.append(config.recipe) or (None, history))
     monkeypatch.setattr(seeds, "fit_seeds", lambda config, seeds, data: (None, [history for _ in seeds]))
-    small = Mnist(*(Split(split.images[:200], split.labels[:200]) for split in mnist))
+    small = part(mnist, 200, 200)
     result = benchmark.accelerator("gap", small, seeds=2, batch_sizes=(100,), epochs=1)
     assert asked == ["default", "default", "fast", "fast"]
     assert set(result["epoch_seconds"]) == {100}
@@ -64,14 +47,6 @@ def test_what_an_accelerator_is_asked(mnist, monkeypatch):
     seconds = [result["epoch_seconds"][100], *(run[which] for run in runs for which in ("first", "again"))]
     assert all(value > 0 for value in seconds)
     json.dumps(result)
-
-
-def test_an_accelerator_that_is_not_there(script):
-    status, _, err = script("benchmark.py", "--device", "gpu")
-    assert status == 2
-    assert "JAX finds no GPU or TPU here" in err
-    status, _, err = script("benchmark.py", "--device", "npu")
-    assert (status, "'npu'" in err) == (2, True)
 
 
 def test_many_seeds_against_one_after_the_other(script, monkeypatch, tmp_path):

@@ -1,4 +1,5 @@
 import base64
+import functools
 import json
 import re
 import shutil
@@ -24,6 +25,19 @@ def shipped():
     return load_pretrained("bn_dropout")
 
 
+def run(op, x):
+    """What the page makes of activations float64 [height, width, channels]."""
+    if op.kind == "conv":
+        x = np.pad(x, ((op.padding,) * 2, (op.padding,) * 2, (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(x, op.weights.shape[:2], axis=(0, 1))
+        return np.einsum("yxiab,abio->yxo", windows, op.weights)
+    if op.kind == "pool":
+        height, width = (length // 2 for length in x.shape[:2])
+        return x[: 2 * height, : 2 * width].reshape(height, 2, width, 2, -1).max((1, 3))
+    simple = {"affine": lambda: x * op.weights[0] + op.weights[1], "relu": lambda: np.maximum(x, 0)}
+    return simple.get(op.kind, lambda: x.sum((0, 1), keepdims=True))()
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_operations_are_the_network(arch, mnist):
     """With batch statistics and scales that are not those of a fresh network."""
@@ -34,7 +48,8 @@ def test_the_operations_are_the_network(arch, mnist):
         lambda leaf: leaf if leaf.ndim == 4 else leaf * noise.uniform(0.5, 2, leaf.shape).astype(np.float32), variables
     )
     images = standardise(mnist.test.images[:4])
-    found = [export.run_operations(export.operations(model, variables), np.asarray(image)) for image in images]
+    operations = export.operations(model, variables)
+    found = [functools.reduce(lambda x, op: run(op, x), operations, np.float64(image)).ravel() for image in images]
     np.testing.assert_allclose(
         found, jax.jit(partial(model.apply, train=False))(variables, images), rtol=1e-4, atol=1e-6
     )
@@ -127,15 +142,6 @@ def test_the_page_computes_what_flax_does(shipped, mnist, tmp_path):
 
 
 def test_the_script(script, tmp_path):
-    status, out, _ = script("export.py", "--arch", "bn_dropout", "--out", "digit.html")
+    status, _, _ = script("export.py", "--arch", "bn_dropout", "--out", "digit.html")
     assert status == 0
     assert (tmp_path / "digit.html").read_text().startswith("<!doctype html>")
-    for flags, expected, part in (
-        (["--out", "x"], 2, "one of the two"),
-        (["--arch", "bn_dropout", "--format", "pdf", "--out", "x"], 2, "'pdf'"),
-        (["--arch", "bn", "--out", "x"], 2, "'bn'"),
-        (["--arch", "bn_dropout", "--out", "absent/x"], 4, "--out"),
-    ):
-        status, out, err = script("export.py", *flags)
-        assert (status, out) == (expected, "")
-        assert part in err

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -188,22 +189,13 @@ def test_damage_is_said_aloud_and_mended(uninterrupted, run_dir):
 def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path):
     status, _, err = train(*FLAGS, "--epochs", 3, "--learning-rate", "1e6", "--run-dir", tmp_path / "run")
     assert status == 3
-    assert err.startswith("error: the loss or its gradient is not finite at step ")
+    said = r"error: the loss or its gradient is not finite at step \d+ of 90, in epoch 1; try a learning rate below 1000000"
+    assert re.match(said, err)
     assert err.count("\n") == 1
     config = directory.load_config(tmp_path / "run")
     found = checkpoints.resume(tmp_path / "run", config, 300)
     if found.progress:
         assert all(abs(leaf).max() < float("inf") for leaf in found.progress.state.params["conv1"].values())
-
-
-def test_a_config_edited_by_hand_is_refused(run_dir, tmp_path):
-    config = json.loads((run_dir / "config.json").read_text())
-    (run_dir / "config.json").write_text(json.dumps(config | {"learning_rate": 0.5}))
-    status, _, err = train("--resume", run_dir)
-    assert status == 2
-    assert "learning_rate is 0.5, but the run was begun with 0.01" in err
-    status, _, err = train("--resume", tmp_path / "absent")
-    assert (status, "holds no run" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

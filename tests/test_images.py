@@ -141,14 +141,3 @@ def test_predict_answers_what_it_can(script, mnist, png, tmp_path):
     status, out, err = script("predict.py", tmp_path / "digits" / "000.png")
     assert (status, err) == (0, "")
     assert f"000.png: {mnist.test.labels[0]}  " in out
-
-
-def test_predict_refuses(script):
-    for flags, part in (
-        ([], "no file is given"),
-        (["x.png", "--arch", "bn"], "'bn'"),
-        (["x.png", "--run-dir", "y"], "'y'"),
-    ):
-        status, out, err = script("predict.py", *flags)
-        assert (status, out) == (2, "")
-        assert part in err

@@ -5,33 +5,17 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from conftest import finished_run, part
 
-from mnist_jax import InputError, Split, environment, load_pretrained, make_config, objective, predict
+from mnist_jax import InputError, load_pretrained, make_config, predict
 from mnist_jax.pages.report import write_report
-from mnist_jax.runs import directory
-from mnist_jax.training import EpochMetrics
 
 
 @pytest.fixture(scope="module")
 def run(mnist, tmp_path_factory):
     """A finished run with the shipped weights, scored on 500 test images; its directory and what was scored."""
-    run_dir, config = tmp_path_factory.mktemp("runs") / "run", make_config(epochs=3)
-    scored = Split(mnist.test.images[:2500], mnist.test.labels[:2500])
-    history = [EpochMetrics(i, 0.1, 0.97, 0.1, 0.99, 9.0) for i in (1, 2, 3)]
-    _, variables = load_pretrained("bn_dropout")
-    directory.create_run(run_dir, config)
-    directory.save_epochs(run_dir, history)
-    conditions = objective(variables["params"], 3, 0.99)
-    summary = {
-        **history[-1]._asdict(),
-        "seconds": 30.0,
-        "scored_on": "test",
-        "objective": [condition._asdict() for condition in conditions],
-        "objective_met": False,
-        "environment": environment() | {"cpu": "<b>odd & named</b>"},
-    }
-    directory.save_result(run_dir, config, variables, summary)
-    return run_dir, scored
+    run_dir = tmp_path_factory.mktemp("runs") / "run"
+    return finished_run(run_dir, load_pretrained("bn_dropout")[1], [0.99] * 3), part(mnist, 0, 2500).test
 
 
 class Page(HTMLParser):
@@ -64,12 +48,12 @@ def test_the_page_is_whole_in_itself(run):
     assert page.open == []
     assert page.silent == 0
     assert page.outside == []
-    assert page.images == 8
+    assert page.images == 7
     assert not re.search(r"https?:|@import|url\(|<script", text)
     assert "<b>odd" not in text
     assert "&lt;b&gt;odd &amp; named&lt;/b&gt;" in text
     names = sorted(path.name for path in (run_dir / "figures").iterdir())
-    assert len(names) == 16
+    assert len(names) == 14
     assert "errors-dark.png" in names
 
 

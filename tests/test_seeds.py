@@ -20,8 +20,11 @@ def data(mnist):
 
 @pytest.fixture(scope="module")
 def together(data):
-    """The final states and the histories of two seeds at once."""
-    return fit_seeds(CONFIG, SEEDS, data)
+    """The final states and the histories of two seeds at once, each epoch of which is reported."""
+    seen = []
+    states, histories = fit_seeds(CONFIG, SEEDS, data, on_epoch=seen.append)
+    assert [list(epochs) for epochs in zip(*seen, strict=True)] == histories
+    return states, histories
 
 
 def of(tree, i):
@@ -49,13 +52,6 @@ def test_many_seeds_in_one_program_are_the_steps_one_by_one(data, together, monk
     chex.assert_trees_all_close(states, together[0], atol=1e-5)
     for one, other in zip(without_seconds(histories), without_seconds(together[1]), strict=True):
         assert [pytest.approx(entry, abs=1e-5) for entry in other] == one
-
-
-def test_each_epoch_of_every_seed_is_reported(data, together):
-    seen = []
-    fit_seeds(CONFIG, SEEDS, data, on_epoch=seen.append)
-    assert [[entry.epoch for entry in entries] for entries in seen] == [[1, 1], [2, 2]]
-    assert without_seconds(zip(*seen, strict=True)) == without_seconds(together[1])
 
 
 def test_seeds_that_stop_and_go_on_are_the_seeds_that_did_not(data, together):

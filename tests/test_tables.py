@@ -39,7 +39,7 @@ def test_figures_are_written_beside_their_sources(tmp_path):
 
 def test_a_run_is_quoted_as_it_was_printed(tmp_path):
     (tmp_path / "default-bn_dropout.jsonl").write_text(line(2, 0.97) + "\n" + line(1, 0.99, 0.9812) + "\n")
-    assert tables.run_text(tmp_path).splitlines() == [
+    assert list(tables.run_text(tmp_path)) == [
         "```",
         "epoch  1/2  train loss 0.1000 accuracy 98.00%  test loss 0.1000 accuracy 99.00%  1.0 s",
         "epoch  2/2  train loss 0.1000 accuracy 98.00%  test loss 0.1000 accuracy 98.12%  1.0 s",
@@ -71,7 +71,7 @@ def line(seed, *accuracies, errors=()):
 def test_the_ladder_quotes_the_last_epoch_over_seeds(tmp_path):
     (tmp_path / "reference-gap.jsonl").write_text(line(1, 0.99, 0.98) + "\n" + line(2, 0.97, 0.995) + "\n")
     (tmp_path / "fast-bn_dropout.jsonl").write_text(line(1, 0.994) + "\n")
-    table = tables.ladder_table(tmp_path).splitlines()
+    table = list(tables.ladder_table(tmp_path))
     assert len(table) == 2 + 4 + 2
     gap = table.index("| `gap` | 9,752 | notebook | 1 | 15 | 98.28 | | | | 98.28 | 98.17 | -0.11 | |")
     assert table[gap + 1] == (
@@ -94,7 +94,7 @@ def test_errors_are_counted_over_seeds(tmp_path):
     lines = [line(seed, 0.99, errors=wrong) for seed, wrong in enumerate(errors, 1)]
     (tmp_path / "default-gap.jsonl").write_text("\n".join(lines) + "\n")
     (tmp_path / "fast-gap.jsonl").write_text(lines[0] + "\n")
-    table = tables.errors_table(tmp_path).splitlines()
+    table = list(tables.errors_table(tmp_path))
     assert table[2:] == ["| `gap` | default | 3 | 2.3 | 1 | 2 | 4 |"]
 
 
@@ -106,10 +106,10 @@ def test_trials_are_counted(tmp_path):
     lines = [json.dumps(trial | {"seconds": 900.0}) for trial in tried]
     lines.append(json.dumps(tried[0] | {"diverged": "at once"}))
     (tmp_path / "search-gap.jsonl").write_text("\n".join(lines) + "\n")
-    assert tables.trials_table(tmp_path).splitlines()[2:] == ["| `gap` | 2 | 4 | 0.8 |"]
+    assert list(tables.trials_table(tmp_path))[2:] == ["| `gap` | 2 | 4 | 0.8 |"]
     attempt = tried[0] | {"seconds": 900.0, "attempt": {"sam_rho": 0.05}}
     (tmp_path / "attempts-gap.jsonl").write_text(json.dumps(attempt) + "\n")
-    assert tables.trials_table(tmp_path).splitlines()[2:] == ["| `gap` | 3 | 5 | 1.0 |"]
+    assert list(tables.trials_table(tmp_path))[2:] == ["| `gap` | 3 | 5 | 1.0 |"]
 
 
 def test_speed_table_takes_ratios_round_by_round(tmp_path):
@@ -118,7 +118,7 @@ def test_speed_table_takes_ratios_round_by_round(tmp_path):
     flax = {"start": start, "step_seconds": [0.08, 0.08, 0.09], "score_seconds": [2.0, 1.0, 3.0], "peak_bytes": 6e8}
     result = {"contenders": {"ours": ours, "flax": flax}, "batch_size": 128}
     (tmp_path / "benchmark-gap.json").write_text(json.dumps(result))
-    table = tables.speed_table(tmp_path).splitlines()
+    table = list(tables.speed_table(tmp_path))
     assert table[2] == "| `gap` | ours | 30.0 (20.0 to 40.0) | 1.00 | 4,267 | 1.00 | 1.00 | 5.0 | 500 |"
     assert table[3] == "| `gap` | flax | 80.0 (80.0 to 90.0) | 3.00 | 1,600 | 2.00 | 2.00 | 5.0 | 600 |"
     filled = tables.insert_tables("<!-- table: speed -->\n<!-- end -->\n", tmp_path)
@@ -126,11 +126,11 @@ def test_speed_table_takes_ratios_round_by_round(tmp_path):
 
 
 def test_time_table_takes_ratios_round_by_round(tmp_path):
-    assert len(tables.time_table(tmp_path).splitlines()) == 2
+    assert len(list(tables.time_table(tmp_path))) == 2
     result = {"epochs": 3, "torch_epochs": 15, "torch_seconds_scaled": [600.0, 500.0, 700.0]}
     result |= {"cold": [50.0, 100.0, 70.0], "warm": [40.0, 50.0, 50.0]}
     (tmp_path / "time-to-target.json").write_text(json.dumps(result))
-    assert tables.time_table(tmp_path).splitlines()[2:] == [
+    assert list(tables.time_table(tmp_path))[2:] == [
         "| the notebook in PyTorch, scaled from one epoch | 15 | 600 (500 to 700) | 1.0 |",
         "| `fast`, nothing compiled before | 3 | 70 (50 to 100) | 10.0 |",
         "| `fast`, programs in the cache | 3 | 50 (40 to 50) | 14.0 |",

@@ -2,14 +2,15 @@ import json
 
 import numpy as np
 import pytest
+from conftest import part
 
-from mnist_jax import InputError, Mnist, Split, make_config, make_model, predict
+from mnist_jax import InputError, make_config, make_model, predict
 from mnist_jax.lab import trials
 
 
 @pytest.fixture(scope="module")
 def ran(mnist):
-    small = Mnist(*(Split(split.images[:500], split.labels[:500]) for split in mnist))
+    small = part(mnist, 500, 500)
     config = make_config("reference", arch="gap", epochs=2, batch_size=100, seed=7)
     return config, small, *trials.run(config, small)
 

@@ -94,11 +94,6 @@ def test_shipped_weights_are_seed_1_of_the_default_recipe(arch, mnist):
     assert np.flatnonzero(predictions != mnist.test.labels).tolist() == trial["errors"]
 
 
-def test_no_shipped_weights_of_another_network():
-    with pytest.raises(InputError, match="unknown arch 'bn'"):
-        load_pretrained("bn")
-
-
 @pytest.mark.parametrize("damage", ["missing", "empty", "text", "truncated", "foreign", "zip", "pickle", "list"])
 def test_not_a_weights_file(tmp_path, lighter, damage):
     path = tmp_path / "w.safetensors"

@@ -2,7 +2,6 @@
 
 import base64
 import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -32,8 +31,7 @@ def to_stablehlo(model: Network, variables: dict[str, Any]) -> bytes:
 def to_onnx(model: Network, variables: dict[str, Any]) -> bytes:
     """An ONNX model, weights inside: `images` uint8 [batch, 28, 28, 1] to `logits` float32 [batch, 10].
 
-    Raises:
-      ImportError: the converter, jax2onnx, is not installed.
+    Raises ImportError if the converter, jax2onnx, is not installed.
     """
     import jax2onnx
 
@@ -64,10 +62,8 @@ class Op(NamedTuple):
 def operations(model: Network, variables: dict[str, Any]) -> list[Op]:
     """What a network does to a standardised image, one operation after the other, read off its own trace.
 
-    Whatever does not depend on the image, such as the scales of a batch norm, is computed here.
-
-    Raises:
-      NotImplementedError: the network does something that no `Op` can say.
+    Whatever does not depend on the image, such as the scales of a batch norm, is computed here. Raises
+    NotImplementedError if the network does something that no `Op` can say.
     """
     plain = model.clone(layers=FLAX)
     image = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)
@@ -134,26 +130,6 @@ def _merge(ops: list[Op]) -> list[Op]:
     return merged
 
 
-def run_operations(ops: list[Op], image: np.ndarray) -> np.ndarray:
-    """What the page computes, in NumPy: a standardised image [28, 28, 1] to logits [10]."""
-    x = np.asarray(image, np.float64)
-    for op in ops:
-        if op.kind == "conv":
-            x = np.pad(x, ((op.padding,) * 2, (op.padding,) * 2, (0, 0)))
-            windows = np.lib.stride_tricks.sliding_window_view(x, op.weights.shape[:2], axis=(0, 1))
-            x = np.einsum("yxiab,abio->yxo", windows, op.weights)
-        elif op.kind == "affine":
-            x = x * op.weights[0] + op.weights[1]
-        elif op.kind == "relu":
-            x = np.maximum(x, 0)
-        elif op.kind == "pool":
-            height, width = (length // 2 * 2 for length in x.shape[:2])
-            x = x[:height, :width].reshape(height // 2, 2, width // 2, 2, -1).max((1, 3))
-        else:
-            x = x.sum((0, 1), keepdims=True)
-    return x.reshape(-1)
-
-
 def to_page(arch: str, model: Network, variables: dict[str, Any]) -> str:
     """A page on which a person draws a digit and sees the ten probabilities and the feature maps; no network needed."""
     ops = operations(model, variables)
@@ -170,8 +146,3 @@ def to_page(arch: str, model: Network, variables: dict[str, Any]) -> str:
         mean=MEAN,
         std=STD,
     )
-
-
-def write(path: Path, content: bytes | str) -> None:
-    """Writes an export, in whichever form it comes."""
-    path.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -17,10 +17,9 @@ _FAINT = 32  # Grey levels out of 255 by which ink must stand out from its backg
 
 
 def find_images(path: Path) -> list[Path]:
-    """The picture itself, or the pictures in a folder by name; what is no regular file is none.
+    """The picture itself, or the pictures in a folder by name.
 
-    Raises:
-      InputError: it is neither a file nor a folder, as a pipe or a device, or there is no picture in the folder.
+    Raises InputError if it is neither file nor folder but a pipe, say, or if there is no picture in the folder.
     """
     if not path.is_dir():
         if path.exists() and not path.is_file():

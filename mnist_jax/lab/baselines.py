@@ -1,5 +1,6 @@
 """The notebooks' networks in PyTorch, to compare with: for tests and benchmarks, where torch is installed."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -29,36 +30,30 @@ def load_variables(network: Any, variables: dict[str, Any]) -> None:
     """Copies Flax variables into a PyTorch network, layer by layer in order."""
     import torch
 
-    params, stats = variables["params"], variables.get("batch_stats", {})
-    convs, norms = _layers(network)
-    with torch.no_grad():
-        for conv, name in zip(convs, _convolutions(params), strict=True):
-            conv.weight.copy_(torch.tensor(np.array(params[name]["kernel"])).permute(3, 2, 0, 1))
-        for norm, name in zip(norms, sorted(stats), strict=True):
-            norm.weight.copy_(torch.tensor(np.array(params[name]["scale"])))
-            norm.bias.copy_(torch.tensor(np.array(params[name]["bias"])))
-            norm.running_mean.copy_(torch.tensor(np.array(stats[name]["mean"])))
-            norm.running_var.copy_(torch.tensor(np.array(stats[name]["var"])))
+    for tensor, collection, layer, name in _tensors(network, variables):
+        value = torch.tensor(np.array(variables[collection][layer][name]))
+        tensor.data.copy_(value.permute(3, 2, 0, 1) if name == "kernel" else value)
 
 
 def read_variables(network: Any, like: dict[str, Any]) -> dict[str, Any]:
     """A PyTorch network's weights as Flax variables, a tree of NumPy arrays shaped as `like`."""
-    convs, norms = _layers(network)
-    params, stats = {}, {}
-    for name, conv in zip(_convolutions(like["params"]), convs, strict=True):
-        params[name] = {"kernel": conv.weight.detach().permute(2, 3, 1, 0).numpy()}
-    for name, norm in zip(sorted(like.get("batch_stats", {})), norms, strict=True):
-        params[name] = {"scale": norm.weight.detach().numpy(), "bias": norm.bias.detach().numpy()}
-        stats[name] = {"mean": norm.running_mean.numpy(), "var": norm.running_var.numpy()}
-    return {"params": params, "batch_stats": stats}
+    read: dict[str, Any] = {"params": {}, "batch_stats": {}}
+    for tensor, collection, layer, name in _tensors(network, like):
+        value = tensor.detach().permute(2, 3, 1, 0) if name == "kernel" else tensor.detach()
+        read[collection].setdefault(layer, {})[name] = value.numpy()
+    return read
 
 
-def _layers(network: Any) -> tuple[list, list]:
+def _tensors(network: Any, variables: dict[str, Any]) -> Iterator[tuple[Any, str, str, str]]:
+    """Each tensor of a PyTorch network, and where in Flax's variables it stands."""
     from torch import nn
 
-    convs = [module for module in network if isinstance(module, nn.Conv2d)]
-    return convs, [module for module in network if isinstance(module, nn.BatchNorm2d)]
-
-
-def _convolutions(params: dict[str, Any]) -> list[str]:
-    return sorted(name for name in params if name.startswith("conv"))
+    names = {kind: iter(sorted(n for n in variables["params"] if n.startswith(kind))) for kind in ("conv", "bn")}
+    for module in network:
+        if isinstance(module, nn.Conv2d):
+            yield module.weight, "params", next(names["conv"]), "kernel"
+        elif isinstance(module, nn.BatchNorm2d):
+            layer = next(names["bn"])
+            yield from ((module.weight, "params", layer, "scale"), (module.bias, "params", layer, "bias"))
+            yield module.running_mean, "batch_stats", layer, "mean"
+            yield module.running_var, "batch_stats", layer, "var"

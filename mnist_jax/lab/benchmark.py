@@ -40,13 +40,6 @@ class Contender(NamedTuple):
     score: Callable[[], None]
 
 
-class Start(NamedTuple):
-    """Seconds from the start of a process to the end of its first step, and of that first step alone."""
-
-    first_step: float
-    compile: float
-
-
 def _ours(config: Config, data: Any, distortion: Distortion | None = None) -> Contender:
     reuse_freed_memory()
     train, test = jax.device_put(data)
@@ -145,15 +138,9 @@ def multiply_adds(arch_model: Any) -> int:
 def run(
     config: Config, contenders: Sequence[str], rounds: int, steps: int, threads: int, on_round: Callable[[int], None]
 ) -> dict[str, Any]:
-    """Times contenders in turn.
+    """Times contenders, names out of `CONTENDERS`, in turns of some steps, each on so many cores (`threads`).
 
-    Args:
-      config: arch, batch sizes and regularisers to compare at.
-      contenders: names out of `CONTENDERS`.
-      rounds: how often each has its turn.
-      steps: training steps in a turn.
-      threads: cores each process may use.
-      on_round: called with the number of rounds finished.
+    `on_round` is called with the number of rounds finished.
 
     Returns:
       For each contender `start`, `step_seconds` and `score_seconds` (one value a round) and `peak_bytes`; and
@@ -167,7 +154,7 @@ def run(
         process.start()
         workers[name] = pipe
         start = pipe.recv()  # One after the other: nothing else runs while one starts and compiles.
-        result["contenders"][name] = {"start": start._asdict(), "step_seconds": [], "score_seconds": []}
+        result["contenders"][name] = {"start": start, "step_seconds": [], "score_seconds": []}
     for i in range(rounds):
         for name, pipe in workers.items():
             record = result["contenders"][name]
@@ -188,14 +175,7 @@ def accelerator(
     batch_sizes: Sequence[int] = (128, 256, 512, 1024),
     epochs: int | None = None,
 ) -> dict[str, Any]:
-    """Times whole epochs, runs and many seeds on the default device, a GPU or TPU, in this process.
-
-    Args:
-      arch: the network.
-      data: all of MNIST, or less to try it out.
-      seeds: how many seeds to train together.
-      batch_sizes: images per step to time an epoch at.
-      epochs: epochs of every run; those of the recipe if None.
+    """Times whole epochs, runs of their recipe's or so many epochs, and many seeds, on the default device.
 
     Returns:
       `epoch_seconds`, the median of three compiled epochs by batch size; for the recipes `default` and `fast` the
@@ -208,32 +188,22 @@ def accelerator(
         config = make_config("default", arch=arch, batch_size=batch_size)
         contender, epoch = _ours(config, data, make_distortion(config)), len(data.train.labels) // batch_size
         contender.steps(epoch)
-        result["epoch_seconds"][batch_size] = statistics.median(_seconds(contender.steps, epoch) for _ in range(3))
+        result["epoch_seconds"][batch_size] = statistics.median(_seconds(contender.steps, epoch)[0] for _ in range(3))
     for recipe in ("default", "fast"):
         config = make_config(recipe, arch=arch, **options)
-        runs = []
-        for _ in range(2):
-            start = time.perf_counter()
-            _, history = training.fit(config, data)
-            runs.append(time.perf_counter() - start)
-        result["runs"][recipe] = {"first": runs[0], "again": runs[1], "test_accuracy": history[-1].test_accuracy}
-    config, runs = make_config("default", arch=arch, **options), []
-    for _ in range(2):
-        start = time.perf_counter()
-        _, histories = many_seeds.fit_seeds(config, range(1, seeds + 1), data)
-        runs.append(time.perf_counter() - start)
+        (first, _), (again, (_, history)) = [_seconds(training.fit, config, data) for _ in range(2)]
+        result["runs"][recipe] = {"first": first, "again": again, "test_accuracy": history[-1].test_accuracy}
+    config = make_config("default", arch=arch, **options)
+    together = [_seconds(many_seeds.fit_seeds, config, range(1, seeds + 1), data) for _ in range(2)]
+    (first, _), (again, (_, histories)) = together
     accuracies = [history[-1].test_accuracy for history in histories]
-    result["seeds"] = {"count": seeds, "first": runs[0], "again": runs[1], "test_accuracies": accuracies}
+    result["seeds"] = {"count": seeds, "first": first, "again": again, "test_accuracies": accuracies}
     result["torch_step_seconds"] = _torch_step_seconds(make_config("reference", arch=arch), data)
     return result
 
 
 def seeds_together(arch: str, data: Mnist, seeds: int, rounds: int) -> dict[str, list[float]]:
-    """Times an epoch of `default` of many seeds in one program, against one seed after the other, in turns.
-
-    Returns:
-      Seconds of each round, `together` and `alone`, programs compiled beforehand.
-    """
+    """Seconds of an epoch of `default` of many seeds in one program, `together`, and one by one, `alone`, in turns."""
     config = make_config("default", arch=arch, epochs=1, plain_epochs=0)
 
     def alone() -> None:
@@ -243,14 +213,15 @@ def seeds_together(arch: str, data: Mnist, seeds: int, rounds: int) -> dict[str,
     calls = {"together": lambda: many_seeds.fit_seeds(config, range(seeds), data), "alone": alone}
     for call in calls.values():
         call()
-    rounds_of = [{name: _seconds(call) for name, call in calls.items()} for _ in range(rounds)]
+    rounds_of = [{name: _seconds(call)[0] for name, call in calls.items()} for _ in range(rounds)]
     return {name: [seconds[name] for seconds in rounds_of] for name in calls}
 
 
-def _seconds(call: Callable[..., Any], *arguments: Any) -> float:
+def _seconds(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
+    """How long a call took, and what it gave."""
     start = time.perf_counter()
-    call(*arguments)
-    return time.perf_counter() - start
+    result = call(*arguments)
+    return time.perf_counter() - start, result
 
 
 def _torch_step_seconds(config: Config, data: Mnist) -> float | None:
@@ -262,7 +233,7 @@ def _torch_step_seconds(config: Config, data: Mnist) -> float | None:
         return None
     contender = _torch(config, data, channels_last=False, device="cuda")
     contender.steps(50)
-    return statistics.median(_seconds(contender.steps, 100) / 100 for _ in range(5))
+    return statistics.median(_seconds(contender.steps, 100)[0] / 100 for _ in range(5))
 
 
 def _ask(pipe: Any, command: str) -> float:
@@ -276,7 +247,8 @@ def _work(pipe: Any, name: str, config: Config, steps: int, threads: int, born: 
     contender = CONTENDERS[name](config, load_mnist())
     compiling = time.perf_counter()
     contender.steps(1)
-    pipe.send(Start(time.time() - born, time.perf_counter() - compiling))
+    # Seconds from the start of the process to the end of its first step, and of that first step alone.
+    pipe.send({"first_step": time.time() - born, "compile": time.perf_counter() - compiling})
     contender.steps(steps)  # A program of its own, where the number of steps is part of a shape.
     square = np.random.default_rng(0).normal(size=(_MATMUL_SIZE, _MATMUL_SIZE)).astype(np.float32)
     multiply = jax.jit(jnp.matmul)
@@ -289,7 +261,5 @@ def _work(pipe: Any, name: str, config: Config, steps: int, threads: int, born: 
     while (command := pipe.recv()) != "stop":
         warm_up, call = commands[command]
         warm_up()  # Back into the caches before the clock starts.
-        begin = time.perf_counter()
-        call()
-        pipe.send(time.perf_counter() - begin)
+        pipe.send(_seconds(call)[0])
     pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

@@ -1,10 +1,10 @@
-"""The tables of README, made from the files in `results/`."""
+"""The tables of README in Markdown, line by line, made from the files in `results/`."""
 
 import dataclasses
 import itertools
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +40,21 @@ def percent(accuracies: Sequence[float]) -> str:
     return f"{100 * result.mean:.2f}{spread}"
 
 
-def ladder_table(results: Path) -> str:
-    """Markdown: each network in the notebook's hands and in each recipe's, accuracies in percent."""
-    rows = [
+def _head(columns: str) -> list[str]:
+    """The first two lines of a table."""
+    return [columns, "|---" * (columns.count("|") - 1) + "|"]
+
+
+def ladder_table(results: Path) -> Iterator[str]:
+    """Each network in the notebook's hands and in each recipe's, accuracies in percent."""
+    yield from _head(
         "| network | parameters | recipe | seeds | epochs | test, last epoch | standard error | min to max "
-        "| seeds at 99.40 or above | best epoch | train | train less test | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+        "| seeds at 99.40 or above | best epoch | train | train less test | seconds |"
+    )
     for arch in ARCHS:
         best, last, train = NOTEBOOKS[arch]
         name = f"| `{arch}` | {count_params(abstract_variables(create_model(arch))['params']):,} |"
-        rows.append(f"{name} notebook | 1 | 15 | {last:.2f} | | | | {best:.2f} | {train:.2f} | {train - last:+.2f} | |")
+        yield f"{name} notebook | 1 | 15 | {last:.2f} | | | | {best:.2f} | {train:.2f} | {train - last:+.2f} | |"
         for recipe in RECIPES:
             seeds = trials.read(results / f"{recipe}-{arch}.jsonl")
             if not seeds:
@@ -58,75 +62,65 @@ def ladder_table(results: Path) -> str:
             result = seed_statistics(last_epoch(seeds))
             error = "" if result.stderr is None else f"{100 * result.stderr:.3f}"
             trained = [seed["train_accuracy"] for seed in seeds]
-            train = f"{percent(trained)} | {100 * (statistics.fmean(trained) - result.mean):+.2f}"
-            rows.append(
+            yield (
                 f"| | | {recipe} | {result.n} | {len(seeds[0]['history'])} | {percent(last_epoch(seeds))} | {error} "
                 f"| {100 * result.min:.2f} to {100 * result.max:.2f} | {result.share:.0%} "
-                f"| {percent(best_epoch(seeds))} | {train} "
+                f"| {percent(best_epoch(seeds))} | {percent(trained)} "
+                f"| {100 * (statistics.fmean(trained) - result.mean):+.2f} "
                 f"| {statistics.median(seed['seconds'] for seed in seeds):.0f} |"
             )
-    return "\n".join(rows)
 
 
-def errors_table(results: Path) -> str:
-    """Markdown: how many test images the seeds of a recipe get wrong, each by itself and together."""
-    rows = [
-        "| network | recipe | seeds | wrong, mean of a seed | wrong in every seed | in more than half | in any |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def errors_table(results: Path) -> Iterator[str]:
+    """How many test images the seeds of a recipe get wrong, each by itself and together."""
+    yield from _head(
+        "| network | recipe | seeds | wrong, mean of a seed | wrong in every seed | in more than half | in any |"
+    )
     for arch, recipe in itertools.product(ARCHS, RECIPES):
         seeds = trials.read(results / f"{recipe}-{arch}.jsonl")
-        if len(seeds) < 2:
-            continue
-        times = error_counts([seed["errors"] for seed in seeds])
-        shares = [sum(count >= least for count in times.values()) for least in (len(seeds), len(seeds) // 2 + 1, 1)]
-        mean = sum(times.values()) / len(seeds)
-        rows.append(f"| `{arch}` | {recipe} | {len(seeds)} | {mean:.1f} | {shares[0]} | {shares[1]} | {shares[2]} |")
-    return "\n".join(rows)
+        if len(seeds) > 1:
+            times = error_counts([seed["errors"] for seed in seeds])
+            shares = [sum(count >= least for count in times.values()) for least in (len(seeds), len(seeds) // 2 + 1, 1)]
+            mean = sum(times.values()) / len(seeds)
+            yield f"| `{arch}` | {recipe} | {len(seeds)} | {mean:.1f} | {shares[0]} | {shares[1]} | {shares[2]} |"
 
 
-def trials_table(results: Path) -> str:
-    """Markdown: what the choice of the settings took, from `search-ARCH.jsonl` and `attempts-ARCH.jsonl`.
+def trials_table(results: Path) -> Iterator[str]:
+    """What the choice of the settings took, from `search-ARCH.jsonl` and `attempts-ARCH.jsonl`.
 
     An attempt is a trial with code that was not kept; its key `attempt` holds the settings that the config has not.
     """
-    rows = ["| network | settings tried | trainings | hours |", "|---|---|---|---|"]
+    yield from _head("| network | settings tried | trainings | hours |")
     for arch in ARCHS:
         ran = [trial for name in ("search", "attempts") for trial in trials.read(results / f"{name}-{arch}.jsonl")]
         if ran:
             tried = [(dataclasses.replace(trials.config_of(trial), seed=0), trial.get("attempt")) for trial in ran]
             settings = {(config, json.dumps(attempt)) for config, attempt in tried}
             hours = sum(trial.get("seconds", 0.0) for trial in ran) / 3600
-            rows.append(f"| `{arch}` | {len(settings)} | {len(ran)} | {hours:.1f} |")
-    return "\n".join(rows)
+            yield f"| `{arch}` | {len(settings)} | {len(ran)} | {hours:.1f} |"
 
 
-def speed_table(results: Path) -> str:
-    """Markdown: the step and the scoring of each network against the other contenders, from `benchmark-ARCH.json`."""
-    rows = [
+def speed_table(results: Path) -> Iterator[str]:
+    """The step and the scoring of each network against the other contenders, from `benchmark-ARCH.json`."""
+    yield from _head(
         "| network | contender | ms per step, median (min to max) | times ours | images/s "
-        "| scoring 10,000, s | times ours | process start to first step, s | peak MB |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for arch in ARCHS:
-        path = results / f"benchmark-{arch}.json"
-        if not path.exists():
-            continue
-        result = json.loads(path.read_text(encoding="utf-8"))
+        "| scoring 10,000, s | times ours | process start to first step, s | peak MB |"
+    )
+    for path in (results / f"benchmark-{arch}.json" for arch in ARCHS):
+        result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"contenders": {}}
         for name, record in result["contenders"].items():
             low, step, high = (1e3 * seconds for seconds in spread(record["step_seconds"]))
-            rows.append(
-                f"| `{arch}` | {name} | {step:.1f} ({low:.1f} to {high:.1f}) "
+            yield (
+                f"| `{path.stem.removeprefix('benchmark-')}` | {name} | {step:.1f} ({low:.1f} to {high:.1f}) "
                 f"| {spread(ratios(result, 'step_seconds', name))[1]:.2f} | {1e3 * result['batch_size'] / step:,.0f} "
                 f"| {spread(record['score_seconds'])[1]:.2f} | {spread(ratios(result, 'score_seconds', name))[1]:.2f} "
                 f"| {record['start']['first_step']:.1f} | {record['peak_bytes'] / 1e6:.0f} |"
             )
-    return "\n".join(rows)
 
 
-def time_table(results: Path) -> str:
-    """Markdown: the whole process of `fast` against the notebook's recipe in PyTorch, from `time-to-target.json`."""
-    rows = ["| process | epochs | seconds, median (min to max) | times as fast |", "|---|---|---|---|"]
+def time_table(results: Path) -> Iterator[str]:
+    """The whole process of `fast` against the notebook's recipe in PyTorch, from `time-to-target.json`."""
+    yield from _head("| process | epochs | seconds, median (min to max) | times as fast |")
     path = results / "time-to-target.json"
     if path.exists():
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -138,15 +132,14 @@ def time_table(results: Path) -> str:
         ):
             low, middle, high = spread(seconds)
             times = spread([theirs / ours for theirs, ours in zip(scaled, seconds, strict=True)])[1]
-            rows.append(f"| {name} | {epochs} | {middle:.0f} ({low:.0f} to {high:.0f}) | {times:.1f} |")
-    return "\n".join(rows)
+            yield f"| {name} | {epochs} | {middle:.0f} ({low:.0f} to {high:.0f}) | {times:.1f} |"
 
 
-def run_text(results: Path) -> str:
-    """Markdown: what `scripts/train.py` prints of the epochs of seed 1, the default recipe, from its history."""
+def run_text(results: Path) -> Iterator[str]:
+    """What `scripts/train.py` prints of the epochs of seed 1, the default recipe, from its history."""
     trial = next(t for t in trials.read(results / "default-bn_dropout.jsonl") if t["config"]["seed"] == 1)
     history = [EpochMetrics(**epoch) for epoch in trial["history"]]
-    return "\n".join(["```", *(epoch_line(metrics, len(history), "test") for metrics in history), "```"])
+    yield from ("```", *(epoch_line(metrics, len(history), "test") for metrics in history), "```")
 
 
 TABLES = {
@@ -166,5 +159,6 @@ def insert_tables(text: str, results: Path) -> str:
     for i, part in enumerate(parts[1:], 1):
         kind, rest = part.split(" -->", 1)
         _, after = rest.split("<!-- end -->", 1)
-        parts[i] = f"{kind} -->\n{TABLES[kind](results)}\n<!-- end -->{after}"
+        lines = "\n".join(TABLES[kind](results))
+        parts[i] = f"{kind} -->\n{lines}\n<!-- end -->{after}"
     return opening.join(parts)

@@ -20,20 +20,13 @@ from mnist_jax.training import evaluate, fit, predict
 
 
 def run(config: Config, data: Mnist) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Trains and scores one config.
-
-    Args:
-      config: every setting, the seed among them.
-      data: what to train on and what to score; training images held out are scored in place of the test images.
+    """Trains and scores one config; raises as `fit`.
 
     Returns:
       The trial and the final variables. The trial has `config`; `history`, one entry per epoch; `train_loss` and
       `train_accuracy` of the final weights on the training images as they are, without distortion or dropout;
       `errors`, the indices of the scored images that the final weights get wrong; `seconds` of training with a score
       after every epoch; `environment`.
-
-    Raises:
-      DivergedError: as `fit`.
     """
     start = time.perf_counter()
     state, history = fit(config, data)
@@ -44,12 +37,9 @@ def run(config: Config, data: Mnist) -> tuple[dict[str, Any], dict[str, Any]]:
 def run_seeds(
     config: Config, seeds: Sequence[int], data: Mnist, mesh: Mesh | None = None
 ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """What `run` gives for each seed, trained all at once by `fit_seeds`.
+    """What `run` gives for each seed, trained all at once by `fit_seeds`, and its errors.
 
     `seconds` are those of all of them, and `together` says how many they were.
-
-    Raises:
-      InputError, DivergedError: as `fit_seeds`.
     """
     start = time.perf_counter()
     state, histories = fit_seeds(config, seeds, data, mesh=mesh)
@@ -78,11 +68,7 @@ def _trial(config, data, history, variables, seconds):
 
 
 def append(path: Path, *finished: dict[str, Any]) -> None:
-    """Adds finished trials to a file; of none at all, it says whether that will be possible.
-
-    Raises:
-      InputError: the file cannot be written.
-    """
+    """Adds finished trials to a file, if any; raises InputError if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
@@ -92,11 +78,7 @@ def append(path: Path, *finished: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The finished trials of a file, in the order they finished; none where there is no file.
-
-    Raises:
-      InputError: a line is not JSON.
-    """
+    """The finished trials of a file, none where there is none; raises InputError for a line that is not JSON."""
     if not path.exists():
         return []
     try:

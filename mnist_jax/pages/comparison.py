@@ -32,11 +32,7 @@ _APART = {"seed": 0, "run_dir": None, "data_source": "bundled", "data_dir": None
 
 
 def read_run(run_dir: Path, scored: Split) -> Run:
-    """Reads a finished run and lets its weights score the images again.
-
-    Raises:
-      InputError: as `directory.load_run`.
-    """
+    """Reads a finished run, and lets its weights score the images again; raises InputError as `load_run`."""
     config, model, variables = directory.load_run(run_dir)
     guesses = predict(model, variables, scored.images).argmax(-1)
     return Run(
@@ -64,19 +60,10 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def write_comparison(run_dirs: Sequence[Path], scored: Split, out: Path) -> Path:
-    """Writes a page that compares finished runs, and its figure as PNG beside it.
+    """Writes a page that compares finished runs, all scored on the same images, and its figure as PNG beside it.
 
-    Args:
-      run_dirs: finished runs, all scored on the same images.
-      scored: those images.
-      out: the page to write; the figure gets its name and `.png`.
-
-    Returns:
-      The page.
-
-    Raises:
-      InputError: a run cannot be read, or was scored on other images than the first.
-      OSError: the page cannot be written.
+    Returns the page. Raises InputError if a run cannot be read, or was scored on other images than the first, and
+    OSError if the page cannot be written.
     """
     configs = [directory.load_config(run_dir) for run_dir in run_dirs]
     for run_dir, config in zip(run_dirs, configs, strict=True):

@@ -106,13 +106,10 @@ def comparison(
     scored: str,
     target: float,
 ) -> Figure:
-    """Accuracy against parameters, and over the epochs, of groups of seeds.
+    """Accuracy against parameters, and over the epochs, of groups of seeds, and a line at a target, a fraction.
 
-    Args:
-      points: by the group's name, its parameters and the statistics of its seeds' last epochs.
-      curves: by the same names, the history of each seed.
-      scored: which images, "test" or "held-out".
-      target: a fraction to draw a line at.
+    Of each group, by its name, `points` has the parameters and the statistics of its seeds' last epochs, and `curves`
+    the history of each seed; they were scored on "test" or "held-out" images.
     """
     legend = 0.25 + 0.2 * -(-len(points) // 4)  # Inches, below the axes, where it covers no curve.
     height = 4.2 + legend
@@ -154,19 +151,6 @@ def confusion(counts: np.ndarray) -> Figure:
         axis.text(j, i, counts[i, j], ha="center", va="center", fontsize=8, color=colour)
     axis.set(xlabel="predicted", ylabel="true", xticks=range(10), yticks=range(10))
     axis.grid(visible=False)
-    return figure
-
-
-def digit_accuracy(counts: np.ndarray) -> Figure:
-    """Accuracy of each digit, from the confusion matrix int [10, 10]."""
-    figure, axis = _axis(5.2, 3.2)
-    values = 100 * np.diag(counts) / np.maximum(counts.sum(1), 1)
-    bars = axis.bar(range(10), values, color=BLUE)
-    axis.bar_label(bars, [f"{value:.1f}" for value in values], fontsize=8, padding=2)
-    low = max(min(values.min() - 0.5, 98), 0)
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.set(xlabel="digit", ylabel="accuracy, %", xticks=range(10), ylim=(low, 100 + (100 - low) * 0.12))
-    axis.grid(visible=False, axis="x")
     return figure
 
 

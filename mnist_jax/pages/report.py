@@ -27,17 +27,8 @@ REPORT, PICTURES = "report.html", "figures"
 def write_report(run_dir: Path, scored: Split, num_examples: int) -> Path:
     """Writes the report of a finished run, and its pictures, light and dark, in the directory `figures` beside it.
 
-    Args:
-      run_dir: a finished run.
-      scored: the images it was scored on.
-      num_examples: how many images it trained on.
-
-    Returns:
-      The page.
-
-    Raises:
-      InputError: as `directory.load_run`.
-      StorageError: it cannot be written.
+    It was scored on the images of `scored`, and trained on `num_examples`. Returns the page. Raises InputError as
+    `directory.load_run`, and StorageError if it cannot be written.
     """
     config, model, variables = directory.load_run(run_dir)
     history = directory.load_epochs(run_dir)
@@ -94,18 +85,15 @@ def _draw(
     counts = analysis.confusion(scored.labels, probabilities.argmax(1))
     wrong = _mistakes(probabilities, scored.labels)
     captions = [f"{item['true']} not {item['guess']} {item['confidence']:.0%}" for item in wrong]
-    accuracy = np.diag(counts) / np.maximum(counts.sum(1), 1)
-    last = history[-1]
+    last, scored_on = history[-1], summary["scored_on"]
     drawings = {
         "loss": (
-            partial(figures.losses, history, summary["scored_on"]),
-            f"Loss over {len(history)} epochs; in the last {last.train_loss:.4f} in training and {last.test_loss:.4f} "
-            f"on the {summary['scored_on']} images.",
+            partial(figures.losses, history, scored_on),
+            f"Loss over {len(history)} epochs, in the last {last.train_loss:.4f}; {scored_on}: {last.test_loss:.4f}.",
         ),
         "accuracy": (
-            partial(figures.accuracies, history, summary["scored_on"], analysis.TARGET_ACCURACY),
-            f"Accuracy over {len(history)} epochs; in the last {last.train_accuracy:.2%} in training and "
-            f"{last.test_accuracy:.2%} on the {summary['scored_on']} images.",
+            partial(figures.accuracies, history, scored_on, analysis.TARGET_ACCURACY),
+            f"Training accuracy, in the last epoch {last.train_accuracy:.2%}; {scored_on}: {last.test_accuracy:.2%}.",
         ),
         "rate": (
             partial(figures.learning_rate, rates, config.epochs),
@@ -114,11 +102,6 @@ def _draw(
         "confusion": (
             partial(figures.confusion, counts),
             f"Confusion matrix; {counts.sum() - np.trace(counts)} errors off its diagonal.",
-        ),
-        "digits": (
-            partial(figures.digit_accuracy, counts),
-            f"Accuracy of each digit, from {accuracy.min():.1%} for {accuracy.argmin()} to {accuracy.max():.1%} for "
-            f"{accuracy.argmax()}.",
         ),
         "calibration": (
             partial(figures.reliability, analysis.calibration(probabilities, scored.labels)),

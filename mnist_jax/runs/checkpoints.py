@@ -38,17 +38,9 @@ class Resumed(NamedTuple):
 
 
 def save_checkpoint(run_dir: Path, config: Config, progress: Progress, num_examples: int, keep: int = 3) -> None:
-    """Writes a checkpoint and waits until it is on disk; of the older ones, the newest `keep - 1` stay.
+    """Writes a checkpoint to a locked run and waits until it is on disk; of the older ones, `keep - 1` stay.
 
-    Args:
-      run_dir: the run's directory, locked.
-      config: every setting of the run.
-      progress: how far it is.
-      num_examples: training images in an epoch.
-      keep: how many checkpoints to keep, at least 1.
-
-    Raises:
-      StorageError: it cannot be written; the checkpoints before it stay.
+    Raises StorageError if it cannot be written; the checkpoints before it stay.
     """
     import orbax.checkpoint as ocp  # Takes a second to import.
 
@@ -79,15 +71,10 @@ def save_checkpoint(run_dir: Path, config: Config, progress: Progress, num_examp
 
 
 def resume(run_dir: Path, config: Config, num_examples: int) -> Resumed:
-    """The newest intact checkpoint of a run; damaged ones that are newer are set aside as `STEP.damaged`.
+    """The newest intact checkpoint of a locked run; damaged ones that are newer are set aside as `STEP.damaged`.
 
-    Args:
-      run_dir: the run's directory, locked.
-      config: the settings to go on with.
-      num_examples: training images in an epoch.
-
-    Raises:
-      InputError: a setting differs that may not, the number of images differs, or every checkpoint is damaged.
+    Raises InputError if a setting differs that may not, the number of training images differs, or every checkpoint is
+    damaged.
     """
     _require_same(load_config(run_dir), config)
     directory = (run_dir / CHECKPOINTS).absolute()
@@ -213,12 +200,9 @@ def _require_same(trained: Config, config: Config) -> None:
 @contextlib.contextmanager
 def _quiet_threads() -> Iterator[None]:
     """Keeps what a failed write leaves running in Orbax's threads from printing until the process ends."""
-    hook, loggers = sys.unraisablehook, [logging.getLogger(name) for name in ("absl", "asyncio")]
-    levels = [logger.level for logger in loggers]
+    hook = sys.unraisablehook
     sys.unraisablehook = lambda unraisable: None
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
+    logging.disable()
     yield
     sys.unraisablehook = hook
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+    logging.disable(logging.NOTSET)

@@ -29,11 +29,7 @@ LOCK, OWNER = ".lock", ".owner"
 
 
 def create_run(run_dir: Path, config: Config) -> None:
-    """Makes a run directory and saves the config in it.
-
-    Raises:
-      InputError: the directory holds a run already, or cannot be written.
-    """
+    """Makes a run directory with its config; raises InputError if it has one already, or cannot be written."""
     if (run_dir / CONFIG).exists():
         raise InputError(
             f"run dir {str(run_dir)!r} already holds a run; go on with it by --resume, or name another with --run-dir"
@@ -48,11 +44,7 @@ def create_run(run_dir: Path, config: Config) -> None:
 
 
 def load_config(run_dir: Path) -> Config:
-    """Reads the config of a run.
-
-    Raises:
-      InputError: `run_dir` holds no run, or its config cannot be used.
-    """
+    """The config of a run; raises InputError if `run_dir` holds no run, or its config cannot be used."""
     path = run_dir / CONFIG
     try:
         return make_config(**json.loads(path.read_text(encoding="utf-8")))
@@ -89,11 +81,7 @@ def lock(run_dir: Path) -> Iterator[None]:
 
 
 def save_config(run_dir: Path, config: Config) -> None:
-    """Writes the settings a run goes on with.
-
-    Raises:
-      StorageError: they cannot be written.
-    """
+    """Writes the settings a run goes on with; raises StorageError if they cannot be written."""
     with storing(run_dir):
         _write_json(run_dir / CONFIG, dataclasses.asdict(config))
 
@@ -101,8 +89,7 @@ def save_config(run_dir: Path, config: Config) -> None:
 def save_epochs(run_dir: Path, history: Sequence[EpochMetrics]) -> None:
     """Writes the lines of all finished epochs; a reader finds whole lines only, each epoch once.
 
-    Raises:
-      StorageError: it cannot be written.
+    Raises StorageError if they cannot be written.
     """
     with storing(run_dir):
         write_text(run_dir / METRICS, "".join(json.dumps(metrics._asdict()) + "\n" for metrics in history))
@@ -115,11 +102,7 @@ def load_epochs(run_dir: Path) -> list[EpochMetrics]:
 
 
 def save_result(run_dir: Path, config: Config, variables: dict[str, Any], summary: dict[str, Any]) -> None:
-    """Writes the final weights and the summary of a run.
-
-    Raises:
-      StorageError: one of them cannot be written.
-    """
+    """Writes the final weights and the summary of a run; raises StorageError if one of them cannot be written."""
     with storing(run_dir):
         save_weights(run_dir / WEIGHTS, config.arch, variables)
         _write_json(run_dir / SUMMARY, summary)
@@ -128,8 +111,7 @@ def save_result(run_dir: Path, config: Config, variables: dict[str, Any], summar
 def load_run(run_dir: Path) -> tuple[Config, Network, dict[str, Any]]:
     """The config, the network and the trained variables of a finished run.
 
-    Raises:
-      InputError: as `load_config` and `load_weights`.
+    Raises InputError as `load_config` and `load_weights`.
     """
     config = load_config(run_dir)
     model = make_model(config)
@@ -137,10 +119,9 @@ def load_run(run_dir: Path) -> tuple[Config, Network, dict[str, Any]]:
 
 
 def load_trained(run_dir: Path | None, arch: str | None) -> tuple[str, Network, dict[str, Any]]:
-    """Name, network and trained variables of a finished run, or of a network as shipped: one of the two is given.
+    """Name, network and trained variables of a finished run, or of a network as shipped.
 
-    Raises:
-      InputError: both or neither are given, or as `load_run` and `load_pretrained`.
+    Raises InputError if not one of the two is given, or as `load_run` and `load_pretrained`.
     """
     if (run_dir is None) == (arch is None):
         raise InputError("name either a run dir or --arch, one of the two")

@@ -31,8 +31,7 @@ def save_weights(path: Path, arch: str, variables: dict[str, Any]) -> None:
 def load_weights(path: Path, arch: str, model: Network) -> dict[str, Any]:
     """Reads what `save_weights` wrote: the variables that `model.apply` takes.
 
-    Raises:
-      InputError: not a weights file, truncated, damaged, of another network, or with a weight that is not finite.
+    Raises InputError if it is no weights file, damaged, of another network, or has a weight that is not finite.
     """
     expected = flatten_dict(abstract_variables(model), sep="/")
     try:
@@ -65,10 +64,8 @@ def load_weights(path: Path, arch: str, model: Network) -> dict[str, Any]:
 def load_pretrained(arch: str) -> tuple[Network, dict[str, Any]]:
     """A network and its trained variables, as shipped: the `default` recipe's seed 1, a seed fixed beforehand.
 
-    `model.apply(variables, standardise(images), train=False)` are the logits.
-
-    Raises:
-      InputError: `arch` is not in `ARCHS`, or the file in the package is damaged.
+    `model.apply(variables, standardise(images), train=False)` are the logits. Raises InputError if `arch` is not in
+    `ARCHS`, or the file in the package is damaged.
     """
     model = create_model(arch)
     return model, load_weights(PRETRAINED / f"{arch}.safetensors", arch, model)
