@@ -85,13 +85,10 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises InputError for a value that no run can use."""
-        _one_of("arch", self.arch, ARCHS)
-        _one_of("recipe", self.recipe, RECIPES)
-        _one_of("optimizer", self.optimizer, OPTIMIZERS)
-        _one_of("schedule", self.schedule, SCHEDULES)
-        _one_of("precision", self.precision, PRECISIONS)
-        _one_of("kernel_init", self.kernel_init, KERNEL_INITS)
-        _one_of("data_source", self.data_source, SOURCES)
+        choices = {"arch": ARCHS, "recipe": RECIPES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+        choices |= {"precision": PRECISIONS, "kernel_init": KERNEL_INITS, "data_source": SOURCES}
+        for name in choices:
+            _one_of(name, getattr(self, name), choices[name])
         _within("epochs", self.epochs, 1 <= self.epochs <= 10_000, "1 to 10000")
         _within("batch_size", self.batch_size, self.batch_size >= 1, "1 to the number of training images")
         _within("eval_batch_size", self.eval_batch_size, 1 <= self.eval_batch_size <= 10_000, "1 to 10000")

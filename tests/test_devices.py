@@ -135,36 +135,32 @@ def test_a_fit_and_many_seeds_on_eight_devices(on_eight):
     assert found == [pytest.approx(found[0], abs=1e-5)] * 3 + [8]
 
 
+REFUSED = {
+    "devices.make_mesh(9)": "devices 9 cannot be used; choose 1 to 8, or all",
+    "devices.make_mesh(0)": "devices 0 cannot be used; choose 1 to 8, or all",
+    "devices.choose_mesh('most')": "devices 'most' cannot be used; choose a number or all",
+    "devices.require_divisible(100, mesh)": "batch size 100 cannot be split over 8 devices; choose 96 or 104",
+    "devices.require_divisible(5, mesh)": "batch size 5 cannot be split over 8 devices; choose 8",
+    "seeds.fit_seeds(make_config(), [1, 2, 3], mnist, mesh=mesh)": "3 seeds cannot be split over 8 devices; choose a "
+    "multiple of that",
+}
+
+
 def test_refusals(on_eight):
     found = on_eight(
-        """
-        said = []
-        for call in (
-            lambda: devices.make_mesh(9),
-            lambda: devices.make_mesh(0),
-            lambda: devices.choose_mesh("most"),
-            lambda: devices.require_divisible(100, mesh),
-            lambda: devices.require_divisible(5, mesh),
-            lambda: seeds.fit_seeds(make_config(), [1, 2, 3], mnist, mesh=mesh),
-        ):
+        f"""
+        found = {{}}
+        for call in {list(REFUSED)}:
             try:
-                call()
+                eval(call)
             except ValueError as error:
-                said.append(str(error))
+                found[call] = str(error)
         assert devices.choose_mesh(None) is None and devices.choose_mesh("1") is None
         assert devices.choose_mesh("all").size == 8 and devices.choose_mesh("2").size == 2
         devices.require_divisible(128, mesh)
-        found = said
-        """,
+        """
     )
-    assert found == [
-        "devices 9 cannot be used; choose 1 to 8, or all",
-        "devices 0 cannot be used; choose 1 to 8, or all",
-        "devices 'most' cannot be used; choose a number or all",
-        "batch size 100 cannot be split over 8 devices; choose 96 or 104",
-        "batch size 5 cannot be split over 8 devices; choose 8",
-        "3 seeds cannot be split over 8 devices; choose a multiple of that",
-    ]
+    assert found == REFUSED
 
 
 DATA = ["--no-report", "--data-source", "tfds", "--data-dir", PREPARED]

@@ -1,5 +1,7 @@
 """Every command and every piece of code that README and CONTRIBUTING show is run, on less data and for fewer epochs."""
 
+import ast
+import graphlib
 import re
 import shlex
 import subprocess
@@ -41,6 +43,42 @@ def test_promises_name_tests_that_exist():
     defined = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
     assert len(named) >= 15
     assert not [name for name in named if f"def {name}(" not in defined]
+
+
+def test_the_files_and_functions_they_name_exist():
+    folders = "mnist_jax|scripts|tests|results|notebooks"
+    named = set(re.findall(rf"(?<![\w/])(?:{folders})/[\w/.-]*\w", "".join(DOCUMENTS.values())))
+    examples = {"results/search-ARCH.jsonl"}
+    assert len(named) >= 20
+    assert not [name for name in named - examples if not (ROOT / name).exists()]
+    rows = re.findall(r"\| `(mnist_jax/\S+)` \| `(\w+)` \|", DOCUMENTS["CONTRIBUTING.md"])
+    assert len(rows) >= 5
+    for file, function in rows:
+        assert f"def {function}(" in (ROOT / file).read_text(encoding="utf-8")
+
+
+def imports(path):
+    """The files of the package that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "mnist_jax":
+            folder = ROOT / node.module.replace(".", "/")
+            for name in (alias.name for alias in node.names):
+                found = (folder / f"{name}.py", folder.with_suffix(".py"), folder / "__init__.py")
+                yield next(file for file in found if file.exists())
+
+
+def test_no_import_runs_back_up_the_tree():
+    """README's tree has every file and folder at the top, in an order in which each imports from those above only."""
+    tree = DOCUMENTS["README.md"].split("    mnist_jax/ ", 1)[1].split("    scripts/", 1)[0]
+    order = re.findall(r"^      ([\w.]+)/? ", tree, re.MULTILINE)
+    package = ROOT / "mnist_jax"
+    assert set(order) == {path.name for path in package.iterdir()} - {"__init__.py", "__pycache__", "py.typed"}
+    graph = {path: list(imports(path)) for path in package.rglob("*.py") if path != package / "__init__.py"}
+    for path, imported in graph.items():
+        for other in imported:
+            mine, theirs = (order.index(file.relative_to(package).parts[0]) for file in (path, other))
+            assert theirs <= mine, f"{path} imports {other}"
+    graphlib.TopologicalSorter(graph).prepare()  # Raises where there is a circle.
 
 
 @pytest.mark.parametrize("command", [command for command in TOOLS if command != ITSELF], ids=" ".join)

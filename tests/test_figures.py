@@ -66,8 +66,7 @@ def test_epochs_are_whole_numbers(epochs):
 @pytest.mark.parametrize("count", [1, 8, 20])
 def test_each_of_many_runs_has_a_look_of_its_own_and_the_legend_covers_none(count):
     names = [f"network {i}, recipe" for i in range(count)]
-    points = {name: (10_000, analysis.seed_statistics([0.99, 0.995])) for name in names}
-    figure = figures.comparison(points, {name: [HISTORY, HISTORY] for name in names}, "test", 0.994)
+    figure = figures.comparison({name: (10_000, [HISTORY, HISTORY]) for name in names}, "test", 0.994)
     figure.draw_without_rendering()
     lines = [line for line in figure.axes[1].get_lines() if line.get_label() in {f"{name} (2)" for name in names}]
     assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}) == count

@@ -1,4 +1,5 @@
 import json
+import os
 import struct
 import zlib
 
@@ -89,6 +90,7 @@ def test_refusals(png, tmp_path):
     Image.fromarray(stroke().astype(np.uint8)).save(tmp_path / "gif.png", format="GIF")
     (tmp_path / "cut.png").write_bytes(png(np.random.default_rng(0).integers(0, 255, (99, 99))).read_bytes()[:900])
     (tmp_path / "huge.png").write_bytes(blank_png(20_000, 20_000))
+    os.mkfifo(tmp_path / "pipe.png")
     png(np.full((1, 1), 200), "dot.png")
     png(np.full((50, 50), 90), "flat.png")
     expected = {
@@ -99,6 +101,7 @@ def test_refusals(png, tmp_path):
         "gif.png": "no intact PNG or JPEG",
         "cut.png": "cannot be read",
         "huge.png": f"up to {MAX_PIXELS:,}",
+        "pipe.png": "is no regular file",
         "dot.png": "shows nothing",
         "flat.png": "shows nothing",
     }
@@ -108,6 +111,7 @@ def test_refusals(png, tmp_path):
         assert name in str(error.value)
         assert "\n" not in str(error.value)
     (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "folder" / "pipe.png")
     with pytest.raises(InputError, match=r"holds no \.png, \.jpg, \.jpeg file"):
         find_images(tmp_path / "folder")
 

@@ -48,10 +48,6 @@ def training_pass(model, variables, images, labels):
     return jax.grad(loss, has_aux=True)(variables["params"])
 
 
-def test_exactly_four_networks():
-    assert list(ARCHS) == ["basic", "lighter", "gap", "bn_dropout"]
-
-
 def test_parameter_counts(arch):
     params = abstract_variables(create_model(arch))["params"]
     assert count_params(params) == PARAMS[arch]

@@ -17,13 +17,8 @@ _FAINT = 32  # Grey levels out of 255 by which ink must stand out from its backg
 
 
 def find_images(path: Path) -> list[Path]:
-    """The picture itself, or the pictures in a folder by name.
-
-    Raises InputError if it is neither file nor folder but a pipe, say, or if there is no picture in the folder.
-    """
+    """The picture itself, or the pictures in a folder by name; raises InputError if the folder has none."""
     if not path.is_dir():
-        if path.exists() and not path.is_file():
-            raise InputError(f"image {str(path)!r} is no regular file; give a PNG or JPEG file")
         return [path]
     found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
     if not found:
@@ -32,16 +27,15 @@ def find_images(path: Path) -> list[Path]:
 
 
 def load_image(path: Path) -> np.ndarray:
-    """Reads a picture of one digit, dark on light or light on dark, and makes of it what MNIST would have.
+    """Makes of a picture of one digit, dark on light or light on dark, what MNIST would have: uint8 [28, 28, 1].
 
-    Returns:
-      uint8 [28, 28, 1].
-
-    Raises:
-      InputError: the file cannot be read, is neither PNG nor JPEG, is animated, too large, or shows nothing.
+    Raises InputError if it is no regular file, cannot be read, is neither PNG nor JPEG, is animated, too large, or shows
+    nothing.
 
     Reference: LeCun, Cortes, Burges, "The MNIST database of handwritten digits".
     """
+    if path.exists() and not path.is_file():  # A named pipe would be waited for.
+        raise InputError(f"image {str(path)!r} is no regular file; give a PNG or JPEG file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # The cap below is the lower one.
@@ -68,13 +62,9 @@ def load_image(path: Path) -> np.ndarray:
 
 
 def centre(ink: np.ndarray) -> np.ndarray:
-    """Scales ink to a box of 20x20, its shape kept, and moves its centre of mass to pixel (14, 14) of 28x28.
+    """Scales ink, float [H, W] from 0 for background to 255, to a box of 20x20, its shape kept.
 
-    Args:
-      ink: float [H, W], 0 for background to 255; some of it above 0.
-
-    Returns:
-      uint8 [28, 28, 1].
+    Its centre of mass is then pixel (14, 14) of what is given, uint8 [28, 28, 1].
     """
     rows, columns = (np.flatnonzero(ink.any(axis)) for axis in (1, 0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

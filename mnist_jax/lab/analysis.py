@@ -99,10 +99,7 @@ class Calibration(NamedTuple):
 def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> Calibration:
     """Confidence against accuracy in bins of equal width, and their mean difference weighted by images.
 
-    Args:
-      probabilities: float [N, 10], each row of sum 1.
-      labels: int [N].
-      bins: how many.
+    `probabilities` are float [N, 10], each row of sum 1, `labels` int [N].
 
     Reference: Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", arXiv:1706.04599.
     """

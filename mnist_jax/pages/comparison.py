@@ -89,9 +89,8 @@ def write_comparison(run_dirs: Sequence[Path], scored: Split, out: Path) -> Path
         }
         for label, members in groups.items()
     ]
-    points = {row["name"]: (row["parameters"], row["accuracy"]) for row in rows}
-    curves = {label: [run.history for run in members] for label, members in groups.items()}
-    draw = partial(figures.comparison, points, curves, name, analysis.TARGET_ACCURACY)
+    drawn = {label: (members[0].parameters, [run.history for run in members]) for label, members in groups.items()}
+    draw = partial(figures.comparison, drawn, name, analysis.TARGET_ACCURACY)
     best = max(rows, key=lambda row: row["accuracy"].mean)
     captions = [f"{scored.labels[index]}, image {index}" for index in everywhere]
     page = render(

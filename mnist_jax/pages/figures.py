@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from mnist_jax.lab.analysis import Calibration, SeedStatistics
+from mnist_jax.lab.analysis import Calibration
 from mnist_jax.training import EpochMetrics
 
 # Okabe and Ito, "Color Universal Design", 2008.
@@ -101,27 +101,24 @@ def _train_and(scored: str, axis: Any, history: Sequence[EpochMetrics], figure: 
 
 
 def comparison(
-    points: Mapping[str, tuple[int, SeedStatistics]],
-    curves: Mapping[str, Sequence[Sequence[EpochMetrics]]],
-    scored: str,
-    target: float,
+    groups: Mapping[str, tuple[int, Sequence[Sequence[EpochMetrics]]]], scored: str, target: float
 ) -> Figure:
-    """Accuracy against parameters, and over the epochs, of groups of seeds, and a line at a target, a fraction.
+    """Accuracy against parameters, and over the epochs, on "test" or "held-out" images, and a line at a target.
 
-    Of each group, by its name, `points` has the parameters and the statistics of its seeds' last epochs, and `curves`
-    the history of each seed; they were scored on "test" or "held-out" images.
+    Each group has a name, a number of parameters and the history of each of its seeds.
     """
-    legend = 0.25 + 0.2 * -(-len(points) // 4)  # Inches, below the axes, where it covers no curve.
+    legend = 0.25 + 0.2 * -(-len(groups) // 4)  # Inches, below the axes, where it covers no curve.
     height = 4.2 + legend
     below, share = (0.55 + legend) / height, 3.5 / height
     figure = Figure(figsize=(10, height))
     left, right = figure.add_axes((0.08, below, 0.36, share)), figure.add_axes((0.53, below, 0.455, share))
-    low = 100 * min(target, *(statistics.min for _, statistics in points.values()))
-    for i, (name, (parameters, result)) in enumerate(points.items()):
+    low = 100 * target
+    for i, (name, (parameters, histories)) in enumerate(groups.items()):
         colour, marker = _CYCLE[i % len(_CYCLE)], _MARKERS[i % len(_MARKERS)]
-        mean, lowest, highest = (100 * value for value in (result.mean, result.min, result.max))
+        seeds = 100 * np.array([[epoch.test_accuracy for epoch in history] for history in histories])
+        mean, lowest, highest = seeds[:, -1].mean(), seeds[:, -1].min(), seeds[:, -1].max()
+        low = min(low, lowest)
         left.errorbar(parameters, mean, [[mean - lowest], [highest - mean]], fmt=marker, color=colour, capsize=4)
-        seeds = 100 * np.array([[epoch.test_accuracy for epoch in history] for history in curves[name]])
         epochs = np.arange(1, seeds.shape[1] + 1)
         style = ("-", "--", ":")[i // len(_CYCLE) % 3]
         label = f"{name} ({len(seeds)})"

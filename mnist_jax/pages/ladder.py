@@ -7,8 +7,7 @@ from pathlib import Path
 
 from mnist_jax.data import load_mnist
 from mnist_jax.lab import trials
-from mnist_jax.lab.analysis import TARGET_ACCURACY, error_counts, seed_statistics
-from mnist_jax.lab.tables import last_epoch
+from mnist_jax.lab.analysis import TARGET_ACCURACY, error_counts
 from mnist_jax.models import ARCHS, abstract_variables, count_params, create_model
 from mnist_jax.pages import figures
 from mnist_jax.training import EpochMetrics
@@ -25,13 +24,11 @@ def write_figures(results: Path) -> list[Path]:
     }
     seeds = {name: group for name, group in seeds.items() if group}
     parameters = {arch: count_params(abstract_variables(create_model(arch))["params"]) for arch in ARCHS}
-    points = {
-        name: (parameters[name.split(",")[0]], seed_statistics(last_epoch(group))) for name, group in seeds.items()
+    groups = {
+        name: (parameters[name.split(",")[0]], [[EpochMetrics(**epoch) for epoch in seed["history"]] for seed in group])
+        for name, group in seeds.items()
     }
-    curves = {
-        name: [[EpochMetrics(**epoch) for epoch in seed["history"]] for seed in group] for name, group in seeds.items()
-    }
-    ladder = partial(figures.comparison, points, curves, "test", TARGET_ACCURACY)
+    ladder = partial(figures.comparison, groups, "test", TARGET_ACCURACY)
     times = error_counts([seed.get("errors", []) for seed in seeds.get("bn_dropout, default", [])])
     often = sorted(times, key=lambda index: (-times[index], index))[:30]
     test = load_mnist().test
