@@ -104,6 +104,7 @@ def program(body: Callable, many: bool, whole: bool) -> Callable:
         return lax.fori_loop(start, stop, lambda i, carry: step(i, *carry, own, shared, static), (state, totals))
 
     function = all_steps if whole else step
+    function.__name__ = body.__name__  # What logs and profiles show.
     return jax.jit(function, static_argnames="static", donate_argnames="state", compiler_options=compiler_options())
 
 

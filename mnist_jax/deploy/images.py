@@ -29,7 +29,7 @@ def find_images(path: Path) -> list[Path]:
 def load_image(path: Path) -> np.ndarray:
     """Makes of a picture of one digit, dark on light or light on dark, what MNIST would have: uint8 [28, 28, 1].
 
-    Raises InputError if it is no regular file, cannot be read, is neither PNG nor JPEG, is animated, too large, or shows
+    Raises InputError if it is no regular file, cannot be read, is no PNG or JPEG, is animated, too large, or shows
     nothing.
 
     Reference: LeCun, Cortes, Burges, "The MNIST database of handwritten digits".
