@@ -27,18 +27,11 @@ _HELP_WIDTH = 98
 
 
 def parse(options: type[T], args: Sequence[str] | None = None) -> T:
-    """Builds a dataclass from command-line flags.
+    """Builds a dataclass, whose docstring is the help text, from flags, those of the process if none are given.
 
     A field `config: Config` takes its defaults from the run that `--resume` names, else from the recipe that `--recipe`
-    names, for the network of `--arch`.
-
-    Args:
-      options: the dataclass; its docstring is the help text.
-      args: the flags; those of the process if not given.
-
-    Raises:
-      InputError: a flag that is unknown or has no usable value.
-      SystemExit: after `--help`.
+    names, for the network of `--arch`. Raises InputError for a flag that is unknown or has no usable value, SystemExit
+    after `--help`.
     """
     args = list(sys.argv[1:] if args is None else args)
     default = {}
@@ -71,11 +64,7 @@ def parse(options: type[T], args: Sequence[str] | None = None) -> T:
 
 
 def run(main: Callable[[T], int | None], options: type[T]) -> NoReturn:
-    """Runs a script; what a user can cause ends in one line and an exit status.
-
-    2 after bad input, 3 after a diverged training, 4 where a result could not be written, 5 where another process is
-    lost, 130 after Ctrl-C.
-    """
+    """Runs a script; what a user can cause ends in one line and the status of the error, or 130 after Ctrl-C."""
     try:
         parsed = parse(options)
         reuse_freed_memory()

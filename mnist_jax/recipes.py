@@ -18,70 +18,39 @@ SCHEDULES = ("constant", "one_cycle", "cosine")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Every setting of a run. The fields are the flags of `scripts/train.py` and the keys of `config.json`."""
+    """Every setting of a run: the flags of `scripts/train.py`, with the comments as help, and keys of `config.json`."""
 
-    arch: str = "bn_dropout"
-    """Network: basic, lighter, gap or bn_dropout."""
-    recipe: str = "default"
-    """Named settings that the other flags override: default, the most accurate; fast; or reference, the notebooks'."""
-    epochs: int = 14
-    """Passes over the training images."""
-    batch_size: int = 128
-    """Training images per step; what does not fill a last batch rests for that epoch."""
-    optimizer: str = "muon"
-    """Optimiser: sgd, adamw or muon."""
-    learning_rate: float = 0.02
-    """Learning rate; the peak where the schedule has one."""
-    schedule: str = "one_cycle"
-    """Learning rate over the run: constant; one_cycle, up and down in straight lines; or cosine, up, then down it."""
-    warmup: float = 0.2
-    """Fraction of the run, in [0, 1), in which the learning rate rises from a tenth of its peak."""
-    momentum: float = 0.95
-    """Momentum of SGD and Muon, beta 1 of AdamW, in [0, 1)."""
-    nesterov: bool = True
-    """Nesterov's form of momentum."""
-    beta2: float = 0.999
-    """Decay of the mean squared gradients of AdamW, and of Muon where it falls back on it, in [0, 1)."""
-    weight_decay: float = 0.0
-    """Weight decay of the convolution kernels; batch norm is spared."""
-    label_smoothing: float = 0.0
-    """Share of the target, in [0, 1), spread evenly over the ten digits."""
-    average_decay: float = 0.998
-    """Decay per step, in [0, 1), of the moving average of weights that is scored and saved; 0 keeps none."""
-    low_resolution: int = 20
-    """Height and width of the training images in the first epochs; basic and lighter take 28 only."""
-    low_resolution_epochs: int = 0
-    """How many epochs train on images of low resolution."""
-    dropout_rate: float = 0.0
-    """Probability in [0, 1) that a unit is dropped; only bn_dropout has dropout layers."""
-    rotation: float = 7.0
-    """Augmentation: each training image is rotated by up to so many degrees either way."""
-    shift: float = 1.5
-    """Augmentation: shifted by up to so many pixels down or up, right or left."""
-    scale: float = 0.07
-    """Augmentation: scaled by up to this fraction either way, in [0, 1)."""
-    shear: float = 0.07
-    """Augmentation: sheared by up to so many pixels per pixel either way."""
-    elastic: float = 0.0
-    """Augmentation: points displaced by so many pixels (standard deviation), neighbours alike."""
-    plain_epochs: int = 3
-    """How many epochs, the last, train on the images as they are, without augmentation."""
-    kernel_init: str = "he_normal"
-    """Initial kernels: he_normal, or torch_uniform (PyTorch's default, uniform in +-1/sqrt(fan_in))."""
-    precision: str = "float32"
-    """Type of the activations: float32, or bfloat16; weights and statistics are float32."""
-    seed: int = 1
-    """Seed of initialisation, shuffling, augmentation and dropout."""
-    data_source: str = "bundled"
-    """Where MNIST comes from: bundled (in the package), or tfds (TensorFlow Datasets)."""
-    data_dir: str | None = None
-    """TFDS data directory, for --data-source tfds; TFDS's own default if not given."""
-    held_out: int = 0
-    """Train without the last so many training images and score on them instead of the test images."""
-    eval_batch_size: int = 250
-    """Images per step when scoring; it changes speed and memory, not the result."""
-    run_dir: str | None = None
-    """Directory to write the run to; runs/TIME-ARCH-RECIPE if not given."""
+    arch: str = "bn_dropout"  # Network: basic, lighter, gap or bn_dropout.
+    recipe: str = "default"  # Named settings that other flags override: default; fast; or reference, the notebooks'.
+    epochs: int = 14  # Passes over the training images.
+    batch_size: int = 128  # Training images per step; what does not fill a last batch rests for that epoch.
+    optimizer: str = "muon"  # Optimiser: sgd, adamw or muon.
+    learning_rate: float = 0.02  # Learning rate; the peak where the schedule has one.
+    schedule: str = "one_cycle"  # Learning rate: constant; one_cycle, straight up and down; or cosine.
+    warmup: float = 0.2  # Fraction of the run, in [0, 1), in which the learning rate rises from a tenth of its peak.
+    momentum: float = 0.95  # Momentum of SGD and Muon, beta 1 of AdamW, in [0, 1).
+    nesterov: bool = True  # Nesterov's form of momentum.
+    beta2: float = 0.999  # Decay of the mean squared gradients of AdamW, and of Muon where it is Adam, in [0, 1).
+    weight_decay: float = 0.0  # Weight decay of the convolution kernels; batch norm is spared.
+    label_smoothing: float = 0.0  # Share of the target, in [0, 1), spread evenly over the ten digits.
+    average_decay: float = 0.998  # Decay per step, in [0, 1), of the average of weights scored and saved; 0 for none.
+    low_resolution: int = 20  # Height and width of the images in the first epochs; basic and lighter take 28 only.
+    low_resolution_epochs: int = 0  # How many epochs train on images of low resolution.
+    dropout_rate: float = 0.0  # Probability in [0, 1) that a unit is dropped; only bn_dropout has dropout layers.
+    rotation: float = 7.0  # Augmentation: each training image is rotated by up to so many degrees either way.
+    shift: float = 1.5  # Augmentation: shifted by up to so many pixels down or up, right or left.
+    scale: float = 0.07  # Augmentation: scaled by up to this fraction either way, in [0, 1).
+    shear: float = 0.07  # Augmentation: sheared by up to so many pixels per pixel either way.
+    elastic: float = 0.0  # Augmentation: points displaced by so many pixels (standard deviation), neighbours alike.
+    plain_epochs: int = 3  # How many epochs, the last, train on the images as they are, without augmentation.
+    kernel_init: str = "he_normal"  # Initial kernels: he_normal, or torch_uniform, +-1/sqrt(fan_in).
+    precision: str = "float32"  # Type of the activations: float32, or bfloat16; weights and statistics are float32.
+    seed: int = 1  # Seed of initialisation, shuffling, augmentation and dropout.
+    data_source: str = "bundled"  # Where MNIST comes from: bundled (in the package), or tfds (TensorFlow Datasets).
+    data_dir: str | None = None  # TFDS data directory, for --data-source tfds; TFDS's own default if not given.
+    held_out: int = 0  # Train without the last so many training images and score on them instead of the test images.
+    eval_batch_size: int = 250  # Images per step when scoring; it changes speed and memory, not the result.
+    run_dir: str | None = None  # Directory to write the run to; runs/TIME-ARCH-RECIPE if not given.
 
     def __post_init__(self) -> None:
         """Raises InputError for a value that no run can use."""

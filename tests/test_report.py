@@ -1,7 +1,7 @@
 import dataclasses
 import json
 import re
-from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -18,37 +18,14 @@ def run(mnist, tmp_path_factory):
     return finished_run(run_dir, load_pretrained("bn_dropout")[1], [0.99] * 3), part(mnist, 0, 2500).test
 
 
-class Page(HTMLParser):
-    """Tags that stay open, images without a text, and addresses beyond the page."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.silent, self.outside, self.images = [], 0, [], 0
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        if tag not in ("meta", "img", "source"):
-            self.open.append(tag)
-        if tag == "img":
-            self.images += 1
-            self.silent += not attrs.get("alt")
-        for name in ("src", "srcset", "href"):
-            if name in attrs and not attrs[name].startswith("data:image/png;base64,"):
-                self.outside.append(attrs[name])
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
 def test_the_page_is_whole_in_itself(run):
     run_dir, scored = run
     text = write_report(run_dir, scored, 60_000).read_text(encoding="utf-8")
-    page = Page(text)
-    assert page.open == []
-    assert page.silent == 0
-    assert page.outside == []
-    assert page.images == 7
+    # Well-formed, but for the tags that HTML does not close.
+    ElementTree.fromstring(re.sub(r"<!doctype html>|<(meta|img|source)[^>]*>", "", text))
+    assert len(re.findall(r'<img [^>]*alt="[^"]+"', text)) == text.count("<img ") == 7
+    addresses = re.findall(r' (?:src|srcset|href)="([^"]*)"', text)
+    assert all(address.startswith("data:image/png;base64,") for address in addresses)
     assert not re.search(r"https?:|@import|url\(|<script", text)
     assert "<b>odd" not in text
     assert "&lt;b&gt;odd &amp; named&lt;/b&gt;" in text

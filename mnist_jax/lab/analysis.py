@@ -24,13 +24,9 @@ class Condition(NamedTuple):
 
 
 def objective(params: Any, epochs: int, accuracy: float, scored_on: str = "test") -> tuple[Condition, ...]:
-    """The four conditions of the exercise, judged at the last epoch.
+    """The four conditions of the exercise, judged at the last epoch by its accuracy, a fraction of all images.
 
-    Args:
-      params: parameter tree of the network.
-      epochs: epochs trained.
-      accuracy: fraction of the images classified correctly after the last epoch.
-      scored_on: which images those are; the objective speaks of the test images.
+    `scored_on` says of which images; the objective speaks of the test images.
     """
     parameters, dense = count_params(params), count_dense(params)
     return (

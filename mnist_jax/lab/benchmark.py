@@ -225,11 +225,9 @@ def _seconds(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
 
 
 def _torch_step_seconds(config: Config, data: Mnist) -> float | None:
-    if importlib.util.find_spec("torch") is None:
-        return None
-    import torch
-
-    if not torch.cuda.is_available():
+    """Of the notebook's step on a GPU; None where PyTorch finds none."""
+    torch = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
+    if torch is None or not torch.cuda.is_available():
         return None
     contender = _torch(config, data, channels_last=False, device="cuda")
     contender.steps(50)

@@ -99,8 +99,11 @@ def resume(run_dir: Path, config: Config, num_examples: int) -> Resumed:
                 f"the run in {str(run_dir)!r} trains on {record['num_examples']} images, not {num_examples}; "
                 "give it the same data"
             )
+        expected = abstract_progress(config, num_examples)
+        arrays = [jax.numpy.asarray(tensors[name]) for name in _named(expected)]
         history = tuple(EpochMetrics(**metrics) for metrics in record["history"])
-        return Resumed(_rebuild(tensors, config, num_examples)._replace(history=history), tuple(damaged))
+        progress = jax.tree.unflatten(jax.tree.structure(expected), arrays)._replace(history=history)
+        return Resumed(progress, tuple(damaged))
     if damaged:
         raise InputError(f"{'; '.join(damaged)}; no checkpoint is intact, so start again in another --run-dir")
     return Resumed(None, ())
@@ -129,12 +132,6 @@ def _read_checkpoint(run_dir: Path, step: int) -> tuple[dict[str, np.ndarray], d
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), record=ocp.args.JsonRestore())
         )
     return {name: np.asarray(leaf) for name, leaf in restored["state"].items()}, restored["record"]
-
-
-def _rebuild(tensors: dict[str, np.ndarray], config: Config, num_examples: int) -> Progress:
-    expected = abstract_progress(config, num_examples)
-    names, treedef = list(_named(expected)), jax.tree.structure(expected)
-    return jax.tree.unflatten(treedef, [jax.numpy.asarray(tensors[name]) for name in names])
 
 
 def _named(progress: Progress) -> dict[str, Any]:

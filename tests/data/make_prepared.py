@@ -17,17 +17,13 @@ def main(data_dir: str) -> None:
     target.mkdir(parents=True, exist_ok=True)
     info = json.loads((source / "dataset_info.json").read_text())
     for split in info["splits"]:
-        size = SIZES[split["name"]]
-        name = f"mnist-{split['name']}.array_record-00000-of-00001"
-        reader = ArrayRecordReader(str(source / name))
-        records = reader.read(0, size)
-        reader.close()
+        size, name = SIZES[split["name"]], f"mnist-{split['name']}.array_record-00000-of-00001"
+        records = ArrayRecordReader(str(source / name)).read(0, size)
         writer = ArrayRecordWriter(str(target / name), "group_size:1")
         for record in records:
             writer.write(record)
         writer.close()
-        split["shardLengths"] = [str(size)]
-        split["numBytes"] = str(sum(map(len, records)))
+        split |= {"shardLengths": [str(size)], "numBytes": str(sum(map(len, records)))}
     (target / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n")
     (target / "features.json").write_text((source / "features.json").read_text())
 
