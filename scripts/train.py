@@ -193,7 +193,7 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
         if options.report:
             from mnist_jax.pages import report  # Here, because drawing takes a second to import.
 
-            page = report.write_report(run_dir, mnist.test, num_examples)
+            page = report.write_report(run_dir, mnist.test)
 
     table = Table(
         "condition", "value", "asked for", "", title=f"objective {'met' if met else 'not met'}", box=box.SIMPLE_HEAD

@@ -7,12 +7,13 @@ from pathlib import Path
 from unittest import mock
 
 import jax
-import numpy as np
+import optax
 import pytest
 
 from mnist_jax import EpochMetrics, Mnist, Split, init_state, load_mnist, make_config, objective
 from mnist_jax.runs import directory
 from mnist_jax.runtime import jit, use_compilation_cache
+from mnist_jax.steps import Setup
 
 # An implicit broadcast between ranks is a mistake until proven otherwise.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -22,18 +23,19 @@ PREPARED = Path(__file__).parent / "data" / "tfds"
 SHARED = Path(os.environ.get("TFDS_DATA_DIR", ROOT.parent / "shared" / "data" / "tfds"))
 
 
-def initial_variables(model, seed=0):
-    """A network's first variables, in one program: compiling one for each operation takes five times as long."""
-    return {"batch_stats": {}, **jit(_init, ("model",), once=True)(model=model, key=jax.random.key(seed))}
-
-
-def _init(model, key):
-    return model.init(key, np.zeros((1, 28, 28, 1), np.float32), train=False)
-
-
 def initial_state(setup, key):
-    """`init_state` in one program."""
+    """`init_state` in one program: compiling one for each operation takes five times as long."""
     return jit(init_state, ("setup",), once=True)(setup=setup, key=key)
+
+
+def initial_variables(model, seed=0):
+    """A network's first variables."""
+    state = initial_state(Setup(model, optax.identity()), jax.random.key(seed))
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def without_seconds(history):
+    return [entry[:-1] for entry in history]
 
 
 def part(mnist, train, test):

@@ -139,9 +139,3 @@ def test_the_page_computes_what_flax_does(shipped, mnist, tmp_path):
     assert found["best"] == "7"
     assert found["maps"] == 7
     print(f"median of 100 predictions in the browser: {np.median(found['times']):.1f} ms")
-
-
-def test_the_script(script, tmp_path):
-    status, _, _ = script("export.py", "--arch", "bn_dropout", "--out", "digit.html")
-    assert status == 0
-    assert (tmp_path / "digit.html").read_text().startswith("<!doctype html>")

@@ -21,7 +21,6 @@ COUNTS = analysis.confusion(LABELS, PROBABILITIES.argmax(1))
     [
         lambda: figures.losses(HISTORY, "test"),
         lambda: figures.accuracies(HISTORY, "held-out", 0.994),
-        lambda: figures.learning_rate(np.linspace(1, 0, 30), 3),
         lambda: figures.confusion(COUNTS),
         lambda: figures.reliability(analysis.calibration(PROBABILITIES, LABELS)),
         lambda: figures.digits(RANDOM.integers(0, 255, (13, 28, 28, 1)).astype(np.uint8), ["1 not 7"] * 13),

@@ -17,20 +17,31 @@ def test_reference_optimiser_is_plain_sgd_with_momentum():
         assert updates["w"] == pytest.approx(-0.01 * velocity)
 
 
-def test_one_cycle_rises_for_a_fifth_and_ends_near_zero():
-    config = make_config(optimizer="sgd", momentum=0.0, nesterov=False, learning_rate=0.5)
-    optimizer = make_optimizer(config, 100)
-    state = optimizer.init(jnp.float32(0.0))
-    rates = []
-    for _ in range(100):
+def rates_of(steps, **settings):
+    """The learning rates of plain SGD, peak 0.5, under a schedule of 100 steps."""
+    optimizer = make_optimizer(make_config("reference", momentum=0.0, learning_rate=0.5, **settings), 100)
+    state, rates = optimizer.init(jnp.float32(0.0)), []
+    for _ in range(steps):
         update, state = optimizer.update(jnp.float32(1.0), state)
         rates.append(-float(update))
+    return rates
+
+
+def test_one_cycle_rises_for_a_fifth_and_ends_near_zero():
+    rates = rates_of(100, schedule="one_cycle", warmup=0.2)
     assert int(np.argmax(rates)) == 20
     assert max(rates) == pytest.approx(0.5)
     assert rates[0] == pytest.approx(0.05)
     assert rates[-1] < 0.01
     np.testing.assert_allclose(np.diff(rates[:21]), np.diff(rates[:21])[0], rtol=1e-3)
     np.testing.assert_allclose(np.diff(rates[20:]), np.diff(rates[20:])[0], rtol=1e-3)
+
+
+def test_cosine_rises_and_falls_to_zero():
+    rates = rates_of(101, schedule="cosine", warmup=0.2)
+    assert int(np.argmax(rates)) == 20
+    assert (rates[0], rates[20], rates[60]) == pytest.approx((0.05, 0.5, 0.25))
+    assert rates[100] == pytest.approx(0, abs=1e-6)
 
 
 def updates_of(config, params, grads, steps=1):
@@ -68,15 +79,3 @@ def test_muon_orthogonalises_kernels_and_leaves_batch_norm_to_adam():
     # Five Newton-Schulz steps bring every singular value to about one; 0.2 sqrt(18) scales it to the size of Adam's.
     np.testing.assert_allclose(singular / (0.1 * 0.2 * 18**0.5), 1, atol=0.35)
     np.testing.assert_allclose(updates["bn"]["scale"], -0.1 * jnp.sign(grads["bn"]["scale"]), rtol=1e-4)
-
-
-def test_cosine_rises_and_falls_to_zero():
-    config = make_config("reference", schedule="cosine", warmup=0.2, momentum=0.0, learning_rate=0.5)
-    optimizer = make_optimizer(config, 100)
-    state, rates = optimizer.init(jnp.float32(0.0)), []
-    for _ in range(101):
-        update, state = optimizer.update(jnp.float32(1.0), state)
-        rates.append(-float(update))
-    assert int(np.argmax(rates)) == 20
-    assert (rates[0], rates[20], rates[60]) == pytest.approx((0.05, 0.5, 0.25))
-    assert rates[100] == pytest.approx(0, abs=1e-6)

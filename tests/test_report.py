@@ -20,23 +20,23 @@ def run(mnist, tmp_path_factory):
 
 def test_the_page_is_whole_in_itself(run):
     run_dir, scored = run
-    text = write_report(run_dir, scored, 60_000).read_text(encoding="utf-8")
+    text = write_report(run_dir, scored).read_text(encoding="utf-8")
     # Well-formed, but for the tags that HTML does not close.
     ElementTree.fromstring(re.sub(r"<!doctype html>|<(meta|img|source)[^>]*>", "", text))
-    assert len(re.findall(r'<img [^>]*alt="[^"]+"', text)) == text.count("<img ") == 7
+    assert len(re.findall(r'<img [^>]*alt="[^"]+"', text)) == text.count("<img ") == 6
     addresses = re.findall(r' (?:src|srcset|href)="([^"]*)"', text)
     assert all(address.startswith("data:image/png;base64,") for address in addresses)
     assert not re.search(r"https?:|@import|url\(|<script", text)
     assert "<b>odd" not in text
     assert "&lt;b&gt;odd &amp; named&lt;/b&gt;" in text
     names = sorted(path.name for path in (run_dir / "figures").iterdir())
-    assert len(names) == 14
+    assert len(names) == 12
     assert "errors-dark.png" in names
 
 
 def test_the_page_says_what_the_weights_do(run):
     run_dir, scored = run
-    text = write_report(run_dir, scored, 60_000).read_text(encoding="utf-8")
+    text = write_report(run_dir, scored).read_text(encoding="utf-8")
     model, variables = load_pretrained("bn_dropout")
     predictions = predict(model, variables, scored.images).argmax(-1)
     wrong = np.flatnonzero(predictions != scored.labels)
@@ -60,4 +60,4 @@ def test_the_page_says_what_the_weights_do(run):
 
 def test_no_report_of_a_run_that_is_not_finished(tmp_path, mnist):
     with pytest.raises(InputError, match="holds no run"):
-        write_report(tmp_path, mnist.test, 60_000)
+        write_report(tmp_path, mnist.test)

@@ -145,16 +145,6 @@ def test_search_tries_every_combination_once_on_held_out_images(script, tmp_path
     assert len(log.read_text().splitlines()) == 3
 
 
-def test_evaluate_scores_the_shipped_weights(script):
-    """They are seed 1 of the default recipe, and score what that seed did."""
-    status, printed, _ = script("evaluate.py", "--arch", "lighter", "--json")
-    assert status == 0
-    (trial,) = (t for t in trials.read(ROOT / "results" / "default-lighter.jsonl") if t["config"]["seed"] == 1)
-    result = json.loads(printed)
-    assert result["test_accuracy"] == pytest.approx(trial["history"][-1]["test_accuracy"])
-    assert result["images"] == 10_000
-
-
 # What is typed, and parts of the one line that answers it.
 REFUSED = """
 train.py --arch bn                          | 'bn' | bn_dropout

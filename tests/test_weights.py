@@ -8,30 +8,19 @@ import pytest
 from conftest import ROOT, initial_variables
 from safetensors.numpy import load_file, save_file
 
-from mnist_jax import (
-    ARCHS,
-    InputError,
-    create_model,
-    load_pretrained,
-    load_weights,
-    predict,
-    save_weights,
-)
+from mnist_jax import ARCHS, InputError, create_model, load_pretrained, load_weights, predict, save_weights
+from mnist_jax.data import BUNDLED
 from mnist_jax.lab import trials
-
-
-def variables_of(arch, seed=0):
-    return initial_variables(create_model(arch), seed)
 
 
 @pytest.fixture(scope="module")
 def lighter():
-    return variables_of("lighter")
+    return initial_variables(create_model("lighter"))
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_weights_survive_to_the_bit(arch, tmp_path):
-    variables = variables_of(arch)
+    variables = initial_variables(create_model(arch))
     save_weights(tmp_path / "w", arch, variables)
     chex.assert_trees_all_equal(load_weights(tmp_path / "w", arch, create_model(arch)), variables)
     content = (tmp_path / "w").read_bytes()
@@ -46,29 +35,22 @@ def test_weights_of_another_network(tmp_path, lighter):
         load_weights(tmp_path / "w", "gap", create_model("gap"))
 
 
-def edited(path, edit):
-    tensors = load_file(path)
-    edit(tensors)
-    save_file(tensors, path, {"mnist_jax": '{"format": 1, "arch": "lighter"}'})
-
-
 def test_weights_with_another_shape_dtype_or_name(tmp_path, lighter):
-    path = tmp_path / "w"
+    save_weights(tmp_path / "w", "lighter", lighter)
+    tensors, name = load_file(tmp_path / "w"), "params/conv1/kernel"
+    kernel = tensors[name]
+    expected = r"conv1/kernel expected float32 \(3, 3, 1, 16\), found "
     edits = {
-        r"conv1/kernel expected float32 \(3, 3, 1, 16\), found float32 \(1, 3, 3, 16\)": lambda t: t.update(
-            {"params/conv1/kernel": t["params/conv1/kernel"].reshape(1, 3, 3, 16)}
-        ),
-        "conv1/kernel expected float32 .* found float64": lambda t: t.update(
-            {"params/conv1/kernel": t["params/conv1/kernel"].astype(np.float64)}
-        ),
-        "conv1/kernel expected float32 .* found nothing": lambda t: t.pop("params/conv1/kernel"),
-        "conv9/kernel expected nothing": lambda t: t.update({"params/conv9/kernel": np.zeros(1, np.float32)}),
+        expected + r"float32 \(1, 3, 3, 16\)": {name: kernel.reshape(1, 3, 3, 16)},
+        expected + "float64": {name: kernel.astype(np.float64)},
+        expected + "nothing": {name: None},
+        "conv9/kernel expected nothing": {"params/conv9/kernel": np.zeros(1, np.float32)},
     }
-    for message, edit in edits.items():
-        save_weights(path, "lighter", lighter)
-        edited(path, edit)
+    for message, changed in edits.items():
+        edited = {n: tensor for n, tensor in (tensors | changed).items() if tensor is not None}
+        save_file(edited, tmp_path / "w", {"mnist_jax": '{"format": 1, "arch": "lighter"}'})
         with pytest.raises(InputError, match=message):
-            load_weights(path, "lighter", create_model("lighter"))
+            load_weights(tmp_path / "w", "lighter", create_model("lighter"))
 
 
 def test_weights_with_a_flipped_bit_or_a_nan(tmp_path, lighter):
@@ -96,22 +78,19 @@ def test_shipped_weights_are_seed_1_of_the_default_recipe(arch, mnist):
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "text", "truncated", "foreign", "zip", "pickle", "list"])
 def test_not_a_weights_file(tmp_path, lighter, damage):
-    path = tmp_path / "w.safetensors"
+    path, zeros = tmp_path / "w.safetensors", np.zeros(3)
     save_weights(path, "lighter", lighter)
     content = path.read_bytes()
-    if damage == "missing":
-        path.unlink()
-    elif damage == "foreign":
-        save_file({"x": np.zeros(3)}, path)
-    elif damage == "zip":
-        np.savez(path, x=np.zeros(3))
-        path.with_name(path.name + ".npz").replace(path)
-    elif damage == "pickle":
-        path.write_bytes(pickle.dumps(lighter))
-    elif damage == "list":
-        save_file({"x": np.zeros(3)}, path, {"mnist_jax": "[1]"})
-    else:
-        path.write_bytes({"empty": b"", "text": b"weights, honestly", "truncated": content[:-100]}[damage])
+    {
+        "missing": path.unlink,
+        "empty": lambda: path.write_bytes(b""),
+        "text": lambda: path.write_bytes(b"weights, honestly"),
+        "truncated": lambda: path.write_bytes(content[:-100]),
+        "foreign": lambda: save_file({"x": zeros}, path),
+        "zip": lambda: path.write_bytes(BUNDLED.read_bytes()),
+        "pickle": lambda: path.write_bytes(pickle.dumps(lighter)),
+        "list": lambda: save_file({"x": zeros}, path, {"mnist_jax": "[1]"}),
+    }[damage]()
     with pytest.raises(InputError, match=str(path)) as error:
         load_weights(path, "lighter", create_model("lighter"))
     assert "\n" not in str(error.value)

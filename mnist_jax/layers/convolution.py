@@ -140,13 +140,8 @@ _conv.defvjp(_conv_forward, _conv_backward)
 
 def conv_general_dilated(lhs, rhs, window_strides, padding, **options):
     """`lax.conv_general_dilated` for `nn.Conv`: fast at stride 1 without dilation or groups, else XLA's own."""
-    ones = (
-        window_strides,
-        options.get("lhs_dilation"),
-        options.get("rhs_dilation"),
-        options.get("feature_group_count"),
-    )
-    plain = all(math.prod(np.atleast_1d(one or 1)) == 1 for one in ones)
+    others = [options.get(name) or 1 for name in ("lhs_dilation", "rhs_dilation", "feature_group_count")]
+    plain = all(math.prod(np.atleast_1d(one)) == 1 for one in (window_strides, *others))
     if not plain or options.get("dimension_numbers", _DIMENSIONS) not in (_DIMENSIONS, _CONV_DIMENSIONS):
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
     if isinstance(padding, str):

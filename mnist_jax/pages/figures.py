@@ -71,13 +71,6 @@ def accuracies(history: Sequence[EpochMetrics], scored: str, target: float) -> F
     return figure
 
 
-def learning_rate(rates: np.ndarray, epochs: int) -> Figure:
-    """The learning rate of every step, float [steps], over the epochs."""
-    figure, axis = _over_epochs("learning rate")
-    axis.plot(np.arange(len(rates)) / len(rates) * epochs, rates, color=RED)
-    return figure
-
-
 def _axis(width: float, height: float) -> tuple[Figure, Any]:
     """An empty figure, in inches, with room for the labels; a layout engine would cost half the drawing's time."""
     figure = Figure(figsize=(width, height))

@@ -15,26 +15,23 @@ from matplotlib.figure import Figure
 from mnist_jax.data import Split
 from mnist_jax.lab import analysis
 from mnist_jax.models import layers_of
-from mnist_jax.optimizers import make_schedule
 from mnist_jax.pages import figures, render
-from mnist_jax.recipes import Config
 from mnist_jax.runs import directory
-from mnist_jax.training import predict, steps_per_epoch
+from mnist_jax.training import predict
 
 REPORT, PICTURES = "report.html", "figures"
 
 
-def write_report(run_dir: Path, scored: Split, num_examples: int) -> Path:
+def write_report(run_dir: Path, scored: Split) -> Path:
     """Writes the report of a finished run, and its pictures, light and dark, in the directory `figures` beside it.
 
-    It was scored on the images of `scored`, and trained on `num_examples`. Returns the page. Raises InputError as
-    `directory.load_run`, and StorageError if it cannot be written.
+    Returns the page. Raises InputError as `directory.load_run`, and StorageError if it cannot be written.
     """
     config, model, variables = directory.load_run(run_dir)
     history = directory.load_epochs(run_dir)
     summary = json.loads((run_dir / directory.SUMMARY).read_text(encoding="utf-8"))
     probabilities = np.asarray(jax.nn.softmax(predict(model, variables, scored.images)))
-    pictures = _draw(config, history, summary, variables, probabilities, scored, num_examples)
+    pictures = _draw(history, summary, variables, probabilities, scored)
     page = render(
         "report.html",
         config=dataclasses.asdict(config),
@@ -76,12 +73,8 @@ def _mistakes(probabilities: np.ndarray, labels: np.ndarray) -> list[dict[str, A
     ]
 
 
-def _draw(
-    config: Config, history, summary, variables, probabilities, scored, num_examples
-) -> dict[str, dict[str, str]]:
+def _draw(history, summary, variables, probabilities, scored) -> dict[str, dict[str, str]]:
     """Every picture by name."""
-    steps = steps_per_epoch(num_examples, config.batch_size) * config.epochs
-    rates = np.asarray(jax.jit(jax.vmap(make_schedule(config, steps)))(np.arange(steps)))
     counts = analysis.confusion(scored.labels, probabilities.argmax(1))
     wrong = _mistakes(probabilities, scored.labels)
     captions = [f"{item['true']} not {item['guess']} {item['confidence']:.0%}" for item in wrong]
@@ -94,10 +87,6 @@ def _draw(
         "accuracy": (
             partial(figures.accuracies, history, scored_on, analysis.TARGET_ACCURACY),
             f"Training accuracy, in the last epoch {last.train_accuracy:.2%}; {scored_on}: {last.test_accuracy:.2%}.",
-        ),
-        "rate": (
-            partial(figures.learning_rate, rates, config.epochs),
-            f"Learning rate over {config.epochs} epochs, {rates.max():.3g} at its highest.",
         ),
         "confusion": (
             partial(figures.confusion, counts),
