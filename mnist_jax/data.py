@@ -55,8 +55,7 @@ def load_mnist(source: str = "bundled", data_dir: str | Path | None = None) -> M
       source: "bundled" for the arrays shipped in the package, "tfds" to read through `tensorflow_datasets`.
       data_dir: for "tfds", a TFDS data directory, which may declare fewer examples; None for TFDS's own default.
 
-    Raises:
-      InputError: unknown source, data that cannot be had, or data that is corrupt or truncated.
+    Raises InputError for an unknown source, data that cannot be had, or data that is corrupt or truncated.
 
     Reference: LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition", 1998.
     """

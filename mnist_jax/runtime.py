@@ -22,10 +22,8 @@ def compiler_options(once: bool = False) -> dict[str, str | int] | None:
     """Options for `jax.jit(..., compiler_options=...)` on the default backend; None where it needs none.
 
     Recent versions of XLA:CPU hand wide convolutions to YNNPACK, which takes six times as long as Eigen for a kernel
-    gradient; the option leaves YNNPACK the matrix products, at which it is good. Results change by rounding.
-
-    Args:
-      once: for a program that runs once, such as initialisation, which takes longer to optimise than to run.
+    gradient; the option leaves YNNPACK the matrix products, at which it is good. Results change by rounding. A program
+    that runs `once`, such as initialisation, takes longer to optimise than to run, and is not optimised.
     """
     if jax.default_backend() != "cpu":
         return None
@@ -130,9 +128,7 @@ def use_compilation_cache() -> Path | None:
 
     One directory per jaxlib version and processor: code compiled for one may not run on another. A directory that the
     user has given JAX (`JAX_COMPILATION_CACHE_DIR`) is left as it is, and so is `JAX_ENABLE_COMPILATION_CACHE=false`.
-
-    Returns:
-      The directory, or None where it cannot be written or the cache is off: then everything is compiled anew.
+    Returns the directory, or None where it cannot be written or the cache is off: then everything is compiled anew.
     """
     if not jax.config.jax_enable_compilation_cache:
         return None

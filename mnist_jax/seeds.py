@@ -1,13 +1,12 @@
 """Many seeds at once: the fit of one, vmapped."""
 
 from collections.abc import Callable, Sequence
-
-from jax.sharding import Mesh
+from typing import Any
 
 from mnist_jax.data import Mnist
 from mnist_jax.recipes import Config
-from mnist_jax.steps import Metrics, TrainState
-from mnist_jax.training import EpochMetrics, Progress, fit
+from mnist_jax.steps import TrainState
+from mnist_jax.training import EpochMetrics, fit
 
 
 def fit_seeds(
@@ -15,23 +14,16 @@ def fit_seeds(
     seeds: Sequence[int],
     data: Mnist,
     *,
-    progress: Progress | None = None,
-    mesh: Mesh | None = None,
-    on_step: Callable[[int, int, Metrics], None] | None = None,
     on_epoch: Callable[[list[EpochMetrics]], None] | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    **options: Any,
 ) -> tuple[TrainState, list[list[EpochMetrics]]]:
     """Trains one network for each seed, all in one program: the whole of `fit`, under `jax.vmap`.
 
     Each seed has the shuffles, distortions and dropout that it would have alone; results differ from those by rounding.
-    Arguments and errors are those of `fit`, but that a mesh splits the seeds, and that `on_epoch` is called with the
-    epoch's metrics of every seed; their `seconds` are those of all seeds together.
-
-    Returns:
-      The final states, each array with a leading axis of seeds, and each seed's history.
+    Options and errors are those of `fit`, but that a mesh splits the seeds, and that `on_epoch` is called with the
+    epoch's metrics of every seed; their `seconds` are those of all seeds together. Returns the final states, each array
+    with a leading axis of seeds, and each seed's history.
     """
     report = on_epoch and (lambda progress: on_epoch(list(progress.history[-1])))
-    state, history = fit(
-        config, data, seeds=seeds, progress=progress, mesh=mesh, on_step=on_step, on_epoch=report, stop=stop
-    )
+    state, history = fit(config, data, seeds=seeds, on_epoch=report, **options)
     return state, [list(epochs) for epochs in zip(*history, strict=True)]

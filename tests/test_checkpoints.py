@@ -125,15 +125,12 @@ def files_of(checkpoint):
 
 def damage(path, how):
     content = path.read_bytes()
-    if how == "truncated":
-        path.write_bytes(content[: len(content) // 2])
-    elif how == "flipped" and content:
-        middle = len(content) // 2
-        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-    elif how == "emptied":
-        path.write_bytes(b"")
-    elif how == "missing":
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes(byte ^ 1 for byte in content[middle : middle + 1]) + content[middle + 1 :]
+    if how == "missing":
         path.unlink()
+    else:
+        path.write_bytes({"truncated": content[:middle], "flipped": flipped, "emptied": b""}[how])
 
 
 @pytest.mark.parametrize("how", ["truncated", "flipped", "emptied", "missing"])

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from conftest import PREPARED, ROOT, part
@@ -84,10 +85,8 @@ def test_no_import_runs_back_up_the_tree():
 @pytest.mark.parametrize("command", [command for command in TOOLS if command != ITSELF], ids=" ".join)
 def test_tools_understand_their_commands(command):
     tool, arguments = command[2], command[3:]
-    dry = {
-        "pytest": ["--collect-only", "-q", "-n", "0", "tests/test_augment.py"],
-        "ruff": ["--check"] if "format" in arguments else [],
-    }[tool]
+    collect = ["--collect-only", "-q", "-n", "0", "tests/test_augment.py"]
+    dry = collect if tool == "pytest" else ["--check"] * ("format" in arguments)
     result = subprocess.run(
         [sys.executable, "-m", tool, *arguments, *dry], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -135,12 +134,6 @@ def test_commands_work_in_their_order(script, mnist, monkeypatch, tmp_path):
 def test_code_runs_as_it_stands(name, code, mnist, monkeypatch, capsys):
     monkeypatch.setattr(mnist_jax, "load_mnist", lambda: part(mnist, 2000, 100))
     monkeypatch.setattr(mnist_jax, "hold_out", lambda data, size: hold_out(data, size // 10))
-    for registry in (mnist_jax.ARCHS, mnist_jax.RECIPES):
-        for entry in registry:  # What the code adds goes away after it.
-            monkeypatch.setitem(registry, entry, registry[entry])
-    before = set(mnist_jax.ARCHS), set(mnist_jax.RECIPES)
-    exec(compile(code, name, "exec"), {"__name__": "example"})
-    for registry, names in zip((mnist_jax.ARCHS, mnist_jax.RECIPES), before, strict=True):
-        for entry in set(registry) - names:
-            del registry[entry]
+    with mock.patch.dict(mnist_jax.ARCHS), mock.patch.dict(mnist_jax.RECIPES):  # What the code adds goes away after it.
+        exec(compile(code, name, "exec"), {"__name__": "example"})
     assert capsys.readouterr().out.strip()

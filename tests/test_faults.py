@@ -198,14 +198,13 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path):
         assert all(abs(leaf).max() < float("inf") for leaf in found.progress.state.params["conv1"].values())
 
 
-@pytest.mark.parametrize(
-    "odd",
-    [
-        {"PYTHONHASHSEED": "1", "LC_ALL": "C", "XDG_CACHE_HOME": "/proc/nowhere"},
-        {"PYTHONHASHSEED": "2", "LC_ALL": "tr_TR.UTF-8", "TMPDIR": "/proc/nowhere"},
-    ],
-    ids=["hash seed, locale, unwritable cache", "others, no temporary directory"],
-)
+ODD = {
+    "hash seed, locale, unwritable cache": {"PYTHONHASHSEED": "1", "LC_ALL": "C", "XDG_CACHE_HOME": "/proc/nowhere"},
+    "others, no temporary directory": {"PYTHONHASHSEED": "2", "LC_ALL": "tr_TR.UTF-8", "TMPDIR": "/proc/nowhere"},
+}
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
 def test_the_environment_changes_nothing(environment, uninterrupted, tmp_path, odd):
     process = begin(environment | odd, *FLAGS, "--epochs", 6, "--run-dir", tmp_path / "run")
     _, err = process.communicate()

@@ -16,12 +16,6 @@ def test_compiler_options_are_for_cpu_only(monkeypatch):
     assert runtime.compiler_options.__wrapped__(once=True) is None
 
 
-def test_compiler_options_are_accepted():
-    for once in (False, True):
-        triple = jax.jit(lambda x: 3 * x, compiler_options=runtime.compiler_options(once))
-        assert triple(jnp.float32(2)) == 6
-
-
 def test_options_that_this_jaxlib_does_not_know_are_left_out(monkeypatch):
     def refuse(*args, **kwargs):
         raise jax.errors.JaxRuntimeError("No such compile option")

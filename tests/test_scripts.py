@@ -20,8 +20,7 @@ SMALL_RUN = [*SMALL_DATA, "--arch", "gap", "--epochs", "2", "--batch-size", "50"
 
 def assert_refused(result, *parts):
     status, out, err = result
-    assert status == 2
-    assert out == ""
+    assert (status, out) == (2, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     for part in parts:

@@ -22,7 +22,7 @@ import numpy as np
 from mnist_jax import seeds as many_seeds
 from mnist_jax import training
 from mnist_jax.augment import Distortion
-from mnist_jax.data import Mnist, Split, load_mnist, standardise
+from mnist_jax.data import Mnist, load_mnist, standardise
 from mnist_jax.lab import baselines
 from mnist_jax.layers import FLAX
 from mnist_jax.models import layers_of
@@ -66,7 +66,7 @@ def _flax(config: Config, data: Any) -> Contender:
     step = jax.jit(partial(train_step, setup=setup._replace(model=model)))
     predict = jax.jit(lambda variables, images: model.apply(variables, standardise(images), train=False).argmax(-1))
     key, state = Streams.from_seed(config.seed).step, training.start(config, len(data.train.labels)).state
-    images, labels = _batch(config, data)
+    images, labels = (array[: config.batch_size] for array in data.train)
 
     def steps(n: int) -> None:
         nonlocal state
@@ -93,7 +93,7 @@ def _torch(config: Config, data: Any, channels_last: bool, device: str = "cpu") 
 
     network = baselines.torch_network(config.arch, config.dropout_rate).to(device, memory_format=layout)
     optimizer = torch.optim.SGD(network.parameters(), config.learning_rate, config.momentum, nesterov=config.nesterov)
-    images, labels = _batch(config, data)
+    images, labels = (array[: config.batch_size] for array in data.train)
     images, labels = tensor(images), torch.tensor(labels, dtype=torch.long, device=device)
     test = tensor(data.test.images)
 
@@ -113,10 +113,6 @@ def _torch(config: Config, data: Any, channels_last: bool, device: str = "cpu") 
                 network(test[i : i + config.eval_batch_size]).argmax(1)
 
     return Contender(steps, score)
-
-
-def _batch(config: Config, data: Any) -> Split:
-    return Split(data.train.images[: config.batch_size], data.train.labels[: config.batch_size])
 
 
 CONTENDERS: dict[str, Callable[..., Contender]] = {

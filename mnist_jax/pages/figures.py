@@ -80,7 +80,7 @@ def _axis(width: float, height: float) -> tuple[Figure, Any]:
 
 
 def _over_epochs(label: str) -> tuple[Figure, Any]:
-    figure, axis = _axis(4, 3)
+    figure, axis = _axis(5.2, 3.6)
     axis.set(xlabel="epoch", ylabel=label)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure, axis

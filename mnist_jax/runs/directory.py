@@ -58,9 +58,7 @@ def load_config(run_dir: Path) -> Config:
 def lock(run_dir: Path) -> Iterator[None]:
     """Keeps other processes from writing to a run; the system lets go of it when this one ends, however it ends.
 
-    Raises:
-      InputError: another process has it.
-      StorageError: the directory cannot be written.
+    Raises InputError if another process has it, StorageError if the directory cannot be written.
     """
     owner, held = run_dir / OWNER, filelock.FileLock(run_dir / LOCK, timeout=0)
     try:
