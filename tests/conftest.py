@@ -15,6 +15,10 @@ from mnist_jax.runs import directory
 from mnist_jax.runtime import jit, use_compilation_cache
 from mnist_jax.steps import Setup
 
+if sys.platform == "linux" and "PYTEST_XDIST_WORKER" in os.environ:  # A core for each, and no waiting for threads.
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(os.environ["PYTEST_XDIST_WORKER"][2:]) % len(cores)]})
+
 # An implicit broadcast between ranks is a mistake until proven otherwise.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
