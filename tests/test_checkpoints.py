@@ -26,12 +26,6 @@ def test_a_run_directory_is_made_once(tmp_path):
     assert load_config(tmp_path / "a" / "run") == config
 
 
-def test_a_run_directory_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match="cannot be written"):
-        create_run(tmp_path / "file" / "run", make_config())
-
-
 def test_no_run_or_an_unusable_config(tmp_path):
     with pytest.raises(InputError, match="holds no run"):
         load_run(tmp_path)
