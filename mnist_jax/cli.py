@@ -1,4 +1,4 @@
-"""What the scripts share: flags from dataclasses, and errors in one line."""
+"""What the scripts share: flags from dataclasses, errors in one line, a series of trials under a bar."""
 
 import argparse
 import contextlib
@@ -13,15 +13,22 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import jax
 import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mnist_jax.errors import DivergedError, InputError, LostError, StorageError
+from mnist_jax.lab import cluster, jobs
 from mnist_jax.recipes import make_config
 from mnist_jax.runs.directory import load_config
 from mnist_jax.runtime import reuse_freed_memory, use_compilation_cache
+from mnist_jax.training import Stopped
 
 T = TypeVar("T")
 _HELP_WIDTH = 98
@@ -75,6 +82,7 @@ def run(main: Callable[[T], int | None], options: type[T]) -> NoReturn:
     except (InputError, DivergedError, StorageError) as error:
         _fail(str(error), error.status)
     except LostError as error:
+        sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(error.status)  # Leaving in order would wait for the process that is lost.
     except KeyboardInterrupt:
@@ -115,6 +123,92 @@ def catch_signals() -> Iterator[list[int]]:
         os.close(writable)
         thread.join()
         os.close(readable)
+
+
+@dataclasses.dataclass(frozen=True)
+class Workers:
+    """Who trains: flags of the scripts that train many times."""
+
+    jobs: int | None = None
+    """How many trainings at once, each with its share of the cores; if not given, on a CPU one per core, as far as
+    memory allows, and on a GPU or TPU one."""
+    scheduler: str | None = None
+    """HOST:PORT of a Dask scheduler whose workers are to train, one training each; needs the extra cluster."""
+
+
+def open_pool(
+    tasks: Sequence[jobs.Task], workers: Workers, stop: Callable[[], bool]
+) -> contextlib.AbstractContextManager[jobs.Pool]:
+    """The workers asked for; they use the compilation cache if this process does.
+
+    By default those of this machine: on a CPU one for each core, as far as memory allows and there are tasks, else one.
+
+    Raises InputError for a number that cannot be, or both of the two; and as `cluster.connect`.
+    """
+    count, cached = workers.jobs, bool(jax.config.jax_compilation_cache_dir)
+    if count is not None and count < 1:
+        raise InputError(f"jobs {count} cannot be used; choose 1 or more")
+    if workers.scheduler and count:
+        raise InputError(f"jobs {count} cannot be used with --scheduler, which has the workers it has; drop one")
+    if not tasks:
+        return contextlib.nullcontext()
+    if workers.scheduler:
+        return cluster.connect(workers.scheduler, tasks[0].config, cached)
+    if jax.default_backend() != "cpu":
+        if count and count > 1:
+            raise InputError(f"jobs {count} cannot share a {jax.default_backend()}; leave --jobs out")
+        return jobs.here(stop)
+    count = count or min(jobs.default_jobs(task.config.arch for task in tasks), len(tasks))
+    return jobs.here(stop) if count == 1 else jobs.processes(count, cached)
+
+
+def run_trials(
+    tasks: Sequence[jobs.Task],
+    workers: Workers,
+    label: Callable[[jobs.Task], str],
+    record: Callable[[jobs.Task, jobs.Result | DivergedError], tuple[str, str]],
+) -> None:
+    """Has tasks trained by the workers asked for, under a bar, with a line for each that is finished.
+
+    Args:
+      tasks: what is to be trained.
+      workers: by what.
+      label: a task's name.
+      record: keeps what a task came to; gives the lines that say so, and what stands beside the bar from then on.
+
+    Raises LostError at the end if a task's worker died each time. After SIGINT or SIGTERM the process ends, the workers
+    before it.
+    """
+    console, lost = Console(highlight=False, soft_wrap=True), []
+    columns = ("trials", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+
+    def on_death(task: jobs.Task, times: int) -> None:
+        then = "it is run again" if times < jobs.ATTEMPTS else "it is given up"
+        console.print(f"{label(task)}: its worker died; {then}")
+
+    with catch_signals() as received:
+        stop = partial(bool, received)
+        try:
+            with (
+                open_pool(tasks, workers, stop) as pool,
+                Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=inf) as bar,
+            ):
+                if tasks and not pool.size():
+                    console.print(f"scheduler {workers.scheduler!r} has no workers yet; waiting for the first")
+                row = bar.add_task("", total=len(tasks), note="")
+                bar.advance(row, 0)  # From here on is counted how long a trial takes.
+                for task, outcome in jobs.run(tasks, pool, on_death, stop):
+                    if isinstance(outcome, LostError):
+                        lost.append(f"{label(task)}: {outcome}")
+                    else:
+                        lines, beside = record(task, outcome)
+                        console.print(lines)
+                        bar.update(row, note=beside)
+                    bar.advance(row)
+        except Stopped:
+            _fail("interrupted; the same command goes on after what is finished", 128 + received[0])
+    if lost:
+        raise LostError("; ".join(lost) + "; the same command tries again")
 
 
 def require_folder(path: Path | None, flag: str) -> None:

@@ -156,8 +156,13 @@ def environment() -> dict[str, Any]:
         "platform": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
         "cpu": cpu_name(),
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_cores": int(os.environ.get("NPROC") or len(cores())),  # As XLA counts its threads.
     }
+
+
+def cores() -> list[int]:
+    """The processor cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count()))
 
 
 def cpu_name() -> str:

@@ -16,7 +16,7 @@ from mnist_jax.data import Mnist, Split, load_mnist
 from mnist_jax.errors import InputError
 from mnist_jax.lab import analysis, benchmark
 from mnist_jax.recipes import make_config, make_model
-from mnist_jax.runtime import environment
+from mnist_jax.runtime import cores, environment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +38,11 @@ class Options:
     device: str = "cpu"
     """What to measure on: cpu, or gpu for whatever accelerator JAX has."""
     seeds: int = 30
-    """With --device gpu: how many seeds to train together."""
+    """With --device gpu, how many seeds to train together; with --jobs, how many in all."""
     together: int = 0
     """In place of the contenders: how many seeds to train in one program, against one after the other."""
+    jobs: int = 0
+    """In place of the contenders: how many trainings of `fast` to run at once, against one that has all cores."""
     batch_size: int = 128
     """Images per training step."""
     contenders: tuple[str, ...] = ()
@@ -49,7 +51,7 @@ class Options:
     """How often each contender has its turn."""
     steps: int = 20
     """Training steps in a turn."""
-    threads: int = len(os.sched_getaffinity(0))
+    threads: int = len(cores())
     """Cores each contender may use."""
     json: Path | None = None
     """File to write every measurement to."""
@@ -60,8 +62,9 @@ def main(options: Options) -> None:
     config = make_config("reference", arch=options.arch, batch_size=options.batch_size)
     if options.device not in ("cpu", "gpu"):
         raise InputError(f"unknown device {options.device!r}; choose from cpu, gpu")
-    if options.together < 0:
-        raise InputError(f"together {options.together} cannot be used; choose 0 or more")
+    for name in ("together", "jobs"):
+        if getattr(options, name) < 0:
+            raise InputError(f"{name} {getattr(options, name)} cannot be used; choose 0 or more")
     for name in ("rounds", "steps", "threads", "seeds"):
         if getattr(options, name) < 1:
             raise InputError(f"{name} {getattr(options, name)} cannot be used; choose 1 or more")
@@ -69,8 +72,8 @@ def main(options: Options) -> None:
     if options.device == "gpu":
         on_accelerator(options)
         return
-    if options.together:
-        many_seeds(options)
+    if options.together or options.jobs:
+        (many_seeds if options.together else at_once)(options)
         return
     have_torch = importlib.util.find_spec("torch") is not None
     possible = [name for name in benchmark.CONTENDERS if have_torch or not name.startswith("torch")]
@@ -151,6 +154,21 @@ def many_seeds(options: Options) -> None:
     )
     if options.json:
         record = {"arch": options.arch, "seeds": options.together, "steps": options.steps, **result}
+        record["environment"] = environment() | {"load_average": os.getloadavg()}
+        cli.write_json(options.json, record)
+
+
+def at_once(options: Options) -> None:
+    """Whether several trainings at once get more done here than one that has all cores."""
+    result = benchmark.trainings_at_once(options.arch, options.seeds, options.jobs, options.rounds)
+    hours = {name: options.seeds * 3600 / statistics.median(seconds) for name, seconds in result.items()}
+    ratio = statistics.median(one / many for many, one in zip(result["at_once"], result["one"], strict=True))
+    print(
+        f"{options.arch}, fast, {options.seeds} seeds on {len(cores())} cores: {hours['at_once']:.0f} trainings an hour, "
+        f"{options.jobs} at once; {hours['one']:.0f}, one after the other; {ratio:.2f} times as many"
+    )
+    if options.json:
+        record = {"arch": options.arch, "seeds": options.seeds, "jobs": options.jobs, **result}
         record["environment"] = environment() | {"load_average": os.getloadavg()}
         cli.write_json(options.json, record)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import jax
 import tyro
 
-from mnist_jax import cli, data
-from mnist_jax.errors import InputError
-from mnist_jax.lab import analysis, tables, trials
+from mnist_jax import cli
+from mnist_jax.errors import DivergedError, InputError
+from mnist_jax.lab import analysis, jobs, tables, trials
 from mnist_jax.pages import ladder
 from mnist_jax.recipes import Config
 from mnist_jax.runs import weights
@@ -21,20 +21,22 @@ class Options:
     """Trains a recipe over many seeds, keeps every seed's history, and summarises them.
 
     Each finished seed is appended to the results file at once; seeds that are there already are not trained again,
-    so that an interrupted series continues where it stopped.
+    so that an interrupted series continues where it stopped, on as many cores or machines as it is given then.
 
-    Exit status: 0 done, 2 bad input, 3 training diverged, 4 cannot write.
+    Exit status: 0 done, 2 bad input, 3 training diverged, 4 cannot write, 5 a worker or the scheduler lost, 130
+    interrupted, 143 terminated.
 
     Example: python scripts/reproduce.py --recipe reference --arch gap --seeds 5
     """
 
     config: tyro.conf.OmitArgPrefixes[Config]
+    workers: tyro.conf.OmitArgPrefixes[cli.Workers] = dataclasses.field(default_factory=cli.Workers)
     seeds: int = 5
     """How many seeds, from --seed on."""
     out: Path | None = None
     """File to append to; results/RECIPE-ARCH.jsonl if not given."""
     together: int | None = None
-    """How many seeds to train at once in one program; if not given, one on CPU and all on GPU or TPU."""
+    """How many seeds a training has, in one program; if not given, one on CPU and all on GPU or TPU."""
     weights_dir: Path | None = None
     """Directory to save each seed's final weights in, as RECIPE-ARCH-SEED.safetensors."""
     table: bool = False
@@ -67,27 +69,35 @@ def main(options: Options) -> None:
         with cli.writing(options.weights_dir, "--weights-dir"):
             options.weights_dir.mkdir(parents=True, exist_ok=True)
     trials.append(out)  # Ahead of the first training, whether it can be written.
-    mnist = data.load_mnist(config.data_source, config.data_dir)
-    if config.held_out:
-        mnist = data.hold_out(mnist, config.held_out)
+    jobs.dataset(config.data_source, config.data_dir, config.held_out)  # Whether it can be had.
     seeds = range(config.seed, config.seed + options.seeds)
     missing = [seed for seed in seeds if seed not in finished]
-    together = options.together or (1 if jax.default_backend() == "cpu" else max(len(missing), 1))
-    for first in range(0, len(missing), together):
-        batch = missing[first : first + together]
-        if together == 1:
-            ran = [trials.run(dataclasses.replace(config, seed=batch[0]), mnist)]
-        else:
-            ran = trials.run_seeds(config, batch, mnist)
-        for seed, (trial, variables) in zip(batch, ran, strict=True):
+    one = options.workers.scheduler or jax.default_backend() == "cpu"
+    together = options.together or (1 if one else max(len(missing), 1))
+    tasks = [jobs.Task(config, tuple(missing[i : i + together])) for i in range(0, len(missing), together)]
+    diverged = []
+
+    def label(task: jobs.Task) -> str:
+        return f"seed {', '.join(map(str, task.seeds))}"
+
+    def record(task: jobs.Task, result: jobs.Result | DivergedError) -> tuple[str, str]:
+        if isinstance(result, DivergedError):
+            diverged.append(f"{label(task)}: {result}")
+            return diverged[-1], ""
+        lines = []
+        for seed, (trial, variables) in zip(task.seeds, result, strict=True):
             if options.weights_dir:
                 path = options.weights_dir / f"{config.recipe}-{config.arch}-{seed}.safetensors"
                 weights.save_weights(path, config.arch, variables)
             trials.append(out, trial)
             finished[seed] = trial
             accuracy = trial["history"][-1]["test_accuracy"]
-            print(f"seed {seed}  test accuracy {accuracy:.2%}  {trial['seconds']:.0f} s", flush=True)
+            lines.append(f"seed {seed}  test accuracy {accuracy:.2%}  {trial['seconds']:.0f} s")
+        return "\n".join(lines), analysis.mean_text(tables.last_epoch([finished[i] for i in seeds if i in finished]))
 
+    cli.run_trials(tasks, options.workers, label, record)
+    if diverged:
+        raise DivergedError("; ".join(diverged))
     chosen = [finished[seed] for seed in seeds]
     result = analysis.seed_statistics(tables.last_epoch(chosen))
     spread = "" if result.std is None else f" +- {result.std:.2%} (standard error {result.stderr:.3%})"

@@ -11,9 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mnist_jax import cli, data
+from mnist_jax import cli
 from mnist_jax.errors import DivergedError, InputError
-from mnist_jax.lab import trials
+from mnist_jax.lab import analysis, jobs, tables, trials
 from mnist_jax.recipes import Config, make_config
 
 ROOT = Path(__file__).parent.parent
@@ -27,12 +27,13 @@ class Options:
     finished trial is appended to the log at once, and one that is there already is not run again. Prints the settings,
     best first.
 
-    Exit status: 0 done, 2 bad input.
+    Exit status: 0 done, 2 bad input, 5 a worker or the scheduler lost, 130 interrupted, 143 terminated.
 
     Example: python scripts/search.py --arch gap --vary learning_rate=0.01,0.02 weight_decay=0,0.01 --seeds 2
     """
 
     config: tyro.conf.OmitArgPrefixes[Config]
+    workers: tyro.conf.OmitArgPrefixes[cli.Workers] = dataclasses.field(default_factory=cli.Workers)
     vary: tuple[str, ...] = ()
     """Settings and the values to try, as in learning_rate=0.01,0.02; every combination is tried."""
     seeds: int = 1
@@ -53,27 +54,36 @@ def main(options: Options) -> None:
     log = options.log or ROOT / "results" / f"search-{base.arch}.jsonl"
     finished = {trials.config_of(trial): trial for trial in trials.read(log)}
     trials.append(log)  # Ahead of the first training, whether it can be written.
-    mnist = data.hold_out(data.load_mnist(base.data_source, base.data_dir), base.held_out)
+    jobs.dataset(base.data_source, base.data_dir, base.held_out)  # Whether it can be had.
+    seeds = range(1001, 1001 + options.seeds)
+    wanted = [dataclasses.replace(config, seed=seed) for config, seed in itertools.product(configs, seeds)]
+    tasks = [jobs.Task(config, (config.seed,)) for config in wanted if config not in finished]
 
-    console = Console(highlight=False, soft_wrap=True)
-    for config, seed in itertools.product(configs, range(1001, 1001 + options.seeds)):
-        config = dataclasses.replace(config, seed=seed)
-        if config in finished:
-            continue
-        try:
-            finished[config], _ = trials.run(config, mnist)
-        except DivergedError as error:
-            console.print(f"{label(config, settings)}  seed {seed}: {error}")
-            finished[config] = {"config": dataclasses.asdict(config), "diverged": str(error)}
-        else:
-            last, seconds = finished[config]["history"][-1], finished[config]["seconds"]
-            console.print(f"{label(config, settings)}  seed {seed}: {last['test_accuracy']:.2%}  {seconds:.0f} s")
+    def name(task: jobs.Task) -> str:
+        return f"{label(task.config, settings)}  seed {task.config.seed}"
+
+    def record(task: jobs.Task, result: jobs.Result | DivergedError) -> tuple[str, str]:
+        config = task.config
+        if isinstance(result, DivergedError):
+            finished[config] = {"config": dataclasses.asdict(config), "diverged": str(result)}
+            trials.append(log, finished[config])
+            return f"{name(task)}: {result}", f"{label(config, settings)}: diverged"
+        ((finished[config], _),) = result
         trials.append(log, finished[config])
+        (accuracy,) = tables.last_epoch([finished[config]])
+        alike = [finished.get(dataclasses.replace(config, seed=seed), {}) for seed in seeds]
+        mean = analysis.mean_text(tables.last_epoch([trial for trial in alike if "history" in trial]))
+        return (
+            f"{name(task)}: {accuracy:.2%}  {finished[config]['seconds']:.0f} s",
+            f"{label(config, settings)}: {mean}",
+        )
+
+    cli.run_trials(tasks, options.workers, name, record)
 
     table = Table("setting", "accuracy", "loss", "training accuracy", "seeds", box=box.SIMPLE_HEAD)
     rows = []
     for config in configs:
-        done = [finished[dataclasses.replace(config, seed=1001 + i)] for i in range(options.seeds)]
+        done = [finished[dataclasses.replace(config, seed=seed)] for seed in seeds]
         if not any("diverged" in trial for trial in done):
             mean = [
                 statistics.fmean(trial["history"][-1][name] for trial in done)
@@ -82,7 +92,7 @@ def main(options: Options) -> None:
             rows.append((*mean, statistics.fmean(trial["train_accuracy"] for trial in done), config))
     for accuracy, loss, train, config in sorted(rows, key=lambda row: (-row[0], row[1])):
         table.add_row(label(config, settings), f"{accuracy:.3%}", f"{loss:.5f}", f"{train:.3%}", str(options.seeds))
-    console.print(table)
+    Console(highlight=False, soft_wrap=True).print(table)
 
 
 def parse(text: str) -> tuple[str, list]:

@@ -18,7 +18,7 @@ from mnist_jax import cli, data
 from mnist_jax.errors import InputError
 from mnist_jax.lab import baselines
 from mnist_jax.recipes import make_config
-from mnist_jax.runtime import environment
+from mnist_jax.runtime import cores, environment
 
 STEPS = 200
 
@@ -114,7 +114,7 @@ def notebook_epoch(arch: str, batch_size: int) -> dict[str, float]:
             tensor = pixels.permute(2, 0, 1).contiguous().to(torch.float32).div(255)
             return tensor.sub_(data.MEAN).div_(data.STD), self.labels[i]
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(len(cores()))
     mnist = data.load_mnist()
     train, test = (
         torch.utils.data.DataLoader(Images(split), batch_size, shuffle=shuffle)

@@ -2,6 +2,7 @@ import contextlib
 import io
 import os
 import runpy
+import socket
 import sys
 from pathlib import Path
 from unittest import mock
@@ -57,6 +58,13 @@ def mnist():
 def batch(mnist):
     """The first 32 training images and labels, as uint8 and int32."""
     return mnist.train.images[:32], mnist.train.labels[:32]
+
+
+def free_port():
+    """A port that nobody listens at."""
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return one.getsockname()[1]
 
 
 def finished_run(run_dir, variables, accuracies, **settings):

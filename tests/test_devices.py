@@ -1,65 +1,71 @@
 """The same program on one device, on eight, and in two processes; to have its devices each is a process of its own."""
 
 import json
-import socket
 import subprocess
 import sys
-import textwrap
 
 import jax
 import numpy as np
 import pytest
-from conftest import PREPARED, ROOT, run_script
+from conftest import PREPARED, ROOT, free_port, part, run_script
 from safetensors.numpy import load_file
 
-from mnist_jax import InputError, devices
+from mnist_jax import InputError, devices, evaluate, load_mnist, make_config, make_model, seeds, training
+from mnist_jax.lab import jobs
+from mnist_jax.runtime import program
+from mnist_jax.steps import Metrics, Streams, make_setup
 
 EIGHT = "--xla_force_host_platform_device_count=8"
 
 
-# Runs each piece of code that it is sent, with some names at hand, and says what `found` is afterwards.
-WORKER = """
-import json, sys, traceback
-import jax, numpy as np
-from mnist_jax import Mnist, Split, devices, evaluate, load_mnist, make_config, make_model, seeds, training
-from mnist_jax.runtime import program
-from mnist_jax.steps import Metrics, Streams, make_setup
-# As in the scripts; else programs in flight take the threads that others need to meet.
-jax.config.update("jax_cpu_enable_async_dispatch", False)
-mnist, mesh = load_mnist(), devices.make_mesh()
-split = Split(mnist.train.images[:1024], mnist.train.labels[:1024])
+@pytest.fixture(scope="module")
+def on_eight(environment):
+    """Calls a function in a process that has eight devices."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", EIGHT)
+        patch.setenv("NPROC", "32")  # Threads that wait for each other, on few cores.
+        with jobs.process(jobs.cores(), jobs.prepare, True) as worker:
+            yield lambda function: worker.submit(function).result()
+
+
+def split():
+    return part(load_mnist(), 1024, 10_000).train
+
+
 def difference(a, b):
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return max(float(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)).max()) for x, y in pairs)
-for line in sys.stdin:
-    try:
-        exec(json.loads(line), names := dict(globals()))
-        print(json.dumps(names["found"]), flush=True)
-    except Exception:
-        print(json.dumps({"failed": traceback.format_exc()}), flush=True)
-"""
 
 
-@pytest.fixture(scope="module")
-def on_eight(environment):
-    """What code leaves as `found`, in one process of eight devices."""
-    with subprocess.Popen(
-        [sys.executable, "-c", WORKER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment | {"XLA_FLAGS": EIGHT, "NPROC": "32"},  # Threads that wait for each other, on few cores.
-    ) as process:
+def several_steps():
+    mesh, images = devices.make_mesh(), split()
+    config = make_config("reference", average_decay=0.9, rotation=10.0)
+    key, setup = Streams.from_seed(1).step, make_setup(config, 4)
 
-        def run(code):
-            process.stdin.write(json.dumps(textwrap.dedent(code)) + "\n")
-            process.stdin.flush()
-            found = json.loads(process.stdout.readline())
-            assert "failed" not in found, found["failed"]
-            return found
+    def train(mesh, first):
+        order = first + np.arange(4 * 16, dtype=np.int32).reshape(4, 16)
+        state, totals = devices.put(training.start(config, 1024)[:2], mesh)
+        arguments = devices.put(images, mesh), devices.put(order, mesh, axis=1), key, setup
+        return training.train_epoch(state, *arguments, totals=totals)
 
-        yield run
-        process.stdin.close()
+    differences = []
+    for first in range(0, 500, 100):
+        (one, one_metrics), (eight, eight_metrics) = train(None, first), train(mesh, first)
+        losses = [metrics.mean()[0] for metrics in (one_metrics, eight_metrics)]
+        differences.append(max(difference(one._replace(step=()), eight._replace(step=())), abs(np.diff(losses)[0])))
+    step = program(training.train_body, False, False)
+    compiled = step._cache_size()
+    state, totals, images = devices.put((training.start(config, 1024).state, Metrics.zeros(), images), mesh)
+    order = devices.put(np.zeros((4, 16), np.int32), mesh, axis=1)
+    text = step.lower(0, state, totals, (order, key), (images, np.float32(1)), setup).compile().as_text()
+    return {
+        "differences": differences,
+        "count": int(eight_metrics.count),
+        "replicated": all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(eight)),
+        "compiled": compiled,
+        "eighth": text.count("f32[2,26,26,16]"),
+        "whole": text.count("f32[16,26,26,16]"),
+    }
 
 
 def test_several_steps_on_eight_devices_are_those_on_one(on_eight):
@@ -68,35 +74,7 @@ def test_several_steps_on_eight_devices_are_those_on_one(on_eight):
     Of a million values a step, rounding carries one across a ReLU's edge now and then, and all that follows differs in
     the fourth digit: of five runs of four steps, three have to agree. A mistake in the split would show in all.
     """
-    found = on_eight(
-        """
-        config = make_config("reference", average_decay=0.9, rotation=10.0)
-        key, setup = Streams.from_seed(1).step, make_setup(config, 4)
-        def train(mesh, first):
-            order = first + np.arange(4 * 16, dtype=np.int32).reshape(4, 16)
-            state, totals = devices.put(training.start(config, 1024)[:2], mesh)
-            arguments = devices.put(split, mesh), devices.put(order, mesh, axis=1), key, setup
-            return training.train_epoch(state, *arguments, totals=totals)
-        differences = []
-        for first in range(0, 500, 100):
-            (one, one_metrics), (eight, eight_metrics) = train(None, first), train(mesh, first)
-            losses = [metrics.mean()[0] for metrics in (one_metrics, eight_metrics)]
-            differences.append(max(difference(one._replace(step=()), eight._replace(step=())), abs(np.diff(losses)[0])))
-        step = program(training.train_body, False, False)
-        compiled = step._cache_size()
-        state, totals, images = devices.put((training.start(config, 1024).state, Metrics.zeros(), split), mesh)
-        order = devices.put(np.zeros((4, 16), np.int32), mesh, axis=1)
-        text = step.lower(0, state, totals, (order, key), (images, np.float32(1)), setup).compile().as_text()
-        found = {
-            "differences": differences,
-            "count": int(eight_metrics.count),
-            "replicated": all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(eight)),
-            "compiled": compiled,
-            "eighth": text.count("f32[2,26,26,16]"),
-            "whole": text.count("f32[16,26,26,16]"),
-        }
-        """,
-    )
+    found = on_eight(several_steps)
     assert sorted(found["differences"])[2] < 1e-5, found
     assert found["count"] == 64
     assert found["replicated"]
@@ -105,62 +83,66 @@ def test_several_steps_on_eight_devices_are_those_on_one(on_eight):
     assert found["whole"] == 0
 
 
+def scores():
+    mesh, mnist = devices.make_mesh(), load_mnist()
+    config = make_config("reference", arch="gap")
+    model, variables = make_model(config), training.start(config, 1024).state.variables
+    found = [evaluate(model, devices.put(variables, mesh), mnist.test, size, mesh) for size in (250, 999)]
+    one = evaluate(model, variables, mnist.test)
+    return [(int(score.count), int(score.correct), float(score.loss)) for score in (one, *found)]
+
+
 def test_scoring_on_eight_devices_counts_every_image(on_eight):
     """Whatever the batch size: neither 10,000 nor the batches need be divisible by the devices."""
-    found = on_eight(
-        """
-        config = make_config("reference", arch="gap")
-        model, variables = make_model(config), training.start(config, 1024).state.variables
-        scores = [evaluate(model, devices.put(variables, mesh), mnist.test, size, mesh) for size in (250, 999)]
-        one = evaluate(model, variables, mnist.test)
-        found = [[int(s.count), int(s.correct), float(s.loss)] for s in (one, *scores)]
-        """,
-    )
+    found = on_eight(scores)
     for count, correct, loss in found:
         assert (count, correct) == (10_000, found[0][1])
         assert loss == pytest.approx(found[0][2], rel=1e-5)
 
 
+def fits():
+    mesh, data = devices.make_mesh(), part(load_mnist(), 64, 64)
+    config = make_config("reference", arch="gap", epochs=1, batch_size=32, rotation=10.0)
+    _, (alone,) = training.fit(config, data)
+    _, (together,) = training.fit(config, data, mesh=mesh)
+    _, many = seeds.fit_seeds(config, range(1, 9), data, mesh=mesh)
+    return alone.train_loss, together.train_loss, many[0][0].train_loss, len(many)
+
+
 def test_a_fit_and_many_seeds_on_eight_devices(on_eight):
-    found = on_eight(
-        """
-        data = Mnist(*(Split(part.images[:64], part.labels[:64]) for part in mnist))
-        config = make_config("reference", arch="gap", epochs=1, batch_size=32, rotation=10.0)
-        _, (alone,) = training.fit(config, data)
-        _, (together,) = training.fit(config, data, mesh=mesh)
-        _, many = seeds.fit_seeds(config, range(1, 9), data, mesh=mesh)
-        found = [alone.train_loss, together.train_loss, many[0][0].train_loss, len(many)]
-        """,
-    )
-    assert found == [pytest.approx(found[0], abs=1e-5)] * 3 + [8]
+    alone, *others, count = on_eight(fits)
+    assert others == [pytest.approx(alone, abs=1e-5)] * 2
+    assert count == 8
 
 
-REFUSED = {
-    "devices.make_mesh(9)": "devices 9 cannot be used; choose 1 to 8, or all",
-    "devices.make_mesh(0)": "devices 0 cannot be used; choose 1 to 8, or all",
-    "devices.choose_mesh('most')": "devices 'most' cannot be used; choose a number or all",
-    "devices.require_divisible(100, mesh)": "batch size 100 cannot be split over 8 devices; choose 96 or 104",
-    "devices.require_divisible(5, mesh)": "batch size 5 cannot be split over 8 devices; choose 8",
-    "seeds.fit_seeds(make_config(), [1, 2, 3], mnist, mesh=mesh)": "3 seeds cannot be split over 8 devices; choose a "
-    "multiple of that",
-}
+def refusals():
+    mesh = devices.make_mesh()
+    for call, said in (
+        (lambda: devices.make_mesh(9), "devices 9 cannot be used; choose 1 to 8, or all"),
+        (lambda: devices.make_mesh(0), "devices 0 cannot be used; choose 1 to 8, or all"),
+        (lambda: devices.choose_mesh("most"), "devices 'most' cannot be used; choose a number or all"),
+        (
+            lambda: devices.require_divisible(100, mesh),
+            "batch size 100 cannot be split over 8 devices; choose 96 or 104",
+        ),
+        (lambda: devices.require_divisible(5, mesh), "batch size 5 cannot be split over 8 devices; choose 8"),
+        (
+            lambda: seeds.fit_seeds(make_config(), [1, 2, 3], load_mnist(), mesh=mesh),
+            "3 seeds cannot be split over 8 devices; choose a multiple of that",
+        ),
+    ):
+        with pytest.raises(InputError) as error:
+            call()
+        assert str(error.value) == said
+    assert devices.choose_mesh(None) is None
+    assert devices.choose_mesh("1") is None
+    assert devices.choose_mesh("all").size == 8
+    assert devices.choose_mesh("2").size == 2
+    devices.require_divisible(128, mesh)
 
 
 def test_refusals(on_eight):
-    found = on_eight(
-        f"""
-        found = {{}}
-        for call in {list(REFUSED)}:
-            try:
-                eval(call)
-            except ValueError as error:
-                found[call] = str(error)
-        assert devices.choose_mesh(None) is None and devices.choose_mesh("1") is None
-        assert devices.choose_mesh("all").size == 8 and devices.choose_mesh("2").size == 2
-        devices.require_divisible(128, mesh)
-        """
-    )
-    assert found == REFUSED
+    on_eight(refusals)
 
 
 DATA = ["--no-report", "--data-source", "tfds", "--data-dir", PREPARED]
@@ -169,12 +151,6 @@ DATA = ["--no-report", "--data-source", "tfds", "--data-dir", PREPARED]
 def train(environment, *args):
     command = map(str, [sys.executable, ROOT / "scripts" / "train.py", *DATA, *args])
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("localhost", 0))
-        return one.getsockname()[1]
 
 
 def two(environment, *args):

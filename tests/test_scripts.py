@@ -176,6 +176,8 @@ export.py --arch bn --out x                 | 'bn'
 compare.py                                  | no run
 compare.py absent                           | 'absent'
 reproduce.py --seeds 0                      | seeds 0 | choose
+reproduce.py --jobs 0                       | jobs 0 | choose
+search.py --jobs 2 --scheduler localhost:1  | jobs 2 | drop one
 search.py --seeds 0                         | seeds 0 | choose
 search.py --vary speed=1                    | 'speed' | choose
 search.py --vary epochs=two                 | epochs=two | int

@@ -71,6 +71,12 @@ def seed_statistics(accuracies: Sequence[float], threshold: float = TARGET_ACCUR
     return SeedStatistics(n, statistics.fmean(accuracies), std, stderr, min(accuracies), max(accuracies), share)
 
 
+def mean_text(accuracies: Sequence[float]) -> str:
+    """The mean and its standard error, where there is one, for instance `mean 99.541% +- 0.011%`."""
+    result = seed_statistics(accuracies)
+    return f"mean {result.mean:.3%}" + ("" if result.stderr is None else f" +- {result.stderr:.3%}")
+
+
 def error_counts(errors: Sequence[Sequence[int]]) -> dict[int, int]:
     """How many of the seeds get each image wrong; `errors` has one list of image indices per seed."""
     return dict(collections.Counter(itertools.chain.from_iterable(errors)))

@@ -4,15 +4,14 @@ Each contender is a process of its own that waits for its turn, so that none inh
 settings or caches. Machines drift, so a ratio is taken within each round and its median over the rounds is quoted.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
-import multiprocessing
-import os
 import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,11 +22,11 @@ from mnist_jax import seeds as many_seeds
 from mnist_jax import training
 from mnist_jax.augment import Distortion
 from mnist_jax.data import Mnist, load_mnist, standardise
-from mnist_jax.lab import baselines
+from mnist_jax.lab import baselines, jobs
 from mnist_jax.layers import FLAX
 from mnist_jax.models import layers_of
 from mnist_jax.recipes import Config, make_config, make_distortion
-from mnist_jax.runtime import reuse_freed_memory
+from mnist_jax.runtime import cores, reuse_freed_memory
 from mnist_jax.steps import Streams, make_setup, train_step
 
 _MATMUL_SIZE = 2048
@@ -85,7 +84,7 @@ def _torch(config: Config, data: Any, channels_last: bool, device: str = "cpu") 
     """The notebook's network and loop in eager PyTorch, images standardised and batched beforehand."""
     import torch
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(len(cores()))
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def tensor(images: np.ndarray) -> Any:
@@ -142,25 +141,26 @@ def run(
       For each contender `start`, `step_seconds` and `score_seconds` (one value a round) and `peak_bytes`; and
       `matmul_flops`, the float32 matrix product's rate measured in each round in the process of "ours".
     """
-    context = multiprocessing.get_context("spawn")
     workers, result = {}, {"contenders": {}, "matmul_flops": []}
-    for name in contenders:
-        pipe, end = context.Pipe()
-        process = context.Process(target=_work, args=(end, name, config, steps, threads, time.time()), daemon=True)
-        process.start()
-        workers[name] = pipe
-        start = pipe.recv()  # One after the other: nothing else runs while one starts and compiles.
-        result["contenders"][name] = {"start": start, "step_seconds": [], "score_seconds": []}
-    for i in range(rounds):
-        for name, pipe in workers.items():
-            record = result["contenders"][name]
-            record["step_seconds"].append(_ask(pipe, "steps") / steps)
-            record["score_seconds"].append(_ask(pipe, "score"))
-        if "ours" in workers:
-            result["matmul_flops"].append(2 * _MATMUL_SIZE**3 / _ask(workers["ours"], "matmul"))
-        on_round(i + 1)
-    for name, pipe in workers.items():
-        result["contenders"][name]["peak_bytes"] = _ask(pipe, "stop")
+    with contextlib.ExitStack() as stack:
+
+        def ask(name: str, call: Callable[..., Any], *arguments: Any) -> Any:
+            return workers[name].submit(call, *arguments).result()
+
+        for name in contenders:
+            born = time.time()
+            workers[name] = stack.enter_context(jobs.process(cores()[:threads]))
+            start = ask(name, _start, name, config, steps, born)  # Nothing else runs while one starts and compiles.
+            result["contenders"][name] = {"start": start, "step_seconds": [], "score_seconds": []}
+        for i in range(rounds):
+            for name, record in result["contenders"].items():
+                record["step_seconds"].append(ask(name, _turn, name, config, "steps", steps) / steps)
+                record["score_seconds"].append(ask(name, _turn, name, config, "score"))
+            if "ours" in workers:
+                result["matmul_flops"].append(2 * _MATMUL_SIZE**3 / ask("ours", _matmul_seconds))
+            on_round(i + 1)
+        for name, record in result["contenders"].items():
+            record["peak_bytes"] = ask(name, _peak_bytes)
     return result
 
 
@@ -213,6 +213,24 @@ def seeds_together(arch: str, data: Mnist, seeds: int, rounds: int) -> dict[str,
     return {name: [seconds[name] for seconds in rounds_of] for name in calls}
 
 
+def trainings_at_once(arch: str, seeds: int, count: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of a series of `fast`, in so many processes at once and in one that has all cores, in turns.
+
+    From the start of the processes to the last seed's score, with the programs in the compilation cache.
+    """
+    tasks = [jobs.Task(make_config("fast", arch=arch), (seed,)) for seed in range(1, seeds + 1)]
+
+    def series(count: int, tasks: Sequence[jobs.Task] = tasks) -> None:
+        with jobs.processes(count, True) as pool:
+            for _ in jobs.run(tasks, pool, lambda task, times: None, lambda: False):
+                pass
+
+    series(1, tasks[:1])
+    counts = {"at_once": count, "one": 1}
+    rounds_of = [{name: _seconds(series, counts[name])[0] for name in counts} for _ in range(rounds)]
+    return {name: [seconds[name] for seconds in rounds_of] for name in counts}
+
+
 def _seconds(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
     """How long a call took, and what it gave."""
     start = time.perf_counter()
@@ -230,30 +248,37 @@ def _torch_step_seconds(config: Config, data: Mnist) -> float | None:
     return statistics.median(_seconds(contender.steps, 100)[0] / 100 for _ in range(5))
 
 
-def _ask(pipe: Any, command: str) -> float:
-    pipe.send(command)
-    return pipe.recv()
+# In a contender's process ---------------------------------------------------------------------------------------------
 
 
-def _work(pipe: Any, name: str, config: Config, steps: int, threads: int, born: float) -> None:
-    """A contender's process: starts, then answers each command with its seconds until told to stop."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    contender = CONTENDERS[name](config, load_mnist())
+@cache
+def _contender(name, config):
+    return CONTENDERS[name](config, load_mnist())
+
+
+def _start(name, config, steps, born):
+    """Seconds from the start of the process to the end of its first step, and of that first step alone."""
+    contender = _contender(name, config)
     compiling = time.perf_counter()
     contender.steps(1)
-    # Seconds from the start of the process to the end of its first step, and of that first step alone.
-    pipe.send({"first_step": time.time() - born, "compile": time.perf_counter() - compiling})
+    start = {"first_step": time.time() - born, "compile": time.perf_counter() - compiling}
     contender.steps(steps)  # A program of its own, where the number of steps is part of a shape.
+    contender.score()
+    return start
+
+
+def _turn(name, config, method, *arguments):
+    contender = _contender(name, config)
+    contender.steps(1)  # Back into the caches before the clock starts.
+    return _seconds(getattr(contender, method), *arguments)[0]
+
+
+def _matmul_seconds():
     square = np.random.default_rng(0).normal(size=(_MATMUL_SIZE, _MATMUL_SIZE)).astype(np.float32)
     multiply = jax.jit(jnp.matmul)
-    commands = {
-        "steps": (partial(contender.steps, 1), partial(contender.steps, steps)),
-        "score": (partial(contender.steps, 1), contender.score),
-        "matmul": (lambda: multiply(square, square).block_until_ready(),) * 2,
-    }
-    contender.score()
-    while (command := pipe.recv()) != "stop":
-        warm_up, call = commands[command]
-        warm_up()  # Back into the caches before the clock starts.
-        pipe.send(_seconds(call)[0])
-    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    multiply(square, square).block_until_ready()
+    return _seconds(lambda: multiply(square, square).block_until_ready())[0]
+
+
+def _peak_bytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -3,13 +3,12 @@
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from mnist_jax.data import Mnist
 from mnist_jax.errors import InputError
@@ -19,8 +18,8 @@ from mnist_jax.seeds import fit_seeds
 from mnist_jax.training import evaluate, fit, predict
 
 
-def run(config: Config, data: Mnist) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Trains and scores one config; raises as `fit`.
+def run(config: Config, data: Mnist, stop: Callable[[], bool] = lambda: False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Trains and scores one config; stops and raises as `fit`.
 
     Returns:
       The trial and the final variables. The trial has `config`; `history`, one entry per epoch; `train_loss` and
@@ -29,20 +28,20 @@ def run(config: Config, data: Mnist) -> tuple[dict[str, Any], dict[str, Any]]:
       after every epoch; `environment`.
     """
     start = time.perf_counter()
-    state, history = fit(config, data)
+    state, history = fit(config, data, stop=stop)
     seconds = time.perf_counter() - start
-    return _trial(config, data, history, state.variables, seconds), state.variables
+    return _trial(config, data, history, state.variables, seconds), jax.device_get(state.variables)
 
 
 def run_seeds(
-    config: Config, seeds: Sequence[int], data: Mnist, mesh: Mesh | None = None
+    config: Config, seeds: Sequence[int], data: Mnist, stop: Callable[[], bool] = lambda: False
 ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """What `run` gives for each seed, trained all at once by `fit_seeds`, and its errors.
+    """What `run` gives for each seed, trained all at once by `fit_seeds`, which may raise its errors.
 
     `seconds` are those of all of them, and `together` says how many they were.
     """
     start = time.perf_counter()
-    state, histories = fit_seeds(config, seeds, data, mesh=mesh)
+    state, histories = fit_seeds(config, seeds, data, stop=stop)
     seconds = time.perf_counter() - start
     trials = []
     for i, (seed, history) in enumerate(zip(seeds, histories, strict=True)):

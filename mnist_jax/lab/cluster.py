@@ -1,0 +1,127 @@
+"""Many trainings at once on a Dask cluster, whatever it runs on; Dask repeats by itself what a dead worker held."""
+
+import collections
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import itertools
+import logging
+import os
+import uuid
+import warnings
+from collections.abc import Iterable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mnist_jax
+from mnist_jax import data
+from mnist_jax.errors import InputError, LostError, StorageError
+from mnist_jax.lab.jobs import Pool, Task, prepare, train
+from mnist_jax.recipes import Config
+
+_CONNECT_SECONDS = 10
+_LOST = "the scheduler is lost; the same command goes on from what is finished"
+
+
+@contextmanager
+def connect(address: str, config: Config, cached: bool) -> Iterator[Pool]:
+    """The workers of a Dask scheduler, one task each and as many threads as the worker has.
+
+    Raises LostError if it cannot be reached, InputError if a worker has another version of this package or other data
+    than this process, or if `distributed` is not installed.
+    """
+    if importlib.util.find_spec("distributed") is None:
+        raise InputError("--scheduler needs distributed, which is not installed: pip install 'mnist-jax[cluster]'")
+    import distributed
+
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # What it would say is said here, in one line.
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)  # Each trial has its versions.
+            client = distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise LostError(f"scheduler {address!r} cannot be reached ({reason}); is it running there?") from error
+
+    series, numbers, wanted = f"mnist_jax-{uuid.uuid4()}", itertools.count(), identity(config)
+    workers: set[str] = set()
+    deaths: collections.deque[str] = collections.deque()
+
+    def hear(event: tuple[float, dict[str, Any]]) -> None:
+        message = event[1]
+        if message.get("action") in ("add-worker", "remove-worker"):
+            workers.clear()
+        if message.get("action") == "remove-worker" and not message["expected"]:
+            deaths.extend(message["processing-tasks"])
+
+    def size() -> int:
+        if not workers:
+            workers.update(client.nthreads())
+        return len(workers)
+
+    def submit(task: Task) -> distributed.Future:
+        key = f"{series}-{next(numbers)}"
+        return client.submit(_train_on_cluster, task, wanted, cached, key=key)
+
+    def died(futures: Iterable[distributed.Future]) -> list[distributed.Future]:
+        if client.status != "running":
+            raise LostError(_LOST)
+        keys = [deaths.popleft() for _ in range(len(deaths))]
+        return [future for future in futures if future.key in keys]
+
+    with client:
+        for worker, found in client.run(identity, config, on_error="return").items():
+            _require(worker, found, wanted)
+        client.subscribe_topic("all", hear)
+        try:
+            yield Pool(submit, size, died, distributed.KilledWorker)
+        except StorageError:  # An OSError, but of this process.
+            raise
+        except (CancelledError, OSError) as error:
+            raise LostError(_LOST) from error
+
+
+def _train_on_cluster(task, wanted, cached):
+    import distributed
+
+    worker = distributed.get_worker()
+    _prepare_once(worker.state.nthreads, cached)
+    _require(worker.address, identity(task.config), wanted)
+    this = worker.state.tasks[worker.get_current_task()]
+    return train(task, stop=lambda: this.state != "executing")  # Cancelled, or whoever asked for it is gone.
+
+
+@functools.cache
+def _prepare_once(threads, cached):
+    os.environ.setdefault("NPROC", str(threads))
+    prepare(cached)
+
+
+def _require(worker, found, wanted):
+    if isinstance(found, Exception):
+        raise InputError(f"worker {worker} cannot take part: {' '.join(str(found).split())[:300]}") from found
+    for name, value in wanted.items():
+        if found[name] != value:
+            raise InputError(f"worker {worker} has {name} {found[name]}, and this process {value}; give both the same")
+
+
+def identity(config: Config) -> dict[str, str]:
+    """What all workers of a series must have in common: this package, by version and sources, and the data."""
+    return _identity(config.data_source, config.data_dir)
+
+
+@functools.cache
+def _identity(source, data_dir):
+    arrays, sources = hashlib.sha256(), hashlib.sha256()
+    for split in data.load_mnist(source, data_dir):
+        for array in split:
+            arrays.update(array)
+    for path in sorted(Path(mnist_jax.__file__).parent.rglob("*.py")):
+        sources.update(path.read_bytes())
+    return {
+        "mnist-jax": f"{importlib.metadata.version('mnist-jax')} of sources {sources.hexdigest()[:12]}",
+        "data": arrays.hexdigest()[:12],
+    }
