@@ -164,8 +164,8 @@ def at_once(options: Options) -> None:
     hours = {name: options.seeds * 3600 / statistics.median(seconds) for name, seconds in result.items()}
     ratio = statistics.median(one / many for many, one in zip(result["at_once"], result["one"], strict=True))
     print(
-        f"{options.arch}, fast, {options.seeds} seeds on {len(cores())} cores: {hours['at_once']:.0f} trainings an hour, "
-        f"{options.jobs} at once; {hours['one']:.0f}, one after the other; {ratio:.2f} times as many"
+        f"{options.arch}, fast, {options.seeds} seeds, trainings an hour on {len(cores())} cores: "
+        f"{hours['at_once']:.1f}, {options.jobs} at once, and {hours['one']:.1f}, one by one; ratio {ratio:.2f}"
     )
     if options.json:
         record = {"arch": options.arch, "seeds": options.seeds, "jobs": options.jobs, **result}

@@ -1,9 +1,10 @@
+import contextlib
 import json
 
 from conftest import part
 
 from mnist_jax import ARCHS, EpochMetrics, create_model, make_config, seeds, training
-from mnist_jax.lab import benchmark
+from mnist_jax.lab import benchmark, jobs
 from mnist_jax.lab.analysis import ratios, spread
 
 
@@ -63,3 +64,17 @@ def test_many_seeds_against_one_after_the_other(script, monkeypatch, tmp_path):
     assert asked == [(2, 256), (1, 256), (1, 256)] * 3  # The first to compile.
     record = json.loads((tmp_path / "seeds.json").read_text())
     assert all(len(record[name]) == 2 and min(record[name]) > 0 for name in ("together", "alone"))
+
+
+def test_trainings_at_once_against_one_after_the_other(script, monkeypatch, tmp_path):
+    """In turns, after one to compile; what training does is not at issue here."""
+    asked = []
+    monkeypatch.setattr(jobs, "processes", lambda count, cached: contextlib.nullcontext(count))
+    monkeypatch.setattr(jobs, "run", lambda tasks, count, *_: asked.append((count, len(tasks))) or [])
+    flags = ["--arch", "gap", "--jobs", "3", "--seeds", "4", "--rounds", "2", "--json", "jobs.json"]
+    status, out, _ = script("benchmark.py", *flags)
+    assert status == 0
+    assert out.startswith("gap, fast, 4 seeds, trainings an hour on ")
+    assert asked == [(1, 1), *[(3, 4), (1, 4)] * 2]
+    record = json.loads((tmp_path / "jobs.json").read_text())
+    assert all(len(record[name]) == 2 and min(record[name]) > 0 for name in ("at_once", "one"))
