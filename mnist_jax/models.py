@@ -59,14 +59,14 @@ class Basic(Network):
         """Standardised images float32 [B, 28, 28, 1] to logits float32 [B, 10]."""
         del train
         conv, (c1, c2, c3, c4, c5, c6) = self.convolution(), self.widths
-        x = nn.relu(conv(c1, (3, 3), name="conv1")(x))  # 26     288    144
-        x = nn.relu(conv(c2, (3, 3), name="conv2")(x))  # 24  18,432  2,304
+        x = self.layers.relu(conv(c1, (3, 3), name="conv1")(x))  # 26     288    144
+        x = self.layers.relu(conv(c2, (3, 3), name="conv2")(x))  # 24  18,432  2,304
         x = conv(c3, (3, 3), name="conv3")(x)  # 22  73,728  2,304
-        x = nn.relu(self.layers.max_pool(x))  # 11
-        x = nn.relu(conv(c4, (1, 1), name="conv4")(x))  # 11   4,096    256
-        x = nn.relu(conv(c5, (3, 3), name="conv5")(x))  # 9   18,432  2,304
-        x = nn.relu(conv(c6, (3, 3), name="conv6")(x))  # 7   73,728  1,440
-        x = nn.relu(conv(10, (1, 1), name="conv7")(x))  # 7    1,280    100
+        x = self.layers.relu(self.layers.max_pool(x))  # 11
+        x = self.layers.relu(conv(c4, (1, 1), name="conv4")(x))  # 11   4,096    256
+        x = self.layers.relu(conv(c5, (3, 3), name="conv5")(x))  # 9   18,432  2,304
+        x = self.layers.relu(conv(c6, (3, 3), name="conv6")(x))  # 7   73,728  1,440
+        x = self.layers.relu(conv(10, (1, 1), name="conv7")(x))  # 7    1,280    100
         x = conv(10, (7, 7), name="conv8")(x)  # 1    4,900  4,900
         return x.squeeze((1, 2)).astype(jnp.float32)
 
@@ -89,14 +89,14 @@ class Gap(Network):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Standardised images float32 [B, 28, 28, 1] to logits float32 [B, 10]."""
         conv, then = self.convolution(), partial(self.after_relu, train=train)
-        x = then(nn.relu(conv(16, (3, 3), name="conv1")(x)), "bn1")  # 26    144, and in `bn_dropout` 32
-        x = then(nn.relu(conv(16, (3, 3), name="conv2")(x)), "bn2")  # 24  2,304 + 32
+        x = then(self.layers.relu(conv(16, (3, 3), name="conv1")(x)), "bn1")  # 26    144, and in `bn_dropout` 32
+        x = then(self.layers.relu(conv(16, (3, 3), name="conv2")(x)), "bn2")  # 24  2,304 + 32
         x = conv(16, (1, 1), name="conv3")(x)  # 24    256
-        x = nn.relu(self.layers.max_pool(x))  # 12
-        x = then(nn.relu(conv(16, (3, 3), name="conv4")(x)), "bn4")  # 10  2,304 + 32
-        x = then(nn.relu(conv(16, (3, 3), name="conv5")(x)), "bn5")  # 8   2,304 + 32
-        x = then(nn.relu(conv(10, (3, 3), name="conv6")(x)), "bn6")  # 6   1,440 + 20
-        x = then(nn.relu(conv(10, (3, 3), padding=1, name="conv7")(x)), "bn7")  # 6     900 + 20
+        x = self.layers.relu(self.layers.max_pool(x))  # 12
+        x = then(self.layers.relu(conv(16, (3, 3), name="conv4")(x)), "bn4")  # 10  2,304 + 32
+        x = then(self.layers.relu(conv(16, (3, 3), name="conv5")(x)), "bn5")  # 8   2,304 + 32
+        x = then(self.layers.relu(conv(10, (3, 3), name="conv6")(x)), "bn6")  # 6   1,440 + 20
+        x = then(self.layers.relu(conv(10, (3, 3), padding=1, name="conv7")(x)), "bn7")  # 6     900 + 20
         x = x.mean((1, 2), keepdims=True)  # 1
         x = conv(10, (1, 1), name="conv8")(x)  # 1     100
         return x.squeeze((1, 2)).astype(jnp.float32)

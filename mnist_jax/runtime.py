@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,12 @@ def loop(
 @cache
 def program(body: Callable, many: bool, whole: bool) -> Callable:
     """What `loop` runs, jitted: one step, `whole` for all of them."""
+    function = steps_of(body, many) if whole else step_of(body, many)
+    return jax.jit(function, static_argnames="static", donate_argnames="state", compiler_options=compiler_options())
+
+
+def step_of(body: Callable, many: bool) -> Callable:
+    """One step of a loop, as a function `(i, state, totals, own, shared, static) -> (state, totals)`."""
 
     def step(i, state, totals, own, shared, static):
         def one(state, totals, own):
@@ -98,12 +104,19 @@ def program(body: Callable, many: bool, whole: bool) -> Callable:
 
         return (jax.vmap(one) if many else one)(state, totals, own)
 
-    def all_steps(start, stop, state, totals, own, shared, static):
+    step.__name__ = body.__name__  # What logs and profiles show.
+    return step
+
+
+def steps_of(body: Callable, many: bool) -> Callable:
+    """All steps of a loop, as a function `(start, stop, state, totals, own, shared, static) -> (state, totals)`."""
+    step = step_of(body, many)
+
+    def steps(start, stop, state, totals, own, shared, static):
         return lax.fori_loop(start, stop, lambda i, carry: step(i, *carry, own, shared, static), (state, totals))
 
-    function = all_steps if whole else step
-    function.__name__ = body.__name__  # What logs and profiles show.
-    return jax.jit(function, static_argnames="static", donate_argnames="state", compiler_options=compiler_options())
+    steps.__name__ = body.__name__
+    return steps
 
 
 def reuse_freed_memory() -> None:
@@ -147,9 +160,9 @@ def use_compilation_cache() -> Path | None:
     return directory
 
 
-def environment() -> dict[str, Any]:
-    """Versions and hardware of this process, for the record beside a result."""
-    packages = ("mnist-jax", "jax", "jaxlib", "flax", "optax", "numpy")
+def environment(others: Sequence[str] = ()) -> dict[str, Any]:
+    """Versions, of other packages too, and hardware of this process, for the record beside a result."""
+    packages = ("mnist-jax", "jax", "jaxlib", "flax", "optax", "numpy", *others)
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},

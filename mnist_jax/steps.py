@@ -160,7 +160,10 @@ def train_step(
         return loss, (_metrics(losses, logits, labels), updated.get("batch_stats", {}))
 
     grads, (metrics, batch_stats) = jax.grad(loss_and_aux, has_aux=True)(state.params)
-    finite = jnp.isfinite(metrics.loss) & jnp.isfinite(optax.tree.sum(grads))
+    # Kernels only: what is not finite reaches the kernel before it, and the sum of a batch norm's gradients would have
+    # XLA:TPU read the activations' once more.
+    kernels = [leaf for leaf in jax.tree.leaves(grads) if leaf.ndim > 1]
+    finite = jnp.isfinite(metrics.loss) & jnp.isfinite(optax.tree.sum(kernels))
     metrics = metrics._replace(bad_step=jnp.where(finite, 0, state.step + 1))
     updates, opt_state = setup.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -1,6 +1,6 @@
-"""Convolution, pooling, batch norm and dropout, each with a lowering that suits the platform.
+"""Convolution, pooling, ReLU, batch norm and dropout, each with a lowering that suits the platform.
 
-Values, gradients and parameter trees are those of `nn.Conv`, `nn.max_pool`, `nn.BatchNorm` and `nn.Dropout`
+Values, gradients and parameter trees are those of `nn.Conv`, `nn.max_pool`, `nn.relu`, `nn.BatchNorm` and `nn.Dropout`
 (dropout draws other bits). Images are `[batch, height, width, channels]`, kernels `[height, width, in, out]`,
 strides are 1.
 """
@@ -15,7 +15,7 @@ import jax
 from mnist_jax.layers.batch_norm import BatchNorm
 from mnist_jax.layers.convolution import conv_general_dilated
 from mnist_jax.layers.dropout import Dropout
-from mnist_jax.layers.pooling import max_pool
+from mnist_jax.layers.pooling import flax_max_pool, max_pool, relu
 
 
 class Layers(NamedTuple):
@@ -25,7 +25,8 @@ class Layers(NamedTuple):
     batch_norm: Callable[..., nn.Module]
     dropout: Callable[..., nn.Module]
     max_pool: Callable[[jax.Array], jax.Array]
+    relu: Callable[[jax.Array], jax.Array]
 
 
-FAST = Layers(partial(nn.Conv, conv_general_dilated=conv_general_dilated), BatchNorm, Dropout, max_pool)
-FLAX = Layers(nn.Conv, nn.BatchNorm, nn.Dropout, partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2)))
+FAST = Layers(partial(nn.Conv, conv_general_dilated=conv_general_dilated), BatchNorm, Dropout, max_pool, relu)
+FLAX = Layers(nn.Conv, nn.BatchNorm, nn.Dropout, flax_max_pool, nn.relu)

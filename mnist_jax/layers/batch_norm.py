@@ -15,7 +15,14 @@ def _spread(channels):
 
 
 def _channel_sums(a, b):
-    """Sums of `a` and `b` over all but the last axis, in one pass over both."""
+    """Sums of `a` and `b` over all but the last axis; elsewhere than on a CPU, XLA fuses the plain form into others."""
+    return lax.platform_dependent(
+        a, b, cpu=_cpu_channel_sums, default=lambda *both: tuple(z.sum((0, 1, 2)) for z in both)
+    )
+
+
+def _cpu_channel_sums(a, b):
+    """In one pass over both."""
 
     def add(p, q):
         return p[0] + q[0], p[1] + q[1]
@@ -28,7 +35,7 @@ def _channel_sums(a, b):
     # Then columns, then images: no running sum gets long, which would cost digits.
     a, b = (z.reshape(len(z), -1, channels) for z in (a, b))
     a, b = lax.reduce((a, b), zeros, add, (1,))
-    return lax.reduce((a, b), zeros, add, (0,))
+    return tuple(lax.reduce((a, b), zeros, add, (0,)))
 
 
 @jax.custom_vjp

@@ -116,23 +116,20 @@ def _conv_forward(x, kernel, padding):
 
 
 def _conv_backward(padding, residuals, g):
-    x, kernel = residuals
-    size = kernel.shape[:2]
-    back = tuple((k - 1 - low, k - 1 - high) for k, (low, high) in zip(size, padding, strict=True))
-    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
-
-    def cpu(x, g, flipped):
+    def cpu(x, kernel, g):
+        size = kernel.shape[:2]
         g = materialise(g)
         if _spans_image(x, size, padding):
             dx = (g.reshape(len(x), -1) @ kernel.reshape(-1, kernel.shape[3]).T).reshape(x.shape)
         else:
-            dx = _cpu_conv(g, flipped, back)
+            back = tuple((k - 1 - low, k - 1 - high) for k, (low, high) in zip(size, padding, strict=True))
+            dx = _cpu_conv(g, kernel[::-1, ::-1].swapaxes(2, 3), back)
         return dx, _cpu_kernel_gradient(x, g, padding)
 
-    def xla(x, g, flipped):
-        return _xla_conv(g, flipped, back), _xla_kernel_gradient(x, g, padding)
+    def xla(x, kernel, g):
+        return jax.vjp(partial(_xla_conv, padding=padding), x, kernel)[1](g)
 
-    return lax.platform_dependent(x, g, flipped, cpu=cpu, default=xla)
+    return lax.platform_dependent(*residuals, g, cpu=cpu, default=xla)
 
 
 _conv.defvjp(_conv_forward, _conv_backward)

@@ -1,15 +1,27 @@
-"""2x2 max pooling as a maximum of four strided views, whose gradient costs no window search."""
+"""2x2 max pooling, and ReLU: each with a gradient that suits the platform."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
+
+
+def flax_max_pool(x):
+    """The 2x2 max pool as Flax has it, a window search."""
+    return nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
 
 
 @jax.custom_vjp
 def max_pool(x):
     """Largest value of every 2x2 window. `[b, h, w, c] -> [b, h // 2, w // 2, c]`; an odd edge is dropped.
 
-    The gradient goes to the first largest value of a window, rows before columns, as `nn.max_pool` does it.
+    On a CPU a maximum of four strided views. The gradient goes to the first largest value of a window, rows before
+    columns, as `nn.max_pool` does it.
     """
+    return lax.platform_dependent(x, cpu=_cpu_max_pool, default=flax_max_pool)
+
+
+def _cpu_max_pool(x):
     a, b, c, d = _corners(x)
     return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
 
@@ -26,17 +38,46 @@ def _max_pool_forward(x):
     first = jnp.where(jnp.maximum(a, b) >= jnp.maximum(c, d), jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3)).astype(
         jnp.int8
     )
-    return max_pool(x), (first, x[:0])
+    return max_pool(x), (first, x)  # Of these, a platform keeps what its gradient reads.
 
 
-def _max_pool_backward(residuals, g):
-    first, like = residuals
+def _cpu_max_pool_gradient(first, x, g):
     batch, half_height, half_width, channels = g.shape
     corner = jnp.arange(4, dtype=jnp.int8).reshape(1, 1, 2, 1, 2, 1)
     chosen = first[:, :, None, :, None] == corner
     dx = jnp.where(chosen, g[:, :, None, :, None], 0).reshape(batch, 2 * half_height, 2 * half_width, channels)
-    odd = [(0, n - m) for n, m in zip(like.shape[1:3], dx.shape[1:3], strict=True)]
-    return (jnp.pad(dx, ((0, 0), *odd, (0, 0))),)
+    odd = [(0, n - m) for n, m in zip(x.shape[1:3], dx.shape[1:3], strict=True)]
+    return jnp.pad(dx, ((0, 0), *odd, (0, 0)))
+
+
+def _max_pool_backward(residuals, g):
+    def default(first, x, g):
+        del first
+        return jax.vjp(flax_max_pool, x)[1](g)[0]
+
+    return (lax.platform_dependent(*residuals, g, cpu=_cpu_max_pool_gradient, default=default),)
 
 
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+@jax.custom_vjp
+def relu(x):
+    """`max(x, 0)`; at 0 the gradient is 0, as that of `nn.relu`."""
+    return jnp.maximum(x, 0)
+
+
+def _relu_forward(x):
+    y = relu(x)
+    return y, y
+
+
+def _relu_backward(y, g):
+    def tpu(y, g):
+        # Where y is compared with 0, the compiler packs the outcome into bits, and takes longer than it saves.
+        return g * jnp.sign(y)
+
+    return (lax.platform_dependent(y, g, tpu=tpu, default=lambda y, g: jnp.where(y > 0, g, jnp.zeros_like(g))),)
+
+
+relu.defvjp(_relu_forward, _relu_backward)

@@ -1,0 +1,154 @@
+"""What the TPU's own compiler expects of a program, asked without a TPU: estimates, not times.
+
+The package `libtpu` compiles for a named topology on any Linux machine, and writes into the compiled text how many
+cycles it estimates each operation to take.
+"""
+
+import importlib.util
+import os
+import re
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mnist_jax import devices, training
+from mnist_jax.data import Split
+from mnist_jax.errors import InputError
+from mnist_jax.layers import FAST, FLAX, Layers
+from mnist_jax.models import abstract_variables
+from mnist_jax.recipes import Config, make_model
+from mnist_jax.runtime import steps_of
+from mnist_jax.steps import Metrics, init_state, make_setup
+
+LAYERS = {"ours": FAST, "flax": FLAX}
+_TRAIN, _TEST = 60_000, 10_000
+
+
+class Operation(NamedTuple):
+    """One operation of a step: estimated cycles, its place in the program, and what it gives."""
+
+    cycles: int
+    place: str
+    result: str
+
+
+class Estimate(NamedTuple):
+    """Of one compiled program.
+
+    Attributes:
+      cycles: estimated, of one step of its loop.
+      operations: those of the step, dearest first.
+      argument_bytes: on each device.
+      temporary_bytes: on each device.
+      compile_seconds: how long the compiler took.
+    """
+
+    cycles: int
+    operations: list[Operation]
+    argument_bytes: int
+    temporary_bytes: int
+    compile_seconds: float
+
+
+def make_mesh(topology: str) -> Mesh:
+    """The devices of a topology, such as `v5e:1x1` or `v5e:2x2`, to compile for; there need be none.
+
+    Call it before JAX is first used. Raises InputError if `libtpu` is not installed or does not know the topology.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError("the TPU's compiler is not installed: pip install libtpu (0.5 GB, Linux)")
+    jax.config.update("jax_platforms", "cpu")
+    # Else libtpu asks the network what machine this is, and waits for an answer.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
+    try:
+        described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    except Exception as error:  # Of several kinds, by version.
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"topology {topology!r} cannot be compiled for ({reason}); try v5e:1x1 or v5e:2x2") from error
+    return Mesh(np.array(described.devices), (devices.AXIS,), axis_types=(AxisType.Auto,))
+
+
+def compile_program(
+    program: str, config: Config, mesh: Mesh, seeds: int = 0, layers: Layers = FAST
+) -> tuple[jax.stages.Compiled, float]:
+    """Compiles what `fit` runs on a TPU, on all 60,000 images, and gives it with the seconds that took.
+
+    Args:
+      program: "epoch", of training, or "scoring", of the 10,000 test images.
+      config: the run it belongs to.
+      mesh: the devices to compile for, over which batches are split, or seeds.
+      seeds: how many are trained in one program, 0 for one without an axis of seeds.
+      layers: what the network is made of.
+    """
+    lead, split = ((seeds,), 0) if seeds else ((), None)
+
+    def place(tree: Any, axis: int | None = None, lead: tuple[int, ...] = ()) -> Any:
+        spec = PartitionSpec(*[None] * (axis or 0), devices.AXIS) if axis is not None else PartitionSpec()
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(lead + leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+    def order(steps: int, batch_size: int) -> Any:
+        indices = jax.ShapeDtypeStruct((steps, batch_size), np.int32)
+        return place(indices, 0 if seeds else 1, lead)
+
+    def images(count: int) -> Split:
+        return place(Split(np.empty((count, 28, 28, 1), np.uint8), np.empty(count, np.int32)))
+
+    model = make_model(config).clone(layers=layers)
+    totals = place(jax.eval_shape(Metrics.zeros), split, lead)
+    if program == "scoring":
+        batch_size = -(-config.eval_batch_size // mesh.size) * mesh.size
+        body, static = training.eval_body, model
+        own = place(abstract_variables(model), split, lead)
+        indices = place(np.empty((-(-_TEST // batch_size), batch_size), np.int32), None if seeds else 1)
+        state, shared = None, (images(_TEST), indices)
+    else:
+        steps = training.steps_per_epoch(_TRAIN, config.batch_size)
+        body, static = training.train_body, make_setup(config, steps * config.epochs)._replace(model=model)
+        state = place(jax.eval_shape(lambda: init_state(static, jax.random.key(0))), split, lead)
+        key = place(jax.eval_shape(lambda: jax.random.key(0)), split, lead)
+        own = (order(steps, config.batch_size), key)
+        shared = (images(_TRAIN), place(jax.ShapeDtypeStruct((), np.float32)))
+    number = jax.ShapeDtypeStruct((), np.int32)
+    function = jax.jit(steps_of(body, bool(seeds)), static_argnames="static", donate_argnames="state")
+    lowered = function.lower(place(number), place(number), state, totals, own, shared, static)
+    start = time.perf_counter()
+    return lowered.compile(), time.perf_counter() - start
+
+
+def estimate(program: str, config: Config, mesh: Mesh, seeds: int = 0, layers: Layers = FAST) -> Estimate:
+    """What the compiler says of `compile_program`."""
+    compiled, seconds = compile_program(program, config, mesh, seeds, layers)
+    operations = sorted(_step_operations(compiled.as_text()), reverse=True)
+    memory = compiled.memory_analysis()
+    cycles = sum(operation.cycles for operation in operations)
+    return Estimate(cycles, operations, memory.argument_size_in_bytes, memory.temp_size_in_bytes, seconds)
+
+
+def _step_operations(text: str) -> list[Operation]:
+    """The operations in the body of the dearest loop of a compiled text: the loop over the steps."""
+    computations, name = {}, None
+    for line in text.splitlines():
+        if begins := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\) -> .*\{$", line):
+            name = begins[1]
+            computations[name] = []
+        elif name and " = " in line:
+            computations[name].append(line)
+    bodies = re.findall(r" while\(.*?body=%?([\w.-]+)", text)
+    return max(
+        (list(_operations(computations[body])) for body in bodies), key=lambda found: sum(o.cycles for o in found)
+    )
+
+
+def _operations(lines: list[str]) -> Iterator[Operation]:
+    for line in lines:
+        if cycles := re.search(r'"estimated_cycles":"(\d+)"', line):
+            place = re.search(r'op_name="(?:jit\(\w+\)/while/body/)?([^"]*)"', line)
+            shape = re.search(r"\w+\[[\d,]*\]", line.split(" = ", 1)[1])
+            yield Operation(int(cycles[1]), place[1] if place else "", shape[0] if shape else "")
