@@ -7,17 +7,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from conftest import initial_variables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from mnist_jax import ARCHS, init_state, make_config, train_step
+from mnist_jax import ARCHS, create_model, init_state, make_config, standardise, train_step
 from mnist_jax.layers import FAST, FLAX
 from mnist_jax.layers.batch_norm import BatchNorm, batch_norm
 from mnist_jax.layers.convolution import conv_general_dilated
 from mnist_jax.layers.dropout import Dropout, dropout, keep_mask
-from mnist_jax.layers.pooling import max_pool
+from mnist_jax.layers.pooling import max_pool, relu
 from mnist_jax.runtime import compiler_options
 from mnist_jax.steps import make_setup
 
@@ -121,6 +123,41 @@ def test_pool_gradient_at_ties_goes_to_the_first_as_in_flax():
     dx = jax.grad(lambda x: max_pool(x).sum())(x)
     np.testing.assert_array_equal(dx, jax.grad(lambda x: nn.max_pool(x, (2, 2), (2, 2)).sum())(x))
     np.testing.assert_array_equal(jax.grad(lambda x: max_pool(x).sum())(jnp.zeros((1, 2, 2, 1))).ravel(), [1, 0, 0, 0])
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_relu_equals_flax(monkeypatch, platform):
+    as_on(monkeypatch, platform)
+    x = np.concatenate([normal(0, 100), np.zeros(3, np.float32)])
+    for actual, expected in zip(value_and_gradients(relu, x), value_and_gradients(nn.relu, x), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
+def as_on(monkeypatch, platform):
+    """Has this machine's device run the forms of another platform."""
+
+    def choose(*operands, default=None, **forms):
+        return forms.get(platform, default)(*operands)
+
+    monkeypatch.setattr(lax, "platform_dependent", choose)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_gradients_of_a_network_are_those_of_flax_in_the_forms_of_every_platform(monkeypatch, mnist, platform):
+    as_on(monkeypatch, platform)
+    images, labels = standardise(mnist.train.images[:16]), mnist.train.labels[:16]
+    found = {}
+    for name, layers in (("ours", FAST), ("flax", FLAX)):
+        model = create_model("bn_dropout", dropout_rate=0.0, layers=layers)
+        variables = initial_variables(model)
+
+        def loss(params, model=model, variables=variables):
+            variables = {**variables, "params": params}
+            logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        found[name] = jax.jit(jax.grad(loss), compiler_options=compiler_options(True))(variables["params"])
+    chex.assert_trees_all_close(found["ours"], found["flax"], atol=2e-5)
 
 
 @few

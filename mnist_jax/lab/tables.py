@@ -135,6 +135,26 @@ def time_table(results: Path) -> Iterator[str]:
             yield f"| {name} | {epochs} | {middle:.0f} ({low:.0f} to {high:.0f}) | {times:.1f} |"
 
 
+def tpu_table(results: Path) -> Iterator[str]:
+    """What the TPU's compiler expects of each network, from `tpu-ARCH.json`."""
+    yield from _head(
+        "| network | a step of | cycles, ours | Flax's layers | ours / Flax's | temporaries, MB | Flax's "
+        "| compiled in, s | Flax's |"
+    )
+    for path in (results / f"tpu-{arch}.json" for arch in ARCHS):
+        programs = json.loads(path.read_text(encoding="utf-8"))["programs"] if path.exists() else {}
+        for name, found in programs.items():
+            cycles, memory, seconds = (
+                [found[layers][figure] for layers in ("ours", "flax")]
+                for figure in ("cycles", "temporary_bytes", "compile_seconds")
+            )
+            yield (
+                f"| `{path.stem.removeprefix('tpu-')}` | {name} | {cycles[0]:,} | {cycles[1]:,} "
+                f"| {cycles[0] / cycles[1]:.2f} | {memory[0] / 1e6:.0f} | {memory[1] / 1e6:.0f} "
+                f"| {seconds[0]:.0f} | {seconds[1]:.0f} |"
+            )
+
+
 def run_text(results: Path) -> Iterator[str]:
     """What `scripts/train.py` prints of the epochs of seed 1, the default recipe, from its history."""
     trial = next(t for t in trials.read(results / "default-bn_dropout.jsonl") if t["config"]["seed"] == 1)
@@ -149,6 +169,7 @@ TABLES = {
     "errors": errors_table,
     "speed": speed_table,
     "time": time_table,
+    "tpu": tpu_table,
 }
 
 

@@ -63,8 +63,8 @@ def make_mesh(topology: str) -> Mesh:
     if importlib.util.find_spec("libtpu") is None:
         raise InputError("the TPU's compiler is not installed: pip install libtpu (0.5 GB, Linux)")
     jax.config.update("jax_platforms", "cpu")
-    # Else libtpu asks the network what machine this is, and waits for an answer.
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    # Else libtpu asks the network what machine this is, and waits for an answer; and one process may have it at a time.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
