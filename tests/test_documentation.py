@@ -105,6 +105,7 @@ def test_commands_work_in_their_order(script, mnist, monkeypatch, tmp_path):
         "reproduce.py": [*SMALL, "--out", "seeds.jsonl"],
         "benchmark.py": ["--rounds", "1", "--steps", "1", "--contenders", "ours", "--json", "speed.json"],
         "time_to_target.py": ["--json", "time.json"],
+        "estimate_tpu.py": ["--json", "tpu.json"],
     }
     ran = None
     for command in (command for command in SCRIPTS if CLUSTER not in command):

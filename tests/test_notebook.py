@@ -1,5 +1,8 @@
 """The Colab notebook, from top to bottom, on the package as it is checked out."""
 
+import importlib.util
+import tomllib
+
 import nbformat
 import pytest
 from conftest import ROOT
@@ -29,3 +32,15 @@ def test_it_is_committed_without_outputs():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert notebook.metadata.accelerator == "TPU"
     assert all(not cell.outputs and cell.execution_count is None for cell in notebook.cells if cell.cell_type == "code")
+
+
+def test_its_address_is_the_projects_and_one_that_fails_says_what_to_set(monkeypatch, tmp_path):
+    address = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+    path = f"{address.removeprefix('https://')}/blob/main/{NOTEBOOK.relative_to(ROOT)}"
+    assert path.replace("github.com", "colab.research.google.com/github") in (ROOT / "README.md").read_text("utf-8")
+    first = next(cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code")
+    assert f'"git+{address}"' in first
+    absent = str(tmp_path / "absent")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=f"cannot be installed from {absent}: set SOURCE above"):
+        exec(first.replace(f"git+{address}", absent), {})
