@@ -5,6 +5,7 @@ import importlib.util
 import os
 import statistics
 from pathlib import Path
+from typing import Any
 
 import jax
 from rich import box
@@ -99,7 +100,6 @@ def main(options: Options) -> None:
         "steps": options.steps,
         "threads": options.threads,
         "step_flops": flops,
-        "environment": environment() | {"load_average": os.getloadavg()},
     }
     console.print(table(result))
     low, matmul, high = analysis.spread(result["matmul_flops"])
@@ -113,15 +113,14 @@ def main(options: Options) -> None:
         "six for each multiply-add of the convolutions"
     )
     console.print(f"{options.threads} of {os.cpu_count()} cores, {options.rounds} rounds of {options.steps} steps")
-    if options.json:
-        cli.write_json(options.json, result)
+    save(options, result)
 
 
 def on_accelerator(options: Options) -> None:
     """What there is to say about a GPU or TPU."""
     if jax.default_backend() == "cpu":
         raise InputError("JAX finds no GPU or TPU here; install the extra cuda or tpu, or leave --device cpu")
-    result = benchmark.accelerator(options.arch, load_mnist(), options.seeds) | {"environment": environment()}
+    result = benchmark.accelerator(options.arch, load_mnist(), options.seeds)
     console = Console(highlight=False, soft_wrap=True)
     for batch_size, seconds in result["epoch_seconds"].items():
         console.print(f"an epoch at batch {batch_size}: {seconds:.2f} s")
@@ -136,8 +135,7 @@ def on_accelerator(options: Options) -> None:
     )
     if result["torch_step_seconds"]:
         console.print(f"a step of PyTorch: {1e3 * result['torch_step_seconds']:.2f} ms")
-    if options.json:
-        cli.write_json(options.json, result)
+    save(options, result)
 
 
 def many_seeds(options: Options) -> None:
@@ -152,10 +150,7 @@ def many_seeds(options: Options) -> None:
         f"{options.arch}, {options.together} seeds, {options.steps} steps and a score each: together {together:.1f} s, "
         f"one after the other {alone:.1f} s; together takes {ratio:.2f} times as long"
     )
-    if options.json:
-        record = {"arch": options.arch, "seeds": options.together, "steps": options.steps, **result}
-        record["environment"] = environment() | {"load_average": os.getloadavg()}
-        cli.write_json(options.json, record)
+    save(options, {"arch": options.arch, "seeds": options.together, "steps": options.steps, **result})
 
 
 def at_once(options: Options) -> None:
@@ -167,10 +162,14 @@ def at_once(options: Options) -> None:
         f"{options.arch}, fast, {options.seeds} seeds, trainings an hour on {len(cores())} cores: "
         f"{hours['at_once']:.1f}, {options.jobs} at once, and {hours['one']:.1f}, one by one; ratio {ratio:.2f}"
     )
+    save(options, {"arch": options.arch, "seeds": options.seeds, "jobs": options.jobs, **result})
+
+
+def save(options: Options, record: dict[str, Any]) -> None:
+    """Writes what was measured, and where, to the file asked for, if any."""
     if options.json:
-        record = {"arch": options.arch, "seeds": options.seeds, "jobs": options.jobs, **result}
-        record["environment"] = environment() | {"load_average": os.getloadavg()}
-        cli.write_json(options.json, record)
+        where = environment() | {"load_average": os.getloadavg()}
+        cli.write_json(options.json, record | {"environment": where})
 
 
 def table(result: dict) -> Table:
