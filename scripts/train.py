@@ -6,11 +6,13 @@ import itertools
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
+import numpy as np
 import tyro
 from jax.sharding import Mesh
 from rich import box
@@ -130,7 +132,14 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
     scored, saving = "held-out" if config.held_out else "test", 0.0
 
     log = event_writer(run_dir, progress) if options.tensorboard and devices.is_writer() else None
-    with progress_bar(console, config, steps) as show, cli.catch_signals() as received, log or nullcontext():
+    background = ThreadPoolExecutor(1)
+    with (
+        background,
+        progress_bar(console, config, steps) as show,
+        cli.catch_signals() as received,
+        log or nullcontext(),
+    ):
+        saved: Future[None] = background.submit(lambda: None)
 
         def save(progress: training.Progress) -> None:
             nonlocal saving
@@ -139,7 +148,7 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
                 checkpoints.save_checkpoint(run_dir, config, progress, num_examples, options.keep)
             saving += time.perf_counter() - start
 
-        def on_epoch(progress: training.Progress) -> None:
+        def finish(progress: training.Progress) -> None:
             metrics = progress.history[-1]
             if metrics.epoch % options.checkpoint_every == 0 or metrics.epoch == config.epochs:
                 save(progress)
@@ -151,6 +160,16 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
                     write_events(log, metrics, scored, rate)
             console.print(analysis.epoch_line(metrics, config.epochs, scored))
 
+        def on_epoch(progress: training.Progress) -> None:
+            """Has an epoch saved, then told of, while the next one runs: what was told of is never lost."""
+            nonlocal saved
+            saved.result()
+            copy = jax.tree.map(np.array, progress._replace(history=()))  # The next step takes its arrays.
+            saved = background.submit(finish, copy._replace(history=progress.history))
+
+        def stop() -> bool:
+            return bool(received) or (saved.done() and saved.exception() is not None)
+
         try:
             state, history = training.fit(
                 config,
@@ -159,8 +178,9 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
                 mesh=mesh,
                 on_step=show,
                 on_epoch=on_epoch,
-                stop=lambda: bool(received),
+                stop=stop,
             )
+            saved.result()
         except jax.errors.JaxRuntimeError as error:
             if jax.process_count() == 1:
                 raise
@@ -168,6 +188,7 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
                 f"another process is lost; start all of them again with --resume {run_dir} to go on from the last epoch"
             ) from error
         except training.Stopped as stopped:
+            saved.result()
             (progress,) = stopped.args
             save(progress)
             if devices.is_writer():
