@@ -45,7 +45,9 @@ def test_what_an_accelerator_is_asked(mnist, monkeypatch):
     assert set(result["runs"]) == {"default", "fast"}
     assert len(result["seeds"]["test_accuracies"]) == 2
     runs = [*result["runs"].values(), result["seeds"]]
-    seconds = [result["epoch_seconds"][100], *(run[which] for run in runs for which in ("first", "again"))]
+    epochs = result["epoch_seconds"][100]
+    assert {name: len(seconds) for name, seconds in epochs.items()} == {"ours": 5, "flax": 5}
+    seconds = [*epochs["ours"], *epochs["flax"], *(run[which] for run in runs for which in ("first", "again"))]
     assert all(value > 0 for value in seconds)
     json.dumps(result)
 

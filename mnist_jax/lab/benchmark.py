@@ -23,7 +23,7 @@ from mnist_jax import training
 from mnist_jax.augment import Distortion
 from mnist_jax.data import Mnist, load_mnist, standardise
 from mnist_jax.lab import baselines, jobs
-from mnist_jax.layers import FLAX
+from mnist_jax.layers import FAST, FLAX, Layers
 from mnist_jax.models import layers_of
 from mnist_jax.recipes import Config, make_config, make_distortion
 from mnist_jax.runtime import cores, reuse_freed_memory
@@ -39,10 +39,11 @@ class Contender(NamedTuple):
     score: Callable[[], None]
 
 
-def _ours(config: Config, data: Any, distortion: Distortion | None = None) -> Contender:
+def _ours(config: Config, data: Any, distortion: Distortion | None = None, layers: Layers = FAST) -> Contender:
     reuse_freed_memory()
     train, test = jax.device_put(data)
-    setup = make_setup(config, 100_000)._replace(distortion=distortion)
+    setup = make_setup(config, 100_000)
+    setup = setup._replace(model=setup.model.clone(layers=layers), distortion=distortion)
     streams = Streams.from_seed(config.seed)
     order = training.epoch_order(streams.order, 1, len(train.labels), config.batch_size)
     state = training.start(config, len(train.labels)).state
@@ -174,17 +175,23 @@ def accelerator(
     """Times whole epochs, runs of their recipe's or so many epochs, and many seeds, on the default device.
 
     Returns:
-      `epoch_seconds`, the median of three compiled epochs by batch size; for the recipes `default` and `fast` the
-      seconds of a run with compilation (`first`) and without (`again`) and its accuracy; the same of `seeds` together;
-      `torch_step_seconds` of the notebook's step on the same device, None without PyTorch for it.
+      `epoch_seconds`, those of five compiled epochs of `default` by batch size, of `ours` and of the same with `flax`'s
+      layers, in turns; for the recipes `default` and `fast` the seconds of a run with compilation (`first`) and without
+      (`again`) and its accuracy; the same of `seeds` together; `torch_step_seconds` of the notebook's step on the same
+      device, None without PyTorch for it.
     """
     options = {} if epochs is None else {"epochs": epochs}
     result = {"arch": arch, "epoch_seconds": {}, "runs": {}}
     for batch_size in batch_sizes:
         config = make_config("default", arch=arch, batch_size=batch_size)
-        contender, epoch = _ours(config, data, make_distortion(config)), len(data.train.labels) // batch_size
-        contender.steps(epoch)
-        result["epoch_seconds"][batch_size] = statistics.median(_seconds(contender.steps, epoch)[0] for _ in range(3))
+        distortion, epoch = make_distortion(config), len(data.train.labels) // batch_size
+        contenders = {
+            name: _ours(config, data, distortion, layers) for name, layers in (("ours", FAST), ("flax", FLAX))
+        }
+        for contender in contenders.values():
+            contender.steps(epoch)
+        turns = [{name: _seconds(each.steps, epoch)[0] for name, each in contenders.items()} for _ in range(5)]
+        result["epoch_seconds"][batch_size] = {name: [turn[name] for turn in turns] for name in contenders}
     for recipe in ("default", "fast"):
         config = make_config(recipe, arch=arch, **options)
         (first, _), (again, (_, history)) = [_seconds(training.fit, config, data) for _ in range(2)]
