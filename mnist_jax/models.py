@@ -9,6 +9,7 @@ All four share one signature: `model.apply(variables, images, train=...)` takes 
 networks where two share a table. ReLU and max pool commute; pooling first leaves ReLU a quarter of the work.
 """
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -113,14 +114,122 @@ class BnDropout(Gap):
         return self.layers.dropout(self.dropout_rate, deterministic=not train)(norm(x))
 
 
+class Block(NamedTuple):
+    """A convolution of a `Stack`, with batch norm and ReLU after it.
+
+    Attributes:
+      channels: of its output.
+      size: height and width of its kernel.
+      padded: whether its output is as large as its input.
+      separable: whether it is a kernel for each channel, and then a 1x1 convolution.
+      pool: whether a 2x2 max pool follows.
+      again: the number of an earlier convolution, counted from 1, whose kernels it uses; 0 for kernels of its own.
+    """
+
+    channels: int
+    size: int = 3
+    padded: bool = False
+    separable: bool = False
+    pool: bool = False
+    again: int = 0
+
+
+_WORD = re.compile(r"(?P<separable>s?)(?P<channels>[1-9]\d{0,3})(?:k(?P<size>[1357]))?(?P<padded>p?)")
+
+
+def parse_layout(layout: str) -> list[Block]:
+    """The convolutions that a layout names, such as `16-pool-s24p-=2-pool-32`, in order.
+
+    A number is a 3x3 convolution to so many channels, valid, with batch norm and ReLU after it; `16k5` is 5x5, `16p`
+    padded to the size of its input, `s16` separable: a kernel for each channel, then a 1x1 convolution (Chollet,
+    arXiv:1610.02357). `=2` uses the kernels of the second convolution again, with a batch norm of its own; `pool` is a
+    2x2 max pool.
+
+    Raises InputError for a word that is none of these, or kernels used again on another number of channels.
+    """
+    blocks: list[Block] = []
+    for word in layout.split("-"):
+        inputs = [1, *(block.channels for block in blocks)][: len(blocks)]  # Of each block.
+        again = re.fullmatch(r"=(\d{1,2})", word)
+        if word == "pool" and blocks and not blocks[-1].pool:
+            blocks[-1] = blocks[-1]._replace(pool=True)
+        elif again and inputs[int(again[1]) - 1 : int(again[1])] == [blocks[-1].channels]:
+            used = blocks[int(again[1]) - 1]
+            blocks.append(used._replace(pool=False, again=used.again or int(again[1])))
+        elif found := _WORD.fullmatch(word):
+            size = int(found["size"] or 3)
+            blocks.append(Block(int(found["channels"]), size, bool(found["padded"]), bool(found["separable"])))
+        else:
+            raise InputError(f"layout {layout!r} cannot be read at {word!r}; write it as in 16-pool-s24p-=2-pool-32")
+    return blocks
+
+
+class Stack(Network):
+    """A network as its layout says, with global average pooling and a 1x1 convolution to the logits at the end.
+
+    Batch norm comes before ReLU and has no scale: a positive factor passes through ReLU into the kernels behind it.
+    Kernels that are used more than once count once.
+
+    Attributes:
+      layout: as `parse_layout` reads it.
+    """
+
+    layout: str = ""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Standardised images float32 [B, H, W, 1] to logits float32 [B, 10]."""
+        blocks, convolutions = parse_layout(self.layout), []
+        norm = partial(
+            self.layers.batch_norm,
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=1e-5,
+            use_scale=False,
+            dtype=self.dtype,
+        )
+        for number, block in enumerate(blocks, 1):
+            if block.again:
+                convolutions.append(convolutions[block.again - 1])
+            else:
+                convolutions.append(self._block(block, number, x.shape[-1]))
+            for conv in convolutions[-1]:
+                x = conv(x)
+            x = norm(name=f"bn{number}")(x)
+            x = self.layers.relu(self.layers.max_pool(x) if block.pool else x)
+        x = x.mean((1, 2), keepdims=True)
+        x = self.convolution()(10, (1, 1), name=f"conv{len(blocks) + 1}")(x)
+        return x.squeeze((1, 2)).astype(jnp.float32)
+
+    def _block(self, block, number, inputs):
+        conv = partial(self.convolution(), kernel_size=(block.size,) * 2)
+        conv = partial(conv, padding="SAME") if block.padded else conv
+        if not block.separable:
+            return [conv(block.channels, name=f"conv{number}")]
+        depthwise = conv(inputs, feature_group_count=inputs, name=f"depthwise{number}")
+        return [depthwise, self.convolution()(block.channels, (1, 1), name=f"conv{number}")]
+
+
 ARCHS: dict[str, type[Network]] = {"basic": Basic, "lighter": Lighter, "gap": Gap, "bn_dropout": BnDropout}
 
 
 def create_model(arch: str, **overrides: Any) -> Network:
-    """Builds a network by name, as `create_model("gap", dropout_rate=0.0)`; raises InputError for an unknown one."""
-    if arch not in ARCHS:
-        raise InputError(f"unknown arch {arch!r}; choose from {', '.join(ARCHS)}")
-    return ARCHS[arch](**overrides)
+    """Builds a network by name, as `create_model("gap", dropout_rate=0.0)`, or a `Stack` by its layout.
+
+    Raises InputError if it is neither, or if the images become too small for a layout.
+    """
+    if arch in ARCHS:
+        return ARCHS[arch](**overrides)
+    try:
+        size = IMAGE_SHAPE[0]
+        for block in parse_layout(arch):
+            size = (size if block.padded else size - block.size + 1) // (2 if block.pool else 1)
+    except InputError:
+        size = 0
+    if size < 1:
+        layout = "a layout that fits 28x28 images, such as 16-pool-s24p-=2-pool-32"
+        raise InputError(f"unknown arch {arch!r}; choose from {', '.join(ARCHS)}, or write {layout}") from None
+    return Stack(layout=arch, **overrides)
 
 
 def abstract_variables(model: Network) -> dict[str, Any]:
@@ -129,12 +238,21 @@ def abstract_variables(model: Network) -> dict[str, Any]:
 
 
 class Layer(NamedTuple):
-    """One layer of a network: `shape` is its output's for one image, `params` how many it has."""
+    """A layer of a network, each time it is called.
+
+    Attributes:
+      name: of its parameters.
+      kind: its class.
+      shape: of its output for one image.
+      params: how many parameters it has that no layer before it has.
+      multiply_adds: of a convolution, for one image.
+    """
 
     name: str
     kind: str
     shape: tuple[int, ...]
     params: int
+    multiply_adds: int
 
 
 def layers_of(model: Network) -> list[Layer]:
@@ -149,7 +267,14 @@ def layers_of(model: Network) -> list[Layer]:
 
     with nn.intercept_methods(record):
         params = abstract_variables(model)["params"]
-    return [Layer(name, kind, shape, count_params(params.get(name, {}))) for name, kind, shape in called]
+    layers, seen = [], set()
+    for name, kind, shape in called:
+        size = count_params(params.get(name, {}))
+        # Without bias, every parameter of a convolution is used once for each pixel of its output.
+        multiply_adds = size * shape[0] * shape[1] if kind == "Conv" else 0
+        layers.append(Layer(name, kind, shape, 0 if name in seen else size, multiply_adds))
+        seen.add(name)
+    return layers
 
 
 def count_params(params: Any) -> int:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from mnist_jax.augment import Distortion
 from mnist_jax.data import SOURCES
 from mnist_jax.errors import InputError
-from mnist_jax.models import ARCHS, KERNEL_INITS, Network, create_model
+from mnist_jax.models import KERNEL_INITS, Network, create_model
 
 OPTIMIZERS = ("sgd", "adamw", "muon")
 PRECISIONS = ("float32", "bfloat16")
@@ -20,7 +20,7 @@ SCHEDULES = ("constant", "one_cycle", "cosine")
 class Config:
     """Every setting of a run: the flags of `scripts/train.py`, with the comments as help, and keys of `config.json`."""
 
-    arch: str = "bn_dropout"  # Network: basic, lighter, gap or bn_dropout.
+    arch: str = "bn_dropout"  # Network: basic, lighter, gap, bn_dropout, or a layout such as 16-pool-s24p-=2-pool-32.
     recipe: str = "default"  # Named settings that other flags override: default; fast; or reference, the notebooks'.
     epochs: int = 14  # Passes over the training images.
     batch_size: int = 128  # Training images per step; what does not fill a last batch rests for that epoch.
@@ -54,7 +54,8 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises InputError for a value that no run can use."""
-        choices = {"arch": ARCHS, "recipe": RECIPES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+        create_model(self.arch)
+        choices = {"recipe": RECIPES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
         choices |= {"precision": PRECISIONS, "kernel_init": KERNEL_INITS, "data_source": SOURCES}
         for name in choices:
             _one_of(name, getattr(self, name), choices[name])

@@ -16,6 +16,7 @@ from mnist_jax import cli
 from mnist_jax.data import Mnist, Split, load_mnist
 from mnist_jax.errors import InputError
 from mnist_jax.lab import analysis, benchmark
+from mnist_jax.models import layers_of
 from mnist_jax.recipes import make_config, make_model
 from mnist_jax.runtime import cores, environment
 
@@ -93,7 +94,8 @@ def main(options: Options) -> None:
             options.threads,
             on_round=lambda i: status.update(f"round {i} of {options.rounds}"),
         )
-    flops = 6 * benchmark.multiply_adds(make_model(config)) * config.batch_size
+    multiply_adds = sum(layer.multiply_adds for layer in layers_of(make_model(config)))
+    flops = 6 * multiply_adds * config.batch_size
     result |= {
         "arch": config.arch,
         "batch_size": config.batch_size,

@@ -14,20 +14,23 @@ from rich.table import Table
 from mnist_jax import cli
 from mnist_jax.errors import DivergedError, InputError
 from mnist_jax.lab import analysis, jobs, tables, trials
-from mnist_jax.recipes import Config, make_config
+from mnist_jax.models import ARCHS, layers_of
+from mnist_jax.recipes import Config, make_config, make_model
 
 ROOT = Path(__file__).parent.parent
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Tries settings on held-out training images: every combination of the values given, some seeds each.
+    """Tries settings, and networks, on held-out training images: every combination of the values, some seeds each.
 
     Trains on the first 50,000 training images and scores the last 10,000; the test images are never looked at. Each
     finished trial is appended to the log at once, and one that is there already is not run again. Prints the settings,
     best first.
 
     Exit status: 0 done, 2 bad input, 5 a worker or the scheduler lost, 130 interrupted, 143 terminated.
+
+    Networks may be written as layouts: --vary arch=16-pool-s24p-pool-32,16-s24-pool-32 tries two.
 
     Example: python scripts/search.py --arch gap --vary learning_rate=0.01,0.02 weight_decay=0,0.01 --seeds 2
     """
@@ -39,7 +42,7 @@ class Options:
     seeds: int = 1
     """How many seeds of each, from 1001 on: none of them is a seed of the final runs."""
     log: Path | None = None
-    """File to append to; results/search-ARCH.jsonl if not given."""
+    """File to append to; results/search-ARCH.jsonl if not given, or search-layouts.jsonl for networks by layout."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache directory for the next start."""
 
@@ -51,7 +54,8 @@ def main(options: Options) -> None:
     base = dataclasses.replace(options.config, held_out=options.config.held_out or 10_000)
     settings = dict(map(parse, options.vary))
     configs = list(combinations(base, settings))
-    log = options.log or ROOT / "results" / f"search-{base.arch}.jsonl"
+    named = base.arch if "arch" not in settings and base.arch in ARCHS else "layouts"
+    log = options.log or ROOT / "results" / f"search-{named}.jsonl"
     finished = {trials.config_of(trial): trial for trial in trials.read(log)}
     trials.append(log)  # Ahead of the first training, whether it can be written.
     jobs.dataset(base.data_source, base.data_dir, base.held_out)  # Whether it can be had.
@@ -80,7 +84,17 @@ def main(options: Options) -> None:
 
     cli.run_trials(tasks, options.workers, name, record)
 
-    table = Table("setting", "accuracy", "loss", "training accuracy", "seeds", box=box.SIMPLE_HEAD)
+    columns = (
+        "setting",
+        "accuracy",
+        "loss",
+        "training accuracy",
+        "seeds",
+        "seconds",
+        "parameters",
+        "million multiply-adds",
+    )
+    table = Table(*columns, box=box.SIMPLE_HEAD)
     rows = []
     for config in configs:
         done = [finished[dataclasses.replace(config, seed=seed)] for seed in seeds]
@@ -89,9 +103,13 @@ def main(options: Options) -> None:
                 statistics.fmean(trial["history"][-1][name] for trial in done)
                 for name in ("test_accuracy", "test_loss")
             ]
-            rows.append((*mean, statistics.fmean(trial["train_accuracy"] for trial in done), config))
-    for accuracy, loss, train, config in sorted(rows, key=lambda row: (-row[0], row[1])):
-        table.add_row(label(config, settings), f"{accuracy:.3%}", f"{loss:.5f}", f"{train:.3%}", str(options.seeds))
+            train, seconds = (statistics.fmean(trial[name] for trial in done) for name in ("train_accuracy", "seconds"))
+            rows.append((*mean, train, seconds, config))
+    for accuracy, loss, train, seconds, config in sorted(rows, key=lambda row: (-row[0], row[1])):
+        layers = layers_of(make_model(config))
+        sizes = [sum(layer.params for layer in layers), sum(layer.multiply_adds for layer in layers) / 1e6]
+        figures = (f"{accuracy:.3%}", f"{loss:.5f}", f"{train:.3%}", str(options.seeds), f"{seconds:.0f}")
+        table.add_row(label(config, settings), *figures, f"{sizes[0]:,}", f"{sizes[1]:.2f}")
     Console(highlight=False, soft_wrap=True).print(table)
 
 

@@ -32,8 +32,9 @@ DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 float64 = partial(jax.enable_x64, True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 
 
-def conv(x, kernel, padding):
-    return conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=DIMENSIONS)
+def conv(x, kernel, padding, feature_group_count=1):
+    options = {"dimension_numbers": DIMENSIONS, "feature_group_count": feature_group_count}
+    return conv_general_dilated(x, kernel, (1, 1), padding, **options)
 
 
 def normal(seed, *shape):
@@ -58,12 +59,13 @@ def value_and_gradients(function, *arguments, once=True):
     return jax.tree.map(np.asarray, jax.jit(run, compiler_options=compiler_options(once))(g, *arguments))
 
 
-def check_conv(x, kernel, padding, once=True):
+def check_conv(x, kernel, padding, once=True, groups=1):
     """Value and both gradients equal those of XLA's convolution in float64."""
-    exact = partial(lax.conv_general_dilated, window_strides=(1, 1), padding=padding, dimension_numbers=DIMENSIONS)
+    options = {"padding": padding, "feature_group_count": groups}
+    exact = partial(lax.conv_general_dilated, window_strides=(1, 1), dimension_numbers=DIMENSIONS, **options)
     with float64():
         wanted = value_and_gradients(exact, x.astype(np.float64), kernel.astype(np.float64), once=once)
-    found = value_and_gradients(partial(conv, padding=padding), x, kernel, once=once)
+    found = value_and_gradients(partial(conv, **options), x, kernel, once=once)
     for actual, expected in zip(found, wanted, strict=True):
         close(actual, expected)
 
@@ -85,6 +87,18 @@ def test_convolution_equals_float64(case):
     check_conv(normal(0, batch, *image, inputs), normal(1, *kernel, inputs, outputs), padding)
 
 
+@quick
+@given(convolutions())
+def test_depthwise_convolution_equals_float64(case):
+    batch, image, kernel, padding, channels, _ = case
+    check_conv(normal(0, batch, *image, channels), normal(1, *kernel, 1, channels), padding, groups=channels)
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_other_groups_are_left_to_xla(groups):
+    check_conv(normal(0, 3, 8, 8, 4), normal(1, 3, 3, 4 // groups, 8), "VALID", groups=groups)
+
+
 @pytest.mark.parametrize(
     ("image", "kernel", "padding", "inputs", "outputs"),
     [
@@ -95,6 +109,7 @@ def test_convolution_equals_float64(case):
         (6, 3, 1, 10, 10),
         (7, 7, 0, 10, 10),
         (9, 3, 0, 64, 128),
+        (13, 3, 1, 16, 16),
     ],
 )
 def test_convolutions_of_the_networks(image, kernel, padding, inputs, outputs):

@@ -1,6 +1,7 @@
 from functools import partial
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ from conftest import initial_variables
 
 from mnist_jax import ARCHS, InputError, count_params, create_model, standardise
 from mnist_jax.layers import FLAX
-from mnist_jax.models import KERNEL_INITS, abstract_variables, count_dense, layers_of
+from mnist_jax.models import KERNEL_INITS, Block, abstract_variables, count_dense, layers_of, parse_layout
 
 PARAMS = {"basic": 194_884, "lighter": 13_752, "gap": 9_752, "bn_dropout": 9_920}
 
@@ -142,6 +143,69 @@ def test_initial_kernels_are_those_asked_for():
         assert name == "he_normal" or jnp.abs(kernel).max() <= fan_in**-0.5
 
 
-def test_unknown_arch():
-    with pytest.raises(InputError, match="unknown arch 'bn'; choose from basic, lighter, gap, bn_dropout"):
-        create_model("bn")
+@pytest.mark.parametrize(
+    "arch", ["bn", "", "pool", "16-17x", "16-=2", "16-pool-pool", "0", "16-pool-16-pool-16-pool-16", "16-s24-=2"]
+)
+def test_unknown_arch(arch):
+    """Neither a name nor a layout, or one that 28x28 images are too small for."""
+    with pytest.raises(
+        InputError, match=f"unknown arch '{arch}'; choose from basic, lighter, gap, bn_dropout.*, or write"
+    ):
+        create_model(arch)
+
+
+def test_multiply_adds_are_those_of_the_tables():
+    counts = {arch: sum(layer.multiply_adds for layer in layers_of(create_model(arch))) / 1e6 for arch in LAYERS}
+    assert counts == pytest.approx({"basic": 52.16, "lighter": 2.84, "gap": 2.03, "bn_dropout": 2.03}, abs=0.005)
+
+
+def test_a_layout_names_the_layers_in_order():
+    layout = "16-s16k5p-pool-=2-8-pool"
+    again = Block(16, 5, padded=True, separable=True, again=2)
+    assert parse_layout(layout) == [Block(16), again._replace(pool=True, again=0), again, Block(8, pool=True)]
+    layers = layers_of(create_model(layout))
+    names = [layer.name for layer in layers]
+    assert names == [
+        "conv1",
+        "bn1",
+        "depthwise2",
+        "conv2",
+        "bn2",
+        "depthwise2",
+        "conv2",
+        "bn3",
+        "conv4",
+        "bn4",
+        "conv5",
+    ]
+    shapes = [(26, 16), (26, 16), (26, 16), (26, 16), (26, 16), (13, 16), (13, 16), (13, 16), (11, 8), (11, 8), (1, 10)]
+    assert [layer.shape for layer in layers] == [(size, size, channels) for size, channels in shapes]
+    assert [layer.params for layer in layers] == [144, 16, 400, 256, 16, 0, 0, 16, 1152, 8, 80]  # Used again: once.
+    assert layers[5].multiply_adds == 400 * 13 * 13
+    assert sum(layer.params for layer in layers) == count_params(abstract_variables(create_model(layout))["params"])
+
+
+def test_a_layout_is_the_network_by_hand(batch):
+    """Convolution, batch norm, ReLU and pool, by Flax's functions on the same variables."""
+    model, images = create_model("4-s6p-pool-6k1-=3"), standardise(batch[0])
+    variables = initial_variables(model, 1)
+    variables["batch_stats"] = jax.tree.map(lambda leaf: leaf + 0.1, variables["batch_stats"])
+    params, x = variables["params"], images
+
+    def norm(x, name):
+        stats = variables["batch_stats"][name]
+        return (x - stats["mean"]) / jnp.sqrt(stats["var"] + 1e-5) + params[name]["bias"]
+
+    def conv(x, name, padding="VALID", groups=1):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        kernel = params[name]["kernel"]
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, None, None, numbers, groups)
+
+    with jax.numpy_rank_promotion("allow"):
+        x = nn.relu(norm(conv(x, "conv1"), "bn1"))
+        x = nn.relu(norm(conv(conv(x, "depthwise2", "SAME", 4), "conv2"), "bn2"))
+        x = nn.max_pool(x, (2, 2), (2, 2))
+        x = nn.relu(norm(conv(x, "conv3"), "bn3"))
+        x = nn.relu(norm(conv(x, "conv3"), "bn4"))
+        expected = x.mean((1, 2)) @ params["conv5"]["kernel"][0, 0]
+    np.testing.assert_allclose(jax.jit(partial(model.apply, train=False))(variables, images), expected, atol=1e-4)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import PREPARED, ROOT, run_script
 
-from mnist_jax import Config, make_config
+from mnist_jax import ARCHS, Config, make_config
 from mnist_jax.lab import baselines, benchmark, trials
 
 SMALL_DATA = ["--data-source", "tfds", "--data-dir", str(PREPARED)]
@@ -143,6 +143,16 @@ def test_search_tries_every_combination_once_on_held_out_images(script, tmp_path
     assert len(log.read_text().splitlines()) == 3
 
 
+def test_search_tries_networks_by_their_layout(script, monkeypatch, tmp_path):
+    flags = [*SMALL_DATA, "--held-out", "100", "--epochs", "1", "--batch-size", "50", "--log", tmp_path / "log.jsonl"]
+    status, printed, _ = script("search.py", *flags, "--vary", "arch=4-pool-s6,4k5-pool-6")
+    assert status == 0
+    tried = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert {trial["config"]["arch"]: trial["parameters"] for trial in tried} == {"4-pool-s6": 166, "4k5-pool-6": 386}
+    assert [trial["multiply_adds"] for trial in tried] == [36 * 676 + 60 * 121 + 60, 100 * 576 + 216 * 100 + 60]
+    assert "386" in printed
+
+
 # What is typed, and parts of the one line that answers it.
 REFUSED = """
 train.py --arch bn                          | 'bn' | bn_dropout
@@ -247,7 +257,8 @@ def test_help_shows_the_defaults_of_the_recipe(script):
 
 
 REFUSALS = {
-    "--arch bn": "unknown arch 'bn'; choose from basic, lighter, gap, bn_dropout",
+    "--arch bn": f"unknown arch 'bn'; choose from {', '.join(ARCHS)}, or write a layout that fits 28x28 images, "
+    "such as 16-pool-s24p-=2-pool-32",
     "--epochs two": "Error parsing --epochs: invalid literal for int() with base 10: 'two'",
 }
 

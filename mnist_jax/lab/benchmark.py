@@ -24,7 +24,6 @@ from mnist_jax.augment import Distortion
 from mnist_jax.data import Mnist, load_mnist, standardise
 from mnist_jax.lab import baselines, jobs
 from mnist_jax.layers import FAST, FLAX, Layers
-from mnist_jax.models import layers_of
 from mnist_jax.recipes import Config, make_config, make_distortion
 from mnist_jax.runtime import cores, reuse_freed_memory
 from mnist_jax.steps import Streams, make_setup, train_step
@@ -122,13 +121,6 @@ CONTENDERS: dict[str, Callable[..., Contender]] = {
     "torch": partial(_torch, channels_last=False),
     "torch channels-last": partial(_torch, channels_last=True),
 }
-
-
-def multiply_adds(arch_model: Any) -> int:
-    """Multiply-adds of the convolutions in one image's forward pass."""
-    convolutions = [layer for layer in layers_of(arch_model) if layer.name.startswith("conv")]
-    # Without bias, every parameter of a convolution is used once for each pixel of its output.
-    return sum(layer.params * layer.shape[0] * layer.shape[1] for layer in convolutions)
 
 
 def run(

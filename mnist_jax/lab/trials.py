@@ -12,6 +12,7 @@ import numpy as np
 
 from mnist_jax.data import Mnist
 from mnist_jax.errors import InputError
+from mnist_jax.models import layers_of
 from mnist_jax.recipes import Config, make_config, make_model
 from mnist_jax.runtime import environment
 from mnist_jax.seeds import fit_seeds
@@ -22,10 +23,10 @@ def run(config: Config, data: Mnist, stop: Callable[[], bool] = lambda: False) -
     """Trains and scores one config; stops and raises as `fit`.
 
     Returns:
-      The trial and the final variables. The trial has `config`; `history`, one entry per epoch; `train_loss` and
-      `train_accuracy` of the final weights on the training images as they are, without distortion or dropout;
-      `errors`, the indices of the scored images that the final weights get wrong; `seconds` of training with a score
-      after every epoch; `environment`.
+      The trial and the final variables. The trial has `config`; `parameters`; `multiply_adds` of the convolutions for
+      one image; `history`, one entry per epoch; `train_loss` and `train_accuracy` of the final weights on the training
+      images as they are, without distortion or dropout; `errors`, the indices of the scored images that the final
+      weights get wrong; `seconds` of training with a score after every epoch; `environment`.
     """
     start = time.perf_counter()
     state, history = fit(config, data, stop=stop)
@@ -55,8 +56,11 @@ def _trial(config, data, history, variables, seconds):
     model = make_model(config)
     train_loss, train_accuracy = evaluate(model, variables, data.train).mean()
     predictions = predict(model, variables, data.test.images).argmax(-1)
+    layers = layers_of(model)
     return {
         "config": dataclasses.asdict(config),
+        "parameters": sum(layer.params for layer in layers),
+        "multiply_adds": sum(layer.multiply_adds for layer in layers),
         "history": [metrics._asdict() for metrics in history],
         "train_loss": train_loss,
         "train_accuracy": train_accuracy,

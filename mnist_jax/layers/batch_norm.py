@@ -80,6 +80,7 @@ class BatchNorm(nn.Module):
     use_running_average: bool
     momentum: float = 0.9
     epsilon: float = 1e-5
+    use_scale: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -87,7 +88,7 @@ class BatchNorm(nn.Module):
         """[B, H, W, C] to the same, of type `dtype`; the statistics are taken in float32."""
         channels = x.shape[-1:]
         x = x.astype(jnp.float32)
-        scale = self.param("scale", nn.initializers.ones, channels)
+        scale = self.param("scale", nn.initializers.ones, channels) if self.use_scale else jnp.ones(channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         var = self.variable("batch_stats", "var", jnp.ones, channels)

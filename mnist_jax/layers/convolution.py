@@ -103,6 +103,11 @@ def _cpu_kernel_gradient(x, g, padding):
     return _xla_kernel_gradient(x, g, padding)
 
 
+def _padding_back(kernel, padding):
+    """The padding of the convolution that the gradient in the input is."""
+    return tuple((k - 1 - low, k - 1 - high) for k, (low, high) in zip(kernel.shape[:2], padding, strict=True))
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x, kernel, padding):
     return lax.platform_dependent(
@@ -122,8 +127,7 @@ def _conv_backward(padding, residuals, g):
         if _spans_image(x, size, padding):
             dx = (g.reshape(len(x), -1) @ kernel.reshape(-1, kernel.shape[3]).T).reshape(x.shape)
         else:
-            back = tuple((k - 1 - low, k - 1 - high) for k, (low, high) in zip(size, padding, strict=True))
-            dx = _cpu_conv(g, kernel[::-1, ::-1].swapaxes(2, 3), back)
+            dx = _cpu_conv(g, kernel[::-1, ::-1].swapaxes(2, 3), _padding_back(kernel, padding))
         return dx, _cpu_kernel_gradient(x, g, padding)
 
     def xla(x, kernel, g):
@@ -135,12 +139,92 @@ def _conv_backward(padding, residuals, g):
 _conv.defvjp(_conv_forward, _conv_backward)
 
 
+# Depthwise: each channel has a kernel of its own, `[h, w, 1, c]` ------------------------------------------------------
+
+
+def _xla_depthwise(x, kernel, padding):
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), padding, dimension_numbers=_DIMENSIONS, feature_group_count=x.shape[3]
+    )
+
+
+def _shifted_rows(x, kernel_size, padding):
+    """For each tap of a kernel the image as it sees it, `[b, h, w c]`: columns and channels side by side.
+
+    The inner loop is then wide enough for the vector unit, and a tap to the right is c places further on.
+    """
+    channels = x.shape[3]
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    height, width = (n - k + 1 for n, k in zip(x.shape[1:3], kernel_size, strict=True))
+    x = x.reshape(*x.shape[:2], -1)
+    return [
+        x[:, i : i + height, j * channels : (j + width) * channels]
+        for i in range(kernel_size[0])
+        for j in range(kernel_size[1])
+    ]
+
+
+def _cpu_depthwise(x, kernel, padding):
+    """Shifted images times their taps, added up: one pass over `x`."""
+    rows = _shifted_rows(x, kernel.shape[:2], padding)
+    batch, height, across = rows[0].shape
+    taps = jnp.tile(kernel.reshape(len(rows), 1, 1, -1), across // x.shape[3])
+    return materialise(sum(row * tap for row, tap in zip(rows, taps, strict=True))).reshape(
+        batch, height, -1, x.shape[3]
+    )
+
+
+def _cpu_depthwise_kernel_gradient(x, g, padding):
+    """In one pass over both, rows first."""
+    kernel_size = tuple(n + sum(p) - m + 1 for n, p, m in zip(x.shape[1:3], padding, g.shape[1:3], strict=True))
+    rows, (batch, height, width, channels) = _shifted_rows(x, kernel_size, padding), g.shape
+    g = g.reshape(batch, height, -1)
+
+    def add(p, q):
+        return tuple(a + b for a, b in zip(p, q, strict=True))
+
+    sums = lax.reduce([row * g for row in rows], [jnp.zeros((), g.dtype)] * len(rows), add, (1,))
+    return jnp.stack([one.reshape(batch, width, channels).sum((0, 1)) for one in sums]).reshape(
+        *kernel_size, 1, channels
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _depthwise(x, kernel, padding):
+    return lax.platform_dependent(
+        x, kernel, cpu=partial(_cpu_depthwise, padding=padding), default=partial(_xla_depthwise, padding=padding)
+    )
+
+
+def _depthwise_forward(x, kernel, padding):
+    x = lax.platform_dependent(x, cpu=materialise, default=lambda x: x)
+    return _depthwise(x, kernel, padding), (x, kernel)
+
+
+def _depthwise_backward(padding, residuals, g):
+    def cpu(x, kernel, g):
+        g = materialise(g)
+        back = _padding_back(kernel, padding)
+        return _cpu_depthwise(g, kernel[::-1, ::-1], back), _cpu_depthwise_kernel_gradient(x, g, padding)
+
+    def xla(x, kernel, g):
+        return jax.vjp(partial(_xla_depthwise, padding=padding), x, kernel)[1](g)
+
+    return lax.platform_dependent(*residuals, g, cpu=cpu, default=xla)
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
 def conv_general_dilated(lhs, rhs, window_strides, padding, **options):
-    """`lax.conv_general_dilated` for `nn.Conv`: fast at stride 1 without dilation or groups, else XLA's own."""
-    others = [options.get(name) or 1 for name in ("lhs_dilation", "rhs_dilation", "feature_group_count")]
+    """`lax.conv_general_dilated` for `nn.Conv`: fast at stride 1 undilated, dense or depthwise, else XLA's own."""
+    groups = options.get("feature_group_count", 1)
+    others = [options.get(name) or 1 for name in ("lhs_dilation", "rhs_dilation")]
     plain = all(math.prod(np.atleast_1d(one)) == 1 for one in (window_strides, *others))
-    if not plain or options.get("dimension_numbers", _DIMENSIONS) not in (_DIMENSIONS, _CONV_DIMENSIONS):
+    known = options.get("dimension_numbers", _DIMENSIONS) in (_DIMENSIONS, _CONV_DIMENSIONS)
+    depthwise = groups == lhs.shape[3] == rhs.shape[3] and groups > 1
+    if not (plain and known and (groups == 1 or depthwise)):
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], (1, 1), padding)
-    return _conv(lhs, rhs, tuple(map(tuple, padding)))
+    return (_depthwise if depthwise else _conv)(lhs, rhs, tuple(map(tuple, padding)))
