@@ -153,7 +153,7 @@ def parse_layout(layout: str) -> list[Block]:
         again = re.fullmatch(r"=(\d{1,2})", word)
         if word == "pool" and blocks and not blocks[-1].pool:
             blocks[-1] = blocks[-1]._replace(pool=True)
-        elif again and inputs[int(again[1]) - 1 : int(again[1])] == [blocks[-1].channels]:
+        elif again and blocks and inputs[int(again[1]) - 1 : int(again[1])] == [blocks[-1].channels]:
             used = blocks[int(again[1]) - 1]
             blocks.append(used._replace(pool=False, again=used.again or int(again[1])))
         elif found := _WORD.fullmatch(word):

@@ -144,7 +144,7 @@ def test_initial_kernels_are_those_asked_for():
 
 
 @pytest.mark.parametrize(
-    "arch", ["bn", "", "pool", "16-17x", "16-=2", "16-pool-pool", "0", "16-pool-16-pool-16-pool-16", "16-s24-=2"]
+    "arch", ["bn", "", "pool", "16-17x", "16-=2", "=1", "16-pool-pool", "0", "16-pool-16-pool-16-pool-16", "16-s24-=2"]
 )
 def test_unknown_arch(arch):
     """Neither a name nor a layout, or one that 28x28 images are too small for."""

@@ -1,14 +1,20 @@
-"""The notebooks' networks in PyTorch, to compare with: for tests and benchmarks, where torch is installed."""
+"""The networks in PyTorch, to compare with: for tests and benchmarks, where torch is installed."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from mnist_jax.models import Stack, create_model, parse_layout
+
 
 def torch_network(arch: str, dropout: float = 0.05) -> Any:
-    """A network of the notebooks as a `torch.nn.Sequential`: float32 [B, 1, 28, 28] to logits [B, 10]."""
+    """A network as a `torch.nn.Sequential`: float32 [B, 1, 28, 28] to logits [B, 10]."""
     from torch import nn
+
+    model = create_model(arch)
+    if isinstance(model, Stack):
+        return nn.Sequential(*_torch_stack(model.layout), nn.Flatten())
 
     def conv(channels_in, channels_out, kernel=3, padding=0, norm=False):
         layers = [nn.Conv2d(channels_in, channels_out, kernel, padding=padding, bias=False), nn.ReLU()]
@@ -24,6 +30,26 @@ def torch_network(arch: str, dropout: float = 0.05) -> Any:
         body += [*conv(16, 16, norm=norm), *conv(16, 16, norm=norm), *conv(16, 10, norm=norm)]
         body += [*conv(10, 10, padding=1, norm=norm), nn.AvgPool2d(6), nn.Conv2d(10, 10, 1, bias=False)]
     return nn.Sequential(*body, nn.Flatten())
+
+
+def _torch_stack(layout: str) -> Iterator[Any]:
+    """The layers of a layout, with the same object where kernels are used again."""
+    from torch import nn
+
+    convolutions, channels = [], 1
+    for block in parse_layout(layout):
+        if block.again:
+            convolutions.append(convolutions[block.again - 1])
+        else:
+            size = {"kernel_size": block.size, "padding": block.size // 2 if block.padded else 0, "bias": False}
+            depthwise = [nn.Conv2d(channels, channels, groups=channels, **size)] if block.separable else []
+            rest = {"kernel_size": 1, "bias": False} if block.separable else size
+            convolutions.append([*depthwise, nn.Conv2d(channels, block.channels, **rest)])
+        norm = nn.BatchNorm2d(block.channels)
+        norm.weight.requires_grad_(False)  # Ones: there is no scale.
+        yield from (*convolutions[-1], norm, nn.ReLU(), *([nn.MaxPool2d(2)] if block.pool else []))
+        channels = block.channels
+    yield from (nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, 10, 1, bias=False))
 
 
 def load_variables(network: Any, variables: dict[str, Any]) -> None:
@@ -48,12 +74,17 @@ def _tensors(network: Any, variables: dict[str, Any]) -> Iterator[tuple[Any, str
     """Each tensor of a PyTorch network, and where in Flax's variables it stands."""
     from torch import nn
 
-    names = {kind: iter(sorted(n for n in variables["params"] if n.startswith(kind))) for kind in ("conv", "bn")}
-    for module in network:
+    kinds = ("conv", "depthwise", "bn")
+    found = [name for name in variables["params"] if name.startswith(kinds)]
+    found.sort(key=lambda name: int(name.lstrip("abcdefghijklmnopqrstuvwxyz")))
+    names = {kind: iter([name for name in found if name.startswith(kind)]) for kind in kinds}
+    for module in dict.fromkeys(network):  # Each once, however often it is used.
         if isinstance(module, nn.Conv2d):
-            yield module.weight, "params", next(names["conv"]), "kernel"
+            yield module.weight, "params", next(names["conv" if module.groups == 1 else "depthwise"]), "kernel"
         elif isinstance(module, nn.BatchNorm2d):
             layer = next(names["bn"])
-            yield from ((module.weight, "params", layer, "scale"), (module.bias, "params", layer, "bias"))
+            if module.weight.requires_grad:
+                yield module.weight, "params", layer, "scale"
+            yield module.bias, "params", layer, "bias"
             yield module.running_mean, "batch_stats", layer, "mean"
             yield module.running_var, "batch_stats", layer, "var"
