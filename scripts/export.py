@@ -6,6 +6,7 @@ from pathlib import Path
 import tyro
 
 from mnist_jax import cli
+from mnist_jax.data import load_mnist
 from mnist_jax.deploy import export
 from mnist_jax.errors import InputError
 from mnist_jax.runs import directory
@@ -18,7 +19,8 @@ FORMATS = {"web": None, "stablehlo": "export", "onnx": "onnx"}
 class Options:
     """Writes a trained network in a form that others load.
 
-    web: one HTML file to draw a digit on, weights inside, that needs no network and no server. stablehlo: a program for
+    web: one HTML file to draw a digit on, weights inside, that needs no network and no server; several networks answer
+    side by side. stablehlo: a program for
     CPU, CUDA and TPU from images uint8 [batch, 28, 28, 1] to logits, for jax.export.deserialize; it needs the extra
     export. onnx: the same for ONNX Runtime and whatever else reads ONNX; it needs the extra onnx.
 
@@ -31,8 +33,8 @@ class Options:
     """File to write."""
     run_dir: tyro.conf.Positional[Path | None] = None
     """Directory that scripts/train.py wrote."""
-    arch: str | None = None
-    """In place of a run: the network whose shipped weights to export."""
+    arch: tuple[str, ...] = ()
+    """In place of a run: the network whose shipped weights to export; for web, one or several."""
     format: str = "web"
     """What to write: web, stablehlo or onnx."""
 
@@ -41,10 +43,13 @@ def main(options: Options) -> None:
     """Loads, converts and writes."""
     if options.format not in FORMATS:
         raise InputError(f"unknown format {options.format!r}; choose from {', '.join(FORMATS)}")
-    arch, model, variables = directory.load_trained(options.run_dir, options.arch)
+    networks = [directory.load_trained(options.run_dir, arch) for arch in options.arch or (None,)]
+    if len(networks) > 1 and options.format != "web":
+        raise InputError(f"format {options.format} is for one network, not {len(networks)}; name one, or use web")
+    (_, model, variables), *_ = networks
     try:
         if options.format == "web":
-            content = export.to_page(arch, model, variables)
+            content = export.to_page(networks, load_mnist().test.images[0])
         elif options.format == "stablehlo":
             content = export.to_stablehlo(model, variables)
         else:

@@ -17,6 +17,7 @@ from conftest import initial_variables
 from mnist_jax import ARCHS, create_model, load_pretrained, models, predict, standardise
 from mnist_jax.deploy import export
 
+LAYOUT = "8-s8p-pool-=2-6"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -27,10 +28,11 @@ def shipped():
 
 def run(op, x):
     """What the page makes of activations float64 [height, width, channels]."""
-    if op.kind == "conv":
+    if op.kind in ("conv", "depthwise"):
         x = np.pad(x, ((op.padding,) * 2, (op.padding,) * 2, (0, 0)))
         windows = np.lib.stride_tricks.sliding_window_view(x, op.weights.shape[:2], axis=(0, 1))
-        return np.einsum("yxiab,abio->yxo", windows, op.weights)
+        sums = {"conv": "yxiab,abio->yxo", "depthwise": "yxiab,abi->yxi"}
+        return np.einsum(sums[op.kind], windows, op.weights)
     if op.kind == "pool":
         height, width = (length // 2 for length in x.shape[:2])
         return x[: 2 * height, : 2 * width].reshape(height, 2, width, 2, -1).max((1, 3))
@@ -38,7 +40,7 @@ def run(op, x):
     return simple.get(op.kind, lambda: x.sum((0, 1), keepdims=True))()
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", [*ARCHS, LAYOUT])
 def test_the_operations_are_the_network(arch, mnist):
     """With batch statistics and scales that are not those of a fresh network."""
     model = create_model(arch)
@@ -101,36 +103,51 @@ def test_a_format_whose_extra_is_absent(script, monkeypatch):
     assert err.count("\n") == 1
 
 
-def test_the_page_is_small_and_whole_in_itself(shipped):
-    page = export.to_page("bn_dropout", *shipped)
-    assert len(page.encode()) < 150_000
+@pytest.fixture(scope="module")
+def page(shipped, mnist):
+    """Of the shipped network, and of one of separable convolutions that is not trained."""
+    model = create_model(LAYOUT)
+    networks = [("bn_dropout", *shipped), (LAYOUT, model, initial_variables(model))]
+    return export.to_page(networks, mnist.test.images[0])
+
+
+def test_the_page_is_small_and_whole_in_itself(shipped, page, mnist):
+    largest = export.to_page([("bn_dropout", *shipped)] * 3, mnist.test.images[0])
+    assert len(largest.encode()) < 150_000
     assert not re.search(r"https?:|@import|url\(|src=|href=", page)
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-def test_the_page_computes_what_flax_does(shipped, mnist, tmp_path):
-    """In a browser, on a hundred test images."""
+def test_the_page_computes_what_flax_does(shipped, page, mnist, tmp_path):
+    """In a browser, on a hundred test images; it shows a digit before the first stroke, and then what is drawn."""
     model, variables = shipped
+    other = create_model(LAYOUT)
     images = mnist.test.images[:100]
     script = """
-      const all = Uint8Array.from(atob("IMAGES"), c => c.charCodeAt(0)), logits = [];
-      for (let n = 0; n < 100; n++) logits.push(predict(all.subarray(784 * n, 784 * n + 784)));
+      const shown = document.querySelector(".best span").textContent;
+      const titles = Array.from(document.querySelectorAll("summary"), title => title.textContent);
+      const all = Uint8Array.from(atob("IMAGES"), c => c.charCodeAt(0));
+      const logits = NETWORKS.map(network =>
+        [...Array(100).keys()].map(n => predict(network, all.subarray(784 * n, 784 * n + 784))));
       const drawn = new Uint8Array(280 * 280), image = all.subarray(0, 784);
       for (let y = 0; y < 280; y++) for (let x = 0; x < 280; x++)
         drawn[280 * y + x] = image[28 * Math.floor(y / 10) + Math.floor(x / 10)];
       const centred = Array.from(centre(drawn, 280));
-      line([60, 60], [200, 60]); line([200, 60], [120, 230]); look();
-      const best = document.querySelector(".best span").textContent, maps = layers.children.length;
+      empty(); line([80, 40], [70, 150]); line([70, 150], [200, 150]); line([170, 60], [160, 250]); look();
+      const best = document.querySelector(".best span").textContent;
+      const maps = Array.from(document.querySelector("details").querySelectorAll(".maps"), row => row.textContent);
       document.body.innerHTML = "";
-      document.title = JSON.stringify({ logits, centred, best, maps });
+      document.title = JSON.stringify({ shown, titles, logits, centred, best, maps });
     """.replace("IMAGES", base64.b64encode(images.tobytes()).decode())
-    page = export.to_page("bn_dropout", model, variables).replace("</script>", script + "</script>")
-    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    (tmp_path / "page.html").write_text(page.replace("</script>", script + "</script>"), encoding="utf-8")
     command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom", f"file://{tmp_path}/page.html"]
     dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     found = json.loads(re.search("<title>(.*?)</title>", dom, re.DOTALL).group(1))
-    np.testing.assert_allclose(found["logits"], predict(model, variables, images), atol=1e-3)
+    np.testing.assert_allclose(found["logits"][0], predict(model, variables, images), atol=1e-3)
+    np.testing.assert_allclose(found["logits"][1], predict(other, initial_variables(other), images), atol=1e-3)
     # A test image drawn ten times as large comes back as it was.
     np.testing.assert_allclose(np.array(found["centred"]).reshape(28, 28), images[0, :, :, 0], atol=1)
-    assert found["best"] == "7"
-    assert found["maps"] == 7
+    assert (found["shown"], found["best"]) == (str(mnist.test.labels[0]), "4")
+    assert found["titles"] == ["bn_dropout, 9,920 parameters", f"{LAYOUT}, 730 parameters"]
+    assert found["maps"][0] == "conv1: 16 of 26x26"
+    assert len(found["maps"]) == 7

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -50,13 +51,15 @@ def to_onnx(model: Network, variables: dict[str, Any]) -> bytes:
 class Op(NamedTuple):
     """One operation on the activations [height, width, channels] of an image.
 
-    `conv`, with a kernel [height, width, in, out] and a padding; `affine`, with a factor and then a summand for each
-    channel, float [2, channels]; `relu`; `pool`, 2x2; `sum` over the image.
+    `conv`, with a kernel [height, width, in, out] and a padding; `depthwise`, with [height, width, channels] and a
+    padding; both have the name of their layer; `affine`, with a factor and then a summand for each channel, float
+    [2, channels]; `relu`; `pool`, 2x2; `sum` over the image.
     """
 
     kind: str
     weights: np.ndarray | None = None
     padding: int = 0
+    name: str = ""
 
 
 def operations(model: Network, variables: dict[str, Any]) -> list[Op]:
@@ -100,7 +103,10 @@ def _translate(name: str, values: list, equation: Any) -> list[Op]:
     other = next((np.asarray(value) for value in values if value is not None), None)
     if name == "conv_general_dilated":
         ((padding, *_), *_) = equation.params["padding"]
-        return [Op("conv", np.asarray(values[1]), int(padding))]
+        layer, kernel = str(equation.source_info.name_stack).rpartition("/")[2], np.asarray(values[1])
+        if equation.params["feature_group_count"] > 1:
+            return [Op("depthwise", kernel[:, :, 0], int(padding), layer)]
+        return [Op("conv", kernel, int(padding), layer)]
     if name == "max" and not other.any():
         return [Op("relu")]
     if name in ("mul", "div", "add", "sub") and values[0] is None:
@@ -130,19 +136,45 @@ def _merge(ops: list[Op]) -> list[Op]:
     return merged
 
 
-def to_page(arch: str, model: Network, variables: dict[str, Any]) -> str:
-    """A page on which a person draws a digit and sees the ten probabilities and the feature maps; no network needed."""
-    ops = operations(model, variables)
-    steps = [
-        {"kind": op.kind, "padding": op.padding, "shape": [] if op.weights is None else op.weights.shape} for op in ops
-    ]
-    weights = np.concatenate([op.weights.ravel() for op in ops if op.weights is not None]).astype("<f4")
+def to_page(networks: Sequence[tuple[str, Network, dict[str, Any]]], image: np.ndarray) -> str:
+    """A page on which a person draws a digit and sees what networks make of it; it needs nothing but a browser.
+
+    Args:
+      networks: names, networks and their variables.
+      image: uint8 [28, 28, 1], what is there before the first stroke.
+
+    Returns:
+      HTML, with three bytes of each weight in it, which rounds it by a part in 2^16 at most.
+    """
+    described = []
+    for arch, model, variables in networks:
+        ops = operations(model, variables)
+        weights = np.concatenate([op.weights.ravel() for op in ops if op.weights is not None]).astype("<f4")
+        rounded = (weights.view("<u4").astype(np.uint64) + 0x80).astype("<u4").view(np.uint8)
+        upper = rounded.reshape(-1, 4)[:, 1:]
+        steps = [
+            {
+                "kind": op.kind,
+                "name": op.name,
+                "padding": op.padding,
+                "shape": [] if op.weights is None else op.weights.shape,
+            }
+            for op in ops
+        ]
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+        described.append(
+            {
+                "arch": arch,
+                "parameters": parameters,
+                "steps": steps,
+                "weights": base64.b64encode(upper.tobytes()).decode(),
+            }
+        )
     return render(
         "draw.html",
-        arch=arch,
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
-        steps=json.dumps(steps),
-        weights=base64.b64encode(weights.tobytes()).decode(),
+        names=", ".join(arch for arch, _, _ in networks),
+        networks=json.dumps(described),
+        image=base64.b64encode(image.tobytes()).decode(),
         mean=MEAN,
         std=STD,
     )
