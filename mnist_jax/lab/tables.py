@@ -86,12 +86,12 @@ def errors_table(results: Path) -> Iterator[str]:
 
 
 def trials_table(results: Path) -> Iterator[str]:
-    """What the choice of the settings took, from `search-ARCH.jsonl` and `attempts-ARCH.jsonl`.
+    """What the choice of settings, and of layouts, took, from `search-ARCH.jsonl` and `attempts-ARCH.jsonl`.
 
     An attempt is a trial with code that was not kept; its key `attempt` holds the settings that the config has not.
     """
     yield from _head("| network | settings tried | trainings | hours |")
-    for arch in ARCHS:
+    for arch in (*ARCHS, "layouts"):
         ran = [trial for name in ("search", "attempts") for trial in trials.read(results / f"{name}-{arch}.jsonl")]
         if ran:
             tried = [(dataclasses.replace(trials.config_of(trial), seed=0), trial.get("attempt")) for trial in ran]
