@@ -220,16 +220,20 @@ def create_model(arch: str, **overrides: Any) -> Network:
     """
     if arch in ARCHS:
         return ARCHS[arch](**overrides)
+    if not fits_layout(arch, IMAGE_SHAPE[0]):
+        layout = "a layout that fits 28x28 images, such as 16-pool-s24p-=2-pool-32"
+        raise InputError(f"unknown arch {arch!r}; choose from {', '.join(ARCHS)}, or write {layout}")
+    return Stack(layout=arch, **overrides)
+
+
+def fits_layout(layout: str, size: int) -> bool:
+    """Whether it is a layout, and leaves a pixel of images of that height and width."""
     try:
-        size = IMAGE_SHAPE[0]
-        for block in parse_layout(arch):
+        for block in parse_layout(layout):
             size = (size if block.padded else size - block.size + 1) // (2 if block.pool else 1)
     except InputError:
-        size = 0
-    if size < 1:
-        layout = "a layout that fits 28x28 images, such as 16-pool-s24p-=2-pool-32"
-        raise InputError(f"unknown arch {arch!r}; choose from {', '.join(ARCHS)}, or write {layout}") from None
-    return Stack(layout=arch, **overrides)
+        return False
+    return size > 0
 
 
 def abstract_variables(model: Network) -> dict[str, Any]:

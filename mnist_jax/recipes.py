@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from mnist_jax.augment import Distortion
 from mnist_jax.data import SOURCES
 from mnist_jax.errors import InputError
-from mnist_jax.models import KERNEL_INITS, Network, create_model
+from mnist_jax.models import KERNEL_INITS, Network, create_model, fits_layout
 
 OPTIMIZERS = ("sgd", "adamw", "muon")
 PRECISIONS = ("float32", "bfloat16")
@@ -54,7 +54,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises InputError for a value that no run can use."""
-        create_model(self.arch)
+        layout = getattr(create_model(self.arch), "layout", None)
         choices = {"recipe": RECIPES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
         choices |= {"precision": PRECISIONS, "kernel_init": KERNEL_INITS, "data_source": SOURCES}
         for name in choices:
@@ -72,6 +72,8 @@ class Config:
             _within(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         if self.low_resolution_epochs and self.low_resolution < 28 and self.arch in ("basic", "lighter"):
             raise InputError(f"low resolution epochs need global pooling, which {self.arch} has not; choose 0 of them")
+        if self.low_resolution_epochs and layout and not fits_layout(layout, self.low_resolution):
+            raise InputError(f"low resolution {self.low_resolution} is too small for {layout}; choose more, up to 28")
         for name in ("rotation", "shift", "shear", "elastic", "weight_decay"):
             value = getattr(self, name)
             _within(name, value, math.isfinite(value) and value >= 0, "a finite number of at least 0")

@@ -181,8 +181,8 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
                 stop=stop,
             )
             saved.result()
-        except jax.errors.JaxRuntimeError as error:
-            if jax.process_count() == 1:
+        except (jax.errors.JaxRuntimeError, ValueError) as error:  # Of either kind, by the moment of the loss.
+            if jax.process_count() == 1 or isinstance(error, InputError):
                 raise
             raise LostError(
                 f"another process is lost; start all of them again with --resume {run_dir} to go on from the last epoch"
