@@ -156,7 +156,7 @@ def test_search_tries_networks_by_their_layout(script, monkeypatch, tmp_path):
 # What is typed, and parts of the one line that answers it.
 REFUSED = """
 train.py --arch bn                          | 'bn' | bn_dropout
-train.py --arch 16-16-pool-16-16-pool-16-3 --low-resolution-epochs 1 | low resolution 20 | choose more
+train.py --arch 16-16-pool-16-16-pool-16 --low-resolution-epochs 1 | low resolution 20 | choose more
 train.py --recipe best                      | 'best' | reference
 train.py --recipe                           | --recipe
 train.py --epochs                           | --epochs
