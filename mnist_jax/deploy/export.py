@@ -152,15 +152,8 @@ def to_page(networks: Sequence[tuple[str, Network, dict[str, Any]]], image: np.n
         weights = np.concatenate([op.weights.ravel() for op in ops if op.weights is not None]).astype("<f4")
         rounded = (weights.view("<u4").astype(np.uint64) + 0x80).astype("<u4").view(np.uint8)
         upper = rounded.reshape(-1, 4)[:, 1:]
-        steps = [
-            {
-                "kind": op.kind,
-                "name": op.name,
-                "padding": op.padding,
-                "shape": [] if op.weights is None else op.weights.shape,
-            }
-            for op in ops
-        ]
+        shapes = [() if op.weights is None else op.weights.shape for op in ops]
+        steps = [op._replace(weights=None)._asdict() | {"shape": shape} for op, shape in zip(ops, shapes, strict=True)]
         parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
         described.append(
             {
