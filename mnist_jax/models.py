@@ -180,14 +180,7 @@ class Stack(Network):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Standardised images float32 [B, H, W, 1] to logits float32 [B, 10]."""
         blocks, convolutions = parse_layout(self.layout), []
-        norm = partial(
-            self.layers.batch_norm,
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            use_scale=False,
-            dtype=self.dtype,
-        )
+        options = {"use_running_average": not train, "momentum": 0.9, "epsilon": 1e-5, "dtype": self.dtype}
         for number, block in enumerate(blocks, 1):
             if block.again:
                 convolutions.append(convolutions[block.again - 1])
@@ -195,8 +188,10 @@ class Stack(Network):
                 convolutions.append(self._block(block, number, x.shape[-1]))
             for conv in convolutions[-1]:
                 x = conv(x)
-            x = norm(name=f"bn{number}")(x)
-            x = self.layers.relu(self.layers.max_pool(x) if block.pool else x)
+            norm = (
+                self.layers.batch_norm_max_pool if block.pool else partial(self.layers.batch_norm, use_scale=False)
+            )
+            x = self.layers.relu(norm(name=f"bn{number}", **options)(x))
         x = x.mean((1, 2), keepdims=True)
         x = self.convolution()(10, (1, 1), name=f"conv{len(blocks) + 1}")(x)
         return x.squeeze((1, 2)).astype(jnp.float32)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from mnist_jax import ARCHS, create_model, init_state, make_config, standardise, train_step
-from mnist_jax.layers import FAST, FLAX
+from mnist_jax.layers import FAST, FLAX, Layers
 from mnist_jax.layers.batch_norm import BatchNorm, batch_norm
 from mnist_jax.layers.convolution import conv_general_dilated
 from mnist_jax.layers.dropout import Dropout, dropout, keep_mask
@@ -195,6 +195,34 @@ def test_batch_norm_equals_flax_in_float64(batch, height, width, channels, shift
     # A channel of few, nearly equal values divides rounding by its small deviation.
     tolerance = 1e-5 / min(1.0, float(x.reshape(-1, channels).std(0).min()))
     for a, b in zip(value_and_gradients(partial(run, BatchNorm), *arguments), exact, strict=True):
+        assert np.abs(a - b).max() <= tolerance * max(1.0, np.abs(b).max()) * 10
+
+
+class NormAndPool(nn.Module):
+    layers: Layers
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        norm = self.layers.batch_norm_max_pool
+        return norm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name="bn")(x)
+
+
+@few
+@given(st.integers(2, 9), st.integers(2, 9), st.integers(2, 9), st.integers(1, 17), st.floats(-3, 3))
+def test_batch_norm_with_max_pool_equals_flax_in_float64(batch, height, width, channels, shift):
+    x = normal(0, batch, height, width, channels) * 2 + np.float32(shift)
+    stats = {"mean": normal(1, channels), "var": normal(2, channels) ** 2}
+
+    def run(layers, x, bias):
+        model, variables = NormAndPool(layers), {"params": {"bn": {"bias": bias}}, "batch_stats": {"bn": stats}}
+        y, state = model.apply(variables, x, train=True, mutable=["batch_stats"])
+        return y, state, model.apply(variables, x, train=False)
+
+    bias = normal(3, channels)
+    with float64():
+        exact = value_and_gradients(partial(run, FLAX), x.astype(np.float64), bias.astype(np.float64))
+    tolerance = 1e-5 / min(1.0, float(x.reshape(-1, channels).std(0).min()))
+    for a, b in zip(value_and_gradients(partial(run, FAST), x, bias), exact, strict=True):
         assert np.abs(a - b).max() <= tolerance * max(1.0, np.abs(b).max()) * 10
 
 

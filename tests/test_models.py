@@ -178,7 +178,7 @@ def test_a_layout_names_the_layers_in_order():
         "bn4",
         "conv5",
     ]
-    shapes = [(26, 16), (26, 16), (26, 16), (26, 16), (26, 16), (13, 16), (13, 16), (13, 16), (11, 8), (11, 8), (1, 10)]
+    shapes = [(26, 16), (26, 16), (26, 16), (26, 16), (13, 16), (13, 16), (13, 16), (13, 16), (11, 8), (5, 8), (1, 10)]
     assert [layer.shape for layer in layers] == [(size, size, channels) for size, channels in shapes]
     assert [layer.params for layer in layers] == [144, 16, 400, 256, 16, 0, 0, 16, 1152, 8, 80]  # Used again: once.
     assert layers[5].multiply_adds == 400 * 13 * 13

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mnist_jax.layers.pooling import max_pool
+
 
 def _spread(channels):
     """`[c]` to `[1, 1, 1, c]`."""
@@ -47,11 +49,16 @@ def batch_norm(x, scale, bias, epsilon):
     return _batch_norm_forward(x, scale, bias, epsilon)[0]
 
 
-def _batch_norm_forward(x, scale, bias, epsilon):
+def _statistics(x):
+    """Mean and biased variance of each channel."""
     count = math.prod(x.shape[:-1])
     total, squares = _channel_sums(x, x * x)
     mean = total / count
-    var = jnp.maximum(squares / count - mean * mean, 0)
+    return mean, jnp.maximum(squares / count - mean * mean, 0)
+
+
+def _batch_norm_forward(x, scale, bias, epsilon):
+    mean, var = _statistics(x)
     inverse = lax.rsqrt(var + epsilon)
     slope = scale * inverse
     y = x * _spread(slope) + _spread(bias - mean * slope)
@@ -74,18 +81,53 @@ def _batch_norm_backward(residuals, cotangents):
 batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 
+@jax.custom_vjp
+def batch_norm_max_pool(x, bias, epsilon):
+    """`max_pool(batch_norm(x, 1, bias, epsilon))`, and the mean and variance of `x`.
+
+    Without a scale that might be negative the two commute but for the statistics, and the largest values are a quarter
+    of all: only they are normalised, and only they have a gradient to be summed.
+    """
+    return _batch_norm_max_pool_forward(x, bias, epsilon)[0]
+
+
+def _batch_norm_max_pool_forward(x, bias, epsilon):
+    mean, var = _statistics(x)
+    inverse = lax.rsqrt(var + epsilon)
+    largest, pool_gradient = jax.vjp(max_pool, x)
+    y = largest * _spread(inverse) + _spread(bias - mean * inverse)
+    return (y, mean, var), (x, largest, pool_gradient, mean, inverse)
+
+
+def _batch_norm_max_pool_backward(residuals, cotangents):
+    x, largest, pool_gradient, mean, inverse = residuals
+    g = cotangents[0]
+    count = math.prod(x.shape[:-1])
+    total, product = _channel_sums(g, g * largest)
+    tilt = inverse**3 * (product - mean * total) / count
+    (dx,) = pool_gradient(g * _spread(inverse))
+    return dx - (x * _spread(tilt) + _spread(inverse * total / count - mean * tilt)), total, None
+
+
+batch_norm_max_pool.defvjp(_batch_norm_max_pool_forward, _batch_norm_max_pool_backward)
+
+
 class BatchNorm(nn.Module):
-    """`nn.BatchNorm` over all but the last axis: same variables, same running averages, fewer passes over memory."""
+    """`nn.BatchNorm` over all but the last axis: same variables, same running averages, fewer passes over memory.
+
+    With `pool`, which goes without a scale, the 2x2 max pool of it.
+    """
 
     use_running_average: bool
     momentum: float = 0.9
     epsilon: float = 1e-5
     use_scale: bool = True
+    pool: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] to the same, of type `dtype`; the statistics are taken in float32."""
+        """[B, H, W, C] to the same, or [B, H // 2, W // 2, C], of type `dtype`; the statistics are taken in float32."""
         channels = x.shape[-1:]
         x = x.astype(jnp.float32)
         scale = self.param("scale", nn.initializers.ones, channels) if self.use_scale else jnp.ones(channels)
@@ -94,8 +136,12 @@ class BatchNorm(nn.Module):
         var = self.variable("batch_stats", "var", jnp.ones, channels)
         if self.use_running_average:
             slope = scale * lax.rsqrt(var.value + self.epsilon)
+            x = max_pool(x) if self.pool else x
             return (x * _spread(slope) + _spread(bias - mean.value * slope)).astype(self.dtype)
-        y, batch_mean, batch_var = batch_norm(x, scale, bias, self.epsilon)
+        if self.pool:
+            y, batch_mean, batch_var = batch_norm_max_pool(x, bias, self.epsilon)
+        else:
+            y, batch_mean, batch_var = batch_norm(x, scale, bias, self.epsilon)
         if not self.is_initializing():
             mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
             var.value = self.momentum * var.value + (1 - self.momentum) * batch_var
