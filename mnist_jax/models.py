@@ -124,6 +124,7 @@ class Block(NamedTuple):
       separable: whether it is a kernel for each channel, and then a 1x1 convolution.
       pool: whether a 2x2 max pool follows.
       again: the number of an earlier convolution, counted from 1, whose kernels it uses; 0 for kernels of its own.
+      crop: how many pixels on each side of its input it leaves out.
     """
 
     channels: int
@@ -132,6 +133,7 @@ class Block(NamedTuple):
     separable: bool = False
     pool: bool = False
     again: int = 0
+    crop: int = 0
 
 
 _WORD = re.compile(r"(?P<separable>s?)(?P<channels>[1-9]\d{0,3})(?:k(?P<size>[1357]))?(?P<padded>p?)")
@@ -143,22 +145,25 @@ def parse_layout(layout: str) -> list[Block]:
     A number is a 3x3 convolution to so many channels, valid, with batch norm and ReLU after it; `16k5` is 5x5, `16p`
     padded to the size of its input, `s16` separable: a kernel for each channel, then a 1x1 convolution (Chollet,
     arXiv:1610.02357). `=2` uses the kernels of the second convolution again, with a batch norm of its own; `pool` is a
-    2x2 max pool.
+    2x2 max pool; `crop2`, as the first word, leaves out two pixels on each side of the images.
 
     Raises InputError for a word that is none of these, or kernels used again on another number of channels.
     """
     blocks: list[Block] = []
-    for word in layout.split("-"):
+    words = layout.split("-")
+    crop = int(words.pop(0)[4:]) if len(words) > 1 and re.fullmatch(r"crop[1-9]", words[0]) else 0
+    for word in words:
         inputs = [1, *(block.channels for block in blocks)][: len(blocks)]  # Of each block.
         again = re.fullmatch(r"=(\d{1,2})", word)
         if word == "pool" and blocks and not blocks[-1].pool:
             blocks[-1] = blocks[-1]._replace(pool=True)
         elif again and blocks and inputs[int(again[1]) - 1 : int(again[1])] == [blocks[-1].channels]:
             used = blocks[int(again[1]) - 1]
-            blocks.append(used._replace(pool=False, again=used.again or int(again[1])))
+            blocks.append(used._replace(pool=False, again=used.again or int(again[1]), crop=0))
         elif found := _WORD.fullmatch(word):
             size = int(found["size"] or 3)
-            blocks.append(Block(int(found["channels"]), size, bool(found["padded"]), bool(found["separable"])))
+            block = Block(int(found["channels"]), size, bool(found["padded"]), bool(found["separable"]))
+            blocks.append(block if blocks else block._replace(crop=crop))
         else:
             raise InputError(f"layout {layout!r} cannot be read at {word!r}; write it as in 16-pool-s24p-=2-pool-32")
     return blocks
@@ -182,15 +187,14 @@ class Stack(Network):
         blocks, convolutions = parse_layout(self.layout), []
         options = {"use_running_average": not train, "momentum": 0.9, "epsilon": 1e-5, "dtype": self.dtype}
         for number, block in enumerate(blocks, 1):
+            x = x[:, block.crop : x.shape[1] - block.crop, block.crop : x.shape[2] - block.crop]
             if block.again:
                 convolutions.append(convolutions[block.again - 1])
             else:
                 convolutions.append(self._block(block, number, x.shape[-1]))
             for conv in convolutions[-1]:
                 x = conv(x)
-            norm = (
-                self.layers.batch_norm_max_pool if block.pool else partial(self.layers.batch_norm, use_scale=False)
-            )
+            norm = self.layers.batch_norm_max_pool if block.pool else partial(self.layers.batch_norm, use_scale=False)
             x = self.layers.relu(norm(name=f"bn{number}", **options)(x))
         x = x.mean((1, 2), keepdims=True)
         x = self.convolution()(10, (1, 1), name=f"conv{len(blocks) + 1}")(x)
@@ -225,6 +229,7 @@ def fits_layout(layout: str, size: int) -> bool:
     """Whether it is a layout, and leaves a pixel of images of that height and width."""
     try:
         for block in parse_layout(layout):
+            size -= 2 * block.crop
             size = (size if block.padded else size - block.size + 1) // (2 if block.pool else 1)
     except InputError:
         return False

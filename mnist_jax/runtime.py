@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import sys
+import time
 from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from pathlib import Path
@@ -158,6 +159,29 @@ def use_compilation_cache() -> Path | None:
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     return directory
+
+
+@cache
+def compilations() -> list[tuple[float, float]]:
+    """When JAX has traced and compiled, as `(begin, end)` of `time.perf_counter`, from the first call on; it grows."""
+    spans: list[tuple[float, float]] = []
+
+    def note(event: str, seconds: float, **_: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            end = time.perf_counter()
+            spans.append((end - seconds, end))
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    return spans
+
+
+def seconds_within(spans: Sequence[tuple[float, float]], begin: float, end: float) -> float:
+    """Seconds between two moments that any of the spans covers, which may lie in each other."""
+    seconds, covered = 0.0, begin
+    for start, stop in sorted(spans):
+        start, stop = max(start, covered), min(stop, end)
+        seconds, covered = seconds + max(stop - start, 0.0), max(covered, stop)
+    return seconds
 
 
 def environment(others: Sequence[str] = ()) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+import psutil
 import tyro
 from jax.sharding import Mesh
 from rich import box
@@ -26,7 +27,7 @@ from mnist_jax.lab import analysis
 from mnist_jax.optimizers import make_schedule
 from mnist_jax.recipes import Config, make_model
 from mnist_jax.runs import checkpoints, directory
-from mnist_jax.runtime import environment
+from mnist_jax.runtime import compilations, environment, seconds_within
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -75,7 +76,9 @@ class Options:
 
 def main(options: Options) -> int:
     """Trains, prints and writes; returns the exit status."""
-    begin = time.perf_counter()
+    compilations()  # They are noted from here on.
+    now = time.perf_counter()
+    moments = {"begin": psutil.Process().create_time() - time.time() + now, "starting": now}
     for name in ("checkpoint_every", "keep"):
         if getattr(options, name) < 1:
             raise InputError(f"{name.replace('_', ' ')} {getattr(options, name)} cannot be used; choose 1 or more")
@@ -95,11 +98,11 @@ def main(options: Options) -> int:
     run_dir = options.resume or (Path(config.run_dir) if config.run_dir else new_run_dir(config))
     console = Console(highlight=False, soft_wrap=True, quiet=not devices.is_writer())
     if not devices.is_writer():
-        return train(options, mnist, mesh, run_dir, console, begin)
+        return train(options, mnist, mesh, run_dir, console, moments)
     if not options.resume:
         directory.create_run(run_dir, config)
     with directory.lock(run_dir):
-        return train(options, mnist, mesh, run_dir, console, begin)
+        return train(options, mnist, mesh, run_dir, console, moments)
 
 
 def new_run_dir(config: Config) -> Path:
@@ -109,8 +112,18 @@ def new_run_dir(config: Config) -> Path:
     return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
 
 
-def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path, console: Console, begin: float) -> int:
-    """The run itself, in a directory that is this process's own, or another's that writes for it."""
+def train(
+    options: Options,
+    mnist: data.Mnist,
+    mesh: Mesh | None,
+    run_dir: Path,
+    console: Console,
+    moments: dict[str, float],
+) -> int:
+    """The run itself, in a directory that is this process's own, or another's that writes for it.
+
+    `moments`, of `time.perf_counter`, say when each part of the process was over; those of the run are put in.
+    """
     config, num_examples = options.config, len(mnist.train.labels)
     progress = None
     if options.resume:
@@ -129,7 +142,7 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
     console.print(
         f"{config.epochs} epochs of {steps} steps of {config.batch_size} on {count} x {jax.devices()[0].device_kind}"
     )
-    scored, saving = "held-out" if config.held_out else "test", 0.0
+    scored = "held-out" if config.held_out else "test"
 
     log = event_writer(run_dir, progress) if options.tensorboard and devices.is_writer() else None
     background = ThreadPoolExecutor(1)
@@ -142,11 +155,8 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
         saved: Future[None] = background.submit(lambda: None)
 
         def save(progress: training.Progress) -> None:
-            nonlocal saving
-            start = time.perf_counter()
             if devices.is_writer():
                 checkpoints.save_checkpoint(run_dir, config, progress, num_examples, options.keep)
-            saving += time.perf_counter() - start
 
         def finish(progress: training.Progress) -> None:
             metrics = progress.history[-1]
@@ -170,6 +180,7 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
         def stop() -> bool:
             return bool(received) or (saved.done() and saved.exception() is not None)
 
+        moments["data"] = time.perf_counter()
         try:
             state, history = training.fit(
                 config,
@@ -180,6 +191,7 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
                 on_epoch=on_epoch,
                 stop=stop,
             )
+            moments["training"] = time.perf_counter()
             saved.result()
         except (jax.errors.JaxRuntimeError, ValueError) as error:  # Of either kind, by the moment of the loss.
             if jax.process_count() == 1 or isinstance(error, InputError):
@@ -201,8 +213,6 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
     met = all(condition.met for condition in conditions)
     summary = {
         **history[-1]._asdict(),
-        "seconds": time.perf_counter() - begin,
-        "saving_seconds": saving,
         "scored_on": scored,
         "objective": [condition._asdict() for condition in conditions],
         "objective_met": met,
@@ -210,11 +220,12 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
     }
     page = None
     if devices.is_writer():
-        directory.save_result(run_dir, config, state.variables, summary)
+        directory.save_result(run_dir, config, state.variables, summary | times(moments, "saving"))
         if options.report:
             from mnist_jax.pages import report  # Here, because drawing takes a second to import.
 
             page = report.write_report(run_dir, mnist.test)
+            directory.save_summary(run_dir, summary | times(moments, "report"))
 
     table = Table(
         "condition", "value", "asked for", "", title=f"objective {'met' if met else 'not met'}", box=box.SIMPLE_HEAD
@@ -222,9 +233,25 @@ def train(options: Options, mnist: data.Mnist, mesh: Mesh | None, run_dir: Path,
     for condition in conditions:
         table.add_row(condition.name, condition.value, condition.target, "met" if condition.met else "not met")
     console.print(table)
+    took = times(moments)
+    parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in took["seconds_of"].items())
+    console.print(f"{took['seconds']:.1f} s: {parts}")
     look = f", to be looked at in {page}" if page else ""
-    console.print(f"{summary['seconds']:.0f} s in all; the run is in {run_dir}{look}")
+    console.print(f"the run is in {run_dir}{look}")
     return int(options.require_objective and not met)
+
+
+def times(moments: dict[str, float], over: str | None = None) -> dict[str, Any]:
+    """Seconds since the process began, in all and for each part of it, of which `over` is over now.
+
+    Compiling is apart from the training it is needed for; the epochs' scores and checkpoints are a part of that.
+    """
+    if over:
+        moments[over] = time.perf_counter()
+    seconds = {name: end - begin for (_, begin), (name, end) in itertools.pairwise(moments.items())}
+    compiling = seconds_within(compilations(), moments["data"], moments["training"])
+    seconds["training"] -= compiling
+    return {"seconds": sum(seconds.values()) + compiling, "seconds_of": {"compiling": compiling, **seconds}}
 
 
 def layer_table(arch: str, model: models.Network) -> Table:

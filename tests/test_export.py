@@ -17,7 +17,7 @@ from conftest import initial_variables
 from mnist_jax import ARCHS, create_model, load_pretrained, models, predict, standardise
 from mnist_jax.deploy import export
 
-LAYOUT = "8-s8p-pool-=2-6"
+LAYOUT = "crop1-8-s8p-pool-=2-6"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -33,6 +33,8 @@ def run(op, x):
         windows = np.lib.stride_tricks.sliding_window_view(x, op.weights.shape[:2], axis=(0, 1))
         sums = {"conv": "yxiab,abio->yxo", "depthwise": "yxiab,abi->yxi"}
         return np.einsum(sums[op.kind], windows, op.weights)
+    if op.kind == "crop":
+        return x[op.padding : -op.padding, op.padding : -op.padding]
     if op.kind == "pool":
         height, width = (length // 2 for length in x.shape[:2])
         return x[: 2 * height, : 2 * width].reshape(height, 2, width, 2, -1).max((1, 3))

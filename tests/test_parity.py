@@ -12,7 +12,7 @@ from mnist_jax.steps import Setup
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 
-pytestmark = pytest.mark.parametrize("arch", [*ARCHS, "8-s8p-pool-=2-6"])
+pytestmark = pytest.mark.parametrize("arch", [*ARCHS, "crop1-8-s8p-pool-=2-6"])
 
 
 def start(arch):

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -75,3 +76,16 @@ def test_no_cache_where_it_is_off_or_cannot_be_written(no_cache, monkeypatch, tm
     jax.config.update("jax_enable_compilation_cache", False)
     assert runtime.use_compilation_cache() is None
     assert not list(tmp_path.glob("own/*"))
+
+
+def test_seconds_of_compiling():
+    """Spans count once where they lie in each other, and only between the moments asked for."""
+    spans = [(1.0, 4.0), (2.0, 3.0), (3.5, 5.0), (7.0, 9.0)]
+    assert runtime.seconds_within(spans, 0.0, 10.0) == 6.0
+    assert runtime.seconds_within(spans, 2.5, 8.0) == 3.5
+    assert runtime.seconds_within([], 0.0, 1.0) == 0.0
+    noted = runtime.compilations()
+    before = len(noted)
+    start = time.perf_counter()
+    jax.jit(lambda x: x * 3 + before)(1.0)
+    assert 0 < runtime.seconds_within(noted[before:], start, time.perf_counter()) <= time.perf_counter() - start

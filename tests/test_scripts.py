@@ -54,6 +54,12 @@ def test_train_and_evaluate(script, tmp_path):
     assert summary["objective_met"] is False
     assert [condition["met"] for condition in summary["objective"]] == [False, True, True, True]
     assert summary["environment"]["platform"] == "cpu"
+    spent = summary["seconds_of"]
+    assert set(spent) == {"starting", "data", "compiling", "training", "saving", "report"}
+    assert min(seconds for name, seconds in spent.items() if name != "compiling") > 0
+    assert sum(spent.values()) == pytest.approx(summary["seconds"])
+    assert spent["compiling"] + spent["training"] > sum(line["seconds"] for line in lines)
+    assert f"report {spent['report']:.1f}" in out
 
     for batch_size in (1000, 33):
         status, out, _ = script("evaluate.py", run_dir, "--json", "--batch-size", batch_size, *SMALL_DATA)

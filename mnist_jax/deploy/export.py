@@ -53,7 +53,7 @@ class Op(NamedTuple):
 
     `conv`, with a kernel [height, width, in, out] and a padding; `depthwise`, with [height, width, channels] and a
     padding; both have the name of their layer; `affine`, with a factor and then a summand for each channel, float
-    [2, channels]; `relu`; `pool`, 2x2; `sum` over the image.
+    [2, channels]; `relu`; `pool`, 2x2; `crop`, which takes `padding` pixels off each side; `sum` over the image.
     """
 
     kind: str
@@ -117,6 +117,8 @@ def _translate(name: str, values: list, equation: Any) -> list[Op]:
         return [Op("affine", np.stack([one, channels if name == "add" else -channels]))]
     if name == "reduce_window_max":
         return [Op("pool")]
+    if name == "slice":
+        return [Op("crop", padding=equation.params["start_indices"][1])]
     if name == "reduce_sum":
         return [Op("sum")]
     if name in ("squeeze", "reshape", "convert_element_type", "broadcast_in_dim", "copy"):

@@ -38,6 +38,8 @@ def _torch_stack(layout: str) -> Iterator[Any]:
 
     convolutions, channels = [], 1
     for block in parse_layout(layout):
+        if block.crop:
+            yield nn.ZeroPad2d(-block.crop)
         if block.again:
             convolutions.append(convolutions[block.again - 1])
         else:

@@ -176,7 +176,7 @@ def _cpu_depthwise(x, kernel, padding):
 
 
 def _cpu_depthwise_kernel_gradient(x, g, padding):
-    """Rows first, two taps in a pass: of three or nine sums at once the compiler vectorises only those of some widths."""
+    """Rows first, two taps in a pass: of more sums at once the compiler vectorises only some widths."""
     kernel_size = tuple(n + sum(p) - m + 1 for n, p, m in zip(x.shape[1:3], padding, g.shape[1:3], strict=True))
     rows, (batch, height, width, channels) = _shifted_rows(x, kernel_size, padding), g.shape
     g = g.reshape(batch, height, -1)

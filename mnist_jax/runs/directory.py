@@ -103,6 +103,12 @@ def save_result(run_dir: Path, config: Config, variables: dict[str, Any], summar
     """Writes the final weights and the summary of a run; raises StorageError if one of them cannot be written."""
     with storing(run_dir):
         save_weights(run_dir / WEIGHTS, config.arch, variables)
+    save_summary(run_dir, summary)
+
+
+def save_summary(run_dir: Path, summary: dict[str, Any]) -> None:
+    """Writes the summary of a run; raises StorageError if it cannot be written."""
+    with storing(run_dir):
         _write_json(run_dir / SUMMARY, summary)
 
 
