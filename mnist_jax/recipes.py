@@ -20,8 +20,8 @@ SCHEDULES = ("constant", "one_cycle", "cosine")
 class Config:
     """Every setting of a run: the flags of `scripts/train.py`, with the comments as help, and keys of `config.json`."""
 
-    arch: str = "bn_dropout"  # Network: basic, lighter, gap, bn_dropout, or a layout such as 16-pool-s24p-=2-pool-32.
-    recipe: str = "default"  # Named settings that other flags override: default; fast; or reference, the notebooks'.
+    arch: str = "bn_dropout"  # Network: basic, lighter, gap, bn_dropout, swift, small, accurate, or a layout.
+    recipe: str = "default"  # Named settings, which other flags override: default (of swift: fast), fast or reference.
     epochs: int = 14  # Passes over the training images.
     batch_size: int = 128  # Training images per step; what does not fill a last batch rests for that epoch.
     optimizer: str = "muon"  # Optimiser: sgd, adamw or muon.
@@ -112,13 +112,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 
-# What a recipe sets otherwise for a network other than `bn_dropout`.
-# Without batch norm a step changes the network's function by more, and the best learning rate is smaller.
+# What a recipe sets otherwise for a network other than `bn_dropout`. Without batch norm a step changes the network's
+# function by more, and the best learning rate is smaller. `swift` has but its fast recipe.
 ARCH_RECIPES: dict[tuple[str, str], dict[str, Any]] = {
     (recipe, arch): {"learning_rate": rate}
     for arch in ("basic", "lighter", "gap")
     for recipe, rate in (("default", 0.005), ("fast", 0.01))
-}
+} | dict.fromkeys((("default", "swift"), ("fast", "swift")), RECIPES["fast"] | {"epochs": 5, "plain_epochs": 2})
 
 
 def make_config(recipe: str = "default", arch: str = "bn_dropout", **overrides: Any) -> Config:

@@ -38,10 +38,18 @@ def test_every_recipe_names_real_settings(arch):
 
 
 def test_networks_without_batch_norm_learn_at_a_smaller_rate():
-    assert make_config().learning_rate == 0.02
-    assert {make_config(arch=arch).learning_rate for arch in ARCHS if arch != "bn_dropout"} == {0.005}
+    assert {make_config(arch=arch).learning_rate for arch in ("bn_dropout", "small", "accurate")} == {0.02}
+    assert {make_config(arch=arch).learning_rate for arch in ("basic", "lighter", "gap")} == {0.005}
     assert {make_config("reference", arch=arch).learning_rate for arch in ARCHS} == {0.01}
     assert make_config(arch="gap", learning_rate=0.1).learning_rate == 0.1
+
+
+def test_default_of_swift_is_its_fast_recipe():
+    swift = make_config(arch="swift")
+    assert swift == dataclasses.replace(make_config("fast", arch="swift"), recipe="default")
+    fast = dataclasses.replace(make_config("fast"), arch="swift", recipe="default", epochs=5, plain_epochs=2)
+    assert swift == fast
+    assert make_config("reference", arch="swift").optimizer == "sgd"
 
 
 # Each value and the settings that cannot have it. Every number at 0, below and not finite: test_faults.py.

@@ -18,7 +18,7 @@ def test_readme_tables_are_made_from_the_results():
 
 
 def test_readme_figures_are_drawn_from_the_results():
-    for name in ("ladder-light", "ladder-dark", "errors-light"):
+    for name in ("ladder-light", "ladder-dark", "frontier-light", "frontier-dark", "errors-light"):
         path = ROOT / "results" / f"{name}.png"
         assert f"results/{path.name}" in (ROOT / "README.md").read_text("utf-8")
         with Image.open(path) as image:
@@ -29,12 +29,31 @@ def test_figures_are_written_beside_their_sources(tmp_path):
     (tmp_path / "default-gap.jsonl").write_text(line(1, 0.99, 0.98) + "\n" + line(2, 0.97, 0.995) + "\n")
     before = ladder.sources_hash(tmp_path)
     written = ladder.write_figures(tmp_path)
-    assert [path.name for path in written] == ["ladder-light.png", "ladder-dark.png", "errors-light.png"]
+    names = ["ladder-light", "ladder-dark", "frontier-light", "frontier-dark", "errors-light"]
+    assert [path.stem for path in written] == names
     for path in written:
         with Image.open(path) as image:
             assert image.text["Source"] == before
     (tmp_path / "reference-gap.jsonl").write_text(line(1, 0.99) + "\n")
     assert ladder.sources_hash(tmp_path) != before
+
+
+def test_the_frontier_has_ours_and_the_public_runs_by_size(tmp_path):
+    for arch in ("gap", "basic", "4-pool-s6"):  # Of 9,752, 194,884 and 166 parameters.
+        (tmp_path / f"default-{arch}.jsonl").write_text(line(1, 0.99) + "\n" + line(2, 0.98) + "\n")
+    (tmp_path / "fast-lighter.jsonl").write_text(line(1, 0.99) + "\n")
+    points = tables.frontier(tmp_path)
+    assert [(point.arch, point.parameters, len(point.seeds)) for point in points] == [
+        ("4-pool-s6", 166, 2),
+        ("gap", 9752, 2),
+    ]
+    rows = list(tables.frontier_table(tmp_path))[2:]
+    sizes = [int(row.split("|")[1].replace(",", "")) for row in rows]
+    assert sizes == sorted([166, 9752, *(parameters for parameters, *_ in tables.PUBLIC)])
+    assert rows[0] == "| 166 | `4-pool-s6` | 2 | 1 | 98.50 ± 0.71 | 98.00 to 99.00 | | |"
+    assert rows[1] == "| 575 | hexhowells, neural golfing | 1 |  | | | 98.00 | 98.50 |"
+    (tmp_path / "default-4-pool-s6.jsonl").unlink()
+    assert list(tables.frontier_table(tmp_path))[2].endswith("| 98.00 | none so small |")
 
 
 def test_a_run_is_quoted_as_it_was_printed(tmp_path):

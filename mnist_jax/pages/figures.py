@@ -131,6 +131,34 @@ def comparison(
     return figure
 
 
+def frontier(
+    ours: Mapping[str, tuple[int, Sequence[float]]], public: Sequence[tuple[int, float]], target: float
+) -> Figure:
+    """Accuracy against parameters: means of seeds, from the lowest to the highest, beside single runs of others.
+
+    Args:
+      ours: parameters and each seed's accuracy, a fraction, of networks by name; layouts stay without one.
+      public: parameters and accuracy in percent of single runs at their best epoch, in hollow marks.
+      target: where to draw a line, a fraction.
+    """
+    figure, axis = _axis(10, 4.6)
+    for name, (parameters, accuracies) in ours.items():
+        seeds = 100 * np.array(accuracies)
+        mean = seeds.mean()
+        axis.errorbar(parameters, mean, [[mean - seeds.min()], [seeds.max() - mean]], fmt="o", color=BLUE, capsize=4)
+        if "-" not in name:
+            axis.annotate(name, (parameters, mean), (-8, -4), textcoords="offset points", ha="right", fontsize=8)
+    axis.plot(*zip(*public, strict=True), "s", color=ORANGE, mfc="none", label="public, best epoch of one seed")
+    axis.errorbar([], [], [], fmt="o", color=BLUE, capsize=4, label="ours, last epoch, mean and range of seeds")
+    axis.axhline(100 * target, color=GREEN, ls="--", lw=1)
+    axis.set(xscale="log", xlabel="parameters", ylabel="test accuracy, %")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.legend(loc="lower right")
+    return figure
+
+
 def confusion(counts: np.ndarray) -> Figure:
     """Confusion matrix: errors shaded, every count written. `counts` is int [10, 10], true digits in rows."""
     figure, axis = _axis(5.2, 4.8)

@@ -8,7 +8,7 @@ from pathlib import Path
 from mnist_jax.data import load_mnist
 from mnist_jax.lab import trials
 from mnist_jax.lab.analysis import TARGET_ACCURACY, error_counts
-from mnist_jax.models import ARCHS, abstract_variables, count_params, create_model
+from mnist_jax.lab.tables import NOTEBOOKS, PUBLIC, frontier, last_epoch, parameters_of
 from mnist_jax.pages import figures
 from mnist_jax.training import EpochMetrics
 
@@ -20,15 +20,21 @@ def write_figures(results: Path) -> list[Path]:
     """
     seeds = {
         f"{arch}, {recipe}": trials.read(results / f"{recipe}-{arch}.jsonl")
-        for arch, recipe in itertools.product(ARCHS, ("reference", "default"))
+        for arch, recipe in itertools.product(NOTEBOOKS, ("reference", "default"))
     }
     seeds = {name: group for name, group in seeds.items() if group}
-    parameters = {arch: count_params(abstract_variables(create_model(arch))["params"]) for arch in ARCHS}
     groups = {
-        name: (parameters[name.split(",")[0]], [[EpochMetrics(**epoch) for epoch in seed["history"]] for seed in group])
+        name: (
+            parameters_of(name.split(",")[0]),
+            [[EpochMetrics(**epoch) for epoch in seed["history"]] for seed in group],
+        )
         for name, group in seeds.items()
     }
     ladder = partial(figures.comparison, groups, "test", TARGET_ACCURACY)
+    points = {point.arch: (point.parameters, last_epoch(point.seeds)) for point in frontier(results)}
+    sizes = partial(
+        figures.frontier, points, [(parameters, accuracy) for parameters, accuracy, *_ in PUBLIC], TARGET_ACCURACY
+    )
     times = error_counts([seed.get("errors", []) for seed in seeds.get("bn_dropout, default", [])])
     often = sorted(times, key=lambda index: (-times[index], index))[:30]
     test = load_mnist().test
@@ -38,6 +44,8 @@ def write_figures(results: Path) -> list[Path]:
     for name, draw, colours in (
         ("ladder-light", ladder, figures.LIGHT),
         ("ladder-dark", ladder, figures.DARK),
+        ("frontier-light", sizes, figures.LIGHT),
+        ("frontier-dark", sizes, figures.DARK),
         ("errors-light", errors, figures.LIGHT),  # Black on white in any case.
     ):
         written.append(results / f"{name}.png")
@@ -47,5 +55,5 @@ def write_figures(results: Path) -> list[Path]:
 
 def sources_hash(results: Path) -> str:
     """SHA-256 of the files that the figures are drawn from."""
-    paths = (results / f"{recipe}-{arch}.jsonl" for arch, recipe in itertools.product(ARCHS, ("reference", "default")))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths if path.exists())).hexdigest()
+    paths = sorted(path for recipe in ("reference", "default") for path in results.glob(f"{recipe}-*.jsonl"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
