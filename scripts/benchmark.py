@@ -36,7 +36,7 @@ class Options:
     """
 
     arch: str = "bn_dropout"
-    """Network: basic, lighter, gap or bn_dropout."""
+    """Network, by name or by its layout."""
     device: str = "cpu"
     """What to measure on: cpu, or gpu for whatever accelerator JAX has."""
     seeds: int = 30

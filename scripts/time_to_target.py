@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import os
 import statistics
 import subprocess
@@ -17,7 +18,9 @@ from rich.console import Console
 from mnist_jax import cli, data
 from mnist_jax.errors import InputError
 from mnist_jax.lab import baselines
+from mnist_jax.lab.tables import NOTEBOOKS
 from mnist_jax.recipes import make_config
+from mnist_jax.runs.directory import SUMMARY
 from mnist_jax.runtime import cores, environment
 
 STEPS = 200
@@ -29,15 +32,16 @@ class Options:
 
     Ours is the whole of `scripts/train.py --recipe fast`, with the compilation cache empty (cold) and filled (warm).
     The notebook's 15 epochs are scaled from one: a training epoch through its data loader and a pass over the test
-    images; the start of its process is not counted. In turns; run it with nothing else running.
+    images; the start of its process is not counted. In turns; run it with nothing else running. A network that is none
+    of the notebooks' is timed against the last of theirs, bn_dropout.
 
     Exit status: 0 done, 2 bad input, 4 cannot write.
 
-    Example: python scripts/time_to_target.py --json results/time-to-target.json
+    Example: python scripts/time_to_target.py --arch swift --json results/time-to-target-swift.json
     """
 
     arch: str = "bn_dropout"
-    """Network: basic, lighter, gap or bn_dropout."""
+    """Network, by name or by its layout."""
     rounds: int = 3
     """How often each has its turn."""
     json: Path | None = None
@@ -47,23 +51,27 @@ class Options:
 def main(options: Options) -> None:
     """Measures, prints and writes."""
     config = make_config("fast", arch=options.arch)
-    reference = make_config("reference", arch=options.arch)
+    reference = make_config("reference", arch=options.arch if options.arch in NOTEBOOKS else "bn_dropout")
     if options.rounds < 1:
         raise InputError(f"rounds {options.rounds} cannot be used; choose 1 or more")
     cli.require_folder(options.json, "--json")
     if importlib.util.find_spec("torch") is None:
         raise InputError("PyTorch is not installed, and it is what to compare with: pip install torch")
-    result: dict[str, Any] = {"arch": options.arch, "cold": [], "warm": [], "torch": []}
+    result: dict[str, Any] = {"arch": options.arch, "cold": [], "warm": [], "torch": [], "seconds_of": []}
     with tempfile.TemporaryDirectory() as directory:
         for i in range(options.rounds):
             cache = Path(directory) / f"cache-{i}"
             for name in ("cold", "warm"):
-                result[name].append(ours(options.arch, Path(directory) / f"{name}-{i}", cache))
-            result["torch"].append(notebook_epoch(options.arch, reference.batch_size))
+                run_dir = Path(directory) / f"{name}-{i}"
+                result[name].append(ours(options.arch, run_dir, cache))
+                spent = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))["seconds_of"]
+                result["seconds_of"].append({"start": name, **spent})
+            result["torch"].append(notebook_epoch(reference.arch, reference.batch_size))
     epochs = reference.epochs
     whole = [epochs * (epoch["train_seconds"] + epoch["test_seconds"]) for epoch in result["torch"]]
     result |= {
         "epochs": config.epochs,
+        "torch_arch": reference.arch,
         "torch_epochs": epochs,
         "torch_seconds_scaled": whole,
         "environment": environment() | {"load_average": os.getloadavg()},

@@ -182,20 +182,20 @@ def speed_table(results: Path) -> Iterator[str]:
 
 
 def time_table(results: Path) -> Iterator[str]:
-    """The whole process of `fast` against the notebook's recipe in PyTorch, from `time-to-target.json`."""
-    yield from _head("| process | epochs | seconds, median (min to max) | times as fast |")
-    path = results / "time-to-target.json"
-    if path.exists():
+    """The whole process of `fast` against the notebook's recipe in PyTorch, from `time-to-target*.json`."""
+    yield from _head("| network | process | epochs | seconds, median (min to max) | times as fast |")
+    for path in sorted(results.glob("time-to-target*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        scaled = result["torch_seconds_scaled"]
-        for name, epochs, seconds in (
-            ("the notebook in PyTorch, scaled from one epoch", result["torch_epochs"], scaled),
-            ("`fast`, nothing compiled before", result["epochs"], result["cold"]),
-            ("`fast`, programs in the cache", result["epochs"], result["warm"]),
+        scaled, arch = result["torch_seconds_scaled"], result["arch"]
+        theirs = result.get("torch_arch", arch)
+        for name, process, epochs, seconds in (
+            (theirs, "the notebook in PyTorch, scaled from one epoch", result["torch_epochs"], scaled),
+            (arch, "`fast`, nothing compiled before", result["epochs"], result["cold"]),
+            (arch, "`fast`, programs in the cache", result["epochs"], result["warm"]),
         ):
             low, middle, high = spread(seconds)
             times = spread([theirs / ours for theirs, ours in zip(scaled, seconds, strict=True)])[1]
-            yield f"| {name} | {epochs} | {middle:.0f} ({low:.0f} to {high:.0f}) | {times:.1f} |"
+            yield f"| `{name}` | {process} | {epochs} | {middle:.0f} ({low:.0f} to {high:.0f}) | {times:.1f} |"
 
 
 def tpu_table(results: Path) -> Iterator[str]:
