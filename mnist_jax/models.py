@@ -213,7 +213,7 @@ class Stack(Network):
 class Swift(Stack):
     """`swift`, the shortest way to 99.4%: 9,910 parameters.
 
-    It leaves out a pixel all around, which MNIST leaves empty, and pools as soon as it has seen strokes.
+    It leaves out a pixel all around, empty in 59,187 of the 60,000 training images, and pools after one convolution.
     """
 
     layout: str = (

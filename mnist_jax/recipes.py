@@ -113,7 +113,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 # What a recipe sets otherwise for a network other than `bn_dropout`. Without batch norm a step changes the network's
-# function by more, and the best learning rate is smaller. `swift` has but its fast recipe.
+# function by more, and the best learning rate is smaller. `default` of `swift` is its `fast`.
 ARCH_RECIPES: dict[tuple[str, str], dict[str, Any]] = {
     (recipe, arch): {"learning_rate": rate}
     for arch in ("basic", "lighter", "gap")

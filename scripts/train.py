@@ -153,6 +153,8 @@ def train(
         log or nullcontext(),
     ):
         saved: Future[None] = background.submit(lambda: None)
+        if options.report:  # Drawing takes a second to import: here, while the first step is compiled.
+            background.submit(importlib.import_module, "mnist_jax.pages.report")
 
         def save(progress: training.Progress) -> None:
             if devices.is_writer():
@@ -222,7 +224,7 @@ def train(
     if devices.is_writer():
         directory.save_result(run_dir, config, state.variables, summary | times(moments, "saving"))
         if options.report:
-            from mnist_jax.pages import report  # Here, because drawing takes a second to import.
+            from mnist_jax.pages import report
 
             page = report.write_report(run_dir, mnist.test)
             directory.save_summary(run_dir, summary | times(moments, "report"))
