@@ -146,11 +146,12 @@ def test_speed_table_takes_ratios_round_by_round(tmp_path):
 
 def test_time_table_takes_ratios_round_by_round(tmp_path):
     assert len(list(tables.time_table(tmp_path))) == 2
-    result = {"epochs": 3, "torch_epochs": 15, "torch_seconds_scaled": [600.0, 500.0, 700.0]}
+    result = {"arch": "swift", "torch_arch": "gap", "epochs": 3, "torch_epochs": 15}
+    result["torch_seconds_scaled"] = [600.0, 500.0, 700.0]
     result |= {"cold": [50.0, 100.0, 70.0], "warm": [40.0, 50.0, 50.0]}
     (tmp_path / "time-to-target.json").write_text(json.dumps(result))
     assert list(tables.time_table(tmp_path))[2:] == [
-        "| the notebook in PyTorch, scaled from one epoch | 15 | 600 (500 to 700) | 1.0 |",
-        "| `fast`, nothing compiled before | 3 | 70 (50 to 100) | 10.0 |",
-        "| `fast`, programs in the cache | 3 | 50 (40 to 50) | 14.0 |",
+        "| `gap` | the notebook in PyTorch, scaled from one epoch | 15 | 600 (500 to 700) | 1.0 |",
+        "| `swift` | `fast`, nothing compiled before | 3 | 70 (50 to 100) | 10.0 |",
+        "| `swift` | `fast`, programs in the cache | 3 | 50 (40 to 50) | 14.0 |",
     ]

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from mnist_jax import ARCHS, InputError, make_config
+from mnist_jax import InputError, make_config
 from mnist_jax.lab import tpu
+from mnist_jax.lab.tables import NOTEBOOKS
 
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="the TPU's compiler, libtpu, is not installed"
@@ -18,7 +19,10 @@ needs_compiler = pytest.mark.skipif(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "arch", "seeds"),
-    [*(("epoch", arch, 0) for arch in ARCHS), ("epoch", "bn_dropout", 2), *(("scoring", arch, 0) for arch in ARCHS)],
+    [
+        *((program, arch, 0) for program in ("epoch", "scoring") for arch in (*NOTEBOOKS, "swift")),
+        ("epoch", "bn_dropout", 2),
+    ],
 )
 def test_our_layers_take_no_more_cycles_than_those_of_flax(program, arch, seeds):
     config, mesh = make_config(arch=arch), tpu.make_mesh("v5e:1x1")

@@ -1,6 +1,7 @@
 """The pictures of a report: numbers in, a matplotlib `Figure` out, in colours that the colour-blind tell apart."""
 
 import io
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -142,16 +143,18 @@ def frontier(
       target: where to draw a line, a fraction.
     """
     figure, axis = _axis(10, 4.6)
+    sides = itertools.cycle((("right", -8), ("left", 8)))  # Of neighbours, names on different ones.
     for name, (parameters, accuracies) in ours.items():
         seeds = 100 * np.array(accuracies)
         mean = seeds.mean()
         axis.errorbar(parameters, mean, [[mean - seeds.min()], [seeds.max() - mean]], fmt="o", color=BLUE, capsize=4)
         if "-" not in name:
-            axis.annotate(name, (parameters, mean), (-8, -4), textcoords="offset points", ha="right", fontsize=8)
+            side, away = next(sides)
+            axis.annotate(name, (parameters, mean), (away, -3), textcoords="offset points", ha=side, fontsize=8)
     axis.plot(*zip(*public, strict=True), "s", color=ORANGE, mfc="none", label="public, best epoch of one seed")
     axis.errorbar([], [], [], fmt="o", color=BLUE, capsize=4, label="ours, last epoch, mean and range of seeds")
     axis.axhline(100 * target, color=GREEN, ls="--", lw=1)
-    axis.set(xscale="log", xlabel="parameters", ylabel="test accuracy, %")
+    axis.set(xscale="log", xlabel="parameters", ylabel="test accuracy, %", xlim=(500, 12_500))
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.xaxis.set_minor_formatter(NullFormatter())
