@@ -237,7 +237,7 @@ def train(
     console.print(table)
     took = times(moments)
     parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in took["seconds_of"].items())
-    console.print(f"{took['seconds']:.1f} s: {parts}")
+    console.print(f"{took['seconds']:.1f} s in all: {parts}")
     look = f", to be looked at in {page}" if page else ""
     console.print(f"the run is in {run_dir}{look}")
     return int(options.require_objective and not met)
@@ -252,8 +252,9 @@ def times(moments: dict[str, float], over: str | None = None) -> dict[str, Any]:
         moments[over] = time.perf_counter()
     seconds = {name: end - begin for (_, begin), (name, end) in itertools.pairwise(moments.items())}
     compiling = seconds_within(compilations(), moments["data"], moments["training"])
-    seconds["training"] -= compiling
-    return {"seconds": sum(seconds.values()) + compiling, "seconds_of": {"compiling": compiling, **seconds}}
+    spent = {name: seconds.pop(name) for name in ("starting", "data")} | {"compiling": compiling} | seconds
+    spent["training"] -= compiling
+    return {"seconds": sum(spent.values()), "seconds_of": spent}
 
 
 def layer_table(arch: str, model: models.Network) -> Table:
