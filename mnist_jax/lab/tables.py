@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mnist_jax.lab import trials
-from mnist_jax.lab.analysis import epoch_line, error_counts, ratios, seed_statistics, spread
+from mnist_jax.lab.analysis import PARAMETER_LIMIT, epoch_line, error_counts, ratios, seed_statistics, spread
 from mnist_jax.models import ARCHS, abstract_variables, count_params, create_model
 from mnist_jax.recipes import RECIPES
 from mnist_jax.training import EpochMetrics
@@ -34,7 +34,6 @@ PUBLIC = (
     (7_918, 99.52, 15, "snehanshu-raj/ERA, assignment 6"),
     (8_932, 99.50, 15, "era-s6-ram"),
 )
-LIMIT = 10_000  # Parameters that the objective allows, and one more.
 
 
 class Point(NamedTuple):
@@ -50,7 +49,7 @@ def frontier(results: Path) -> list[Point]:
     archs = [path.stem.removeprefix("default-") for path in results.glob("default-*.jsonl")]
     points = [Point(arch, parameters_of(arch), trials.read(results / f"default-{arch}.jsonl")) for arch in archs]
     return sorted(
-        (point for point in points if point.parameters < LIMIT and point.seeds),
+        (point for point in points if point.parameters < PARAMETER_LIMIT and point.seeds),
         key=lambda point: (point.parameters, point.arch),
     )
 
