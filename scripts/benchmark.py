@@ -16,7 +16,7 @@ from mnist_jax import cli
 from mnist_jax.data import Mnist, Split, load_mnist
 from mnist_jax.errors import InputError
 from mnist_jax.lab import analysis, benchmark
-from mnist_jax.models import layers_of
+from mnist_jax.models import Stack, layers_of, parse_layout
 from mnist_jax.recipes import make_config, make_model
 from mnist_jax.runtime import cores, environment
 
@@ -94,8 +94,12 @@ def main(options: Options) -> None:
             options.threads,
             on_round=lambda i: status.update(f"round {i} of {options.rounds}"),
         )
-    multiply_adds = sum(layer.multiply_adds for layer in layers_of(make_model(config)))
-    flops = 6 * multiply_adds * config.batch_size
+    model = make_model(config)
+    multiply_adds = [layer.multiply_adds for layer in layers_of(model) if layer.multiply_adds]
+    products = 3 * sum(multiply_adds)  # Forward, and the gradients in the kernel and in the input.
+    if isinstance(model, Stack) and parse_layout(model.layout)[0].fixed:
+        products -= 2 * multiply_adds[0] + multiply_adds[1]
+    flops = 2 * products * config.batch_size
     result |= {
         "arch": config.arch,
         "batch_size": config.batch_size,
@@ -112,7 +116,7 @@ def main(options: Options) -> None:
     console.print(
         f"float32 matmul {matmul / 1e9:.0f} GFLOP/s ({low / 1e9:.0f} to {high / 1e9:.0f}); ours runs at "
         f"{analysis.spread(achieved)[1]:.0%} of that, counting {flops / 1e9:.2f} GFLOP a step, "
-        "six for each multiply-add of the convolutions"
+        "two for each multiply-add of the convolutions and their gradients"
     )
     console.print(f"{options.threads} of {os.cpu_count()} cores, {options.rounds} rounds of {options.steps} steps")
     save(options, result)

@@ -11,7 +11,15 @@ from conftest import initial_variables
 
 from mnist_jax import ARCHS, InputError, count_params, create_model, standardise
 from mnist_jax.layers import FLAX
-from mnist_jax.models import KERNEL_INITS, Block, abstract_variables, count_dense, layers_of, parse_layout
+from mnist_jax.models import (
+    KERNEL_INITS,
+    Block,
+    abstract_variables,
+    count_dense,
+    directional_derivatives,
+    layers_of,
+    parse_layout,
+)
 
 PARAMS = {"basic": 194_884, "lighter": 13_752, "gap": 9_752, "bn_dropout": 9_920}
 PARAMS |= {"swift": 9_910, "small": 3_936, "accurate": 9_408}
@@ -114,11 +122,13 @@ def test_networks_equal_those_of_flax(trained, batch):
         chex.assert_trees_all_close(grads[name], expected_grads[name], rtol=1e-3, atol=1e-5)
 
 
-def test_gradients_reach_every_parameter(trained):
+def test_gradients_reach_every_parameter(trained, arch):
+    """But for the fixed ones of `swift`."""
     _, variables, _, (grads, _) = trained
     chex.assert_trees_all_equal_shapes_and_dtypes(grads, variables["params"])
+    fixed = {"conv1", "bn1"} if arch == "swift" else set()
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
-        assert jnp.abs(grad).max() > 0, jax.tree_util.keystr(path)
+        assert (jnp.abs(grad).max() > 0) == (path[0].key not in fixed), jax.tree_util.keystr(path)
 
 
 def test_batch_statistics_move_in_training_only(trained):
@@ -171,6 +181,10 @@ def test_initial_kernels_are_those_asked_for():
         "16-crop1-8",
         "crop1-crop1-8",
         "crop9-16-pool-16-16",
+        "15f-8",
+        "s16f-8",
+        "16k5f-8",
+        "8-16f",
     ],
 )
 def test_unknown_arch(arch):
@@ -237,3 +251,32 @@ def test_a_layout_is_the_network_by_hand(batch):
         x = nn.relu(norm(conv(x, "conv3"), "bn4"))
         expected = x.mean((1, 2)) @ params["conv5"]["kernel"][0, 0]
     np.testing.assert_allclose(jax.jit(partial(model.apply, train=False))(variables, images), expected, atol=1e-4)
+
+
+def test_directional_derivatives_find_strokes_and_edges():
+    """Slopes first, then lines, each most excited by what runs in its direction."""
+    kernels = np.array(directional_derivatives(jax.random.key(0), (3, 3, 1, 16))[:, :, 0])
+    np.testing.assert_allclose(kernels.sum((0, 1)), 0, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(kernels, axis=(0, 1)), 1, rtol=1e-6)
+    slopes, lines = kernels[..., :8], kernels[..., 8:]
+    np.testing.assert_allclose(slopes[..., 4:], -slopes[..., :4], atol=1e-6)  # Half a turn further.
+    np.testing.assert_allclose(slopes[..., 1], (slopes[..., 0] + slopes[..., 2]) / 2**0.5, atol=1e-6)
+    bright_right, upright = np.array([[[0, 0, 1]] * 3, [[0, 1, 0]] * 3])
+    patterns = {0: bright_right, 2: bright_right.T, 4: bright_right[:, ::-1], 6: bright_right.T[::-1]}
+    bars = {0: upright, 2: np.eye(3)[::-1], 4: upright.T, 6: np.eye(3)}
+    for bank, excited in ((slopes, patterns), (lines, bars)):
+        for channel, pattern in excited.items():
+            assert np.argmax((bank * pattern[..., None]).sum((0, 1))) == channel
+
+
+def test_a_fixed_convolution_is_not_trained(batch):
+    """No gradient reaches it or its batch norm; what is behind has the gradients it had if they were trained."""
+    fixed, free = create_model("crop1-4f-pool-s6-8"), create_model("crop1-4-pool-s6-8")
+    variables, images = initial_variables(fixed, 1), standardise(batch[0])
+    chex.assert_trees_all_equal(variables["params"]["conv1"], initial_variables(fixed, 2)["params"]["conv1"])
+    grads, outputs = training_pass(fixed, variables, images, batch[1])
+    expected, expected_outputs = training_pass(free, variables, images, batch[1])
+    chex.assert_trees_all_close(outputs, expected_outputs, rtol=1e-5, atol=1e-6)
+    for name in grads:
+        expected[name] = jax.tree.map(jnp.zeros_like, expected[name]) if name in ("conv1", "bn1") else expected[name]
+    chex.assert_trees_all_close(grads, expected, rtol=1e-4, atol=1e-6)

@@ -49,6 +49,8 @@ def _torch_stack(layout: str) -> Iterator[Any]:
             convolutions.append([*depthwise, nn.Conv2d(channels, block.channels, **rest)])
         norm = nn.BatchNorm2d(block.channels)
         norm.weight.requires_grad_(False)  # Ones: there is no scale.
+        for layer in (*convolutions[-1], norm) if block.fixed else ():
+            layer.requires_grad_(False)
         yield from (*convolutions[-1], norm, nn.ReLU(), *([nn.MaxPool2d(2)] if block.pool else []))
         channels = block.channels
     yield from (nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, 10, 1, bias=False))
