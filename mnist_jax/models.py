@@ -128,7 +128,8 @@ class Block(NamedTuple):
       pool: whether a 2x2 max pool follows.
       again: the number of an earlier convolution, counted from 1, whose kernels it uses; 0 for kernels of its own.
       crop: how many pixels on each side of its input it leaves out.
-      fixed: whether its kernel is that of `directional_derivatives`, and stays so.
+      fixed: whether its kernel is that of `directional_derivatives` and not trained; weight decay, where there is any,
+        shrinks it by a factor that batch norm undoes.
     """
 
     channels: int
