@@ -187,13 +187,14 @@ def directional_derivatives(key: jax.Array, shape: tuple[int, ...], dtype: Any =
     use of steerable filters", 1991).
     """
     del key
+    count = shape[-1] // 2
     y, x = np.mgrid[-1:2, -1:2, :1][:2] + 0.0
     window = np.exp(-(x * x + y * y) / 8)
 
     def along(angles):
         return np.cos(angles) * x + np.sin(angles) * y
 
-    turns = np.pi * np.arange(shape[-1] // 2) / (shape[-1] // 2)
+    turns = np.pi * np.arange(count) / count
     lines = -(along(turns) ** 2)
     lines -= (window * lines).sum((0, 1)) / window.sum()
     kernels = window * np.concatenate([along(2 * turns), lines], -1)
@@ -227,7 +228,8 @@ class Stack(Network):
                 x = conv(x)
             norm = self.layers.batch_norm_max_pool if block.pool else partial(self.layers.batch_norm, use_scale=False)
             x = self.layers.relu(norm(name=f"bn{number}", **options)(x))
-            x = lax.stop_gradient(x) if block.fixed and train else x
+            if block.fixed and train:  # Else a gradient in the images may be asked for.
+                x = lax.stop_gradient(x)
         x = x.mean((1, 2), keepdims=True)
         x = self.convolution()(10, (1, 1), name=f"conv{len(blocks) + 1}")(x)
         return x.squeeze((1, 2)).astype(jnp.float32)

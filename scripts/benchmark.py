@@ -96,9 +96,9 @@ def main(options: Options) -> None:
         )
     model = make_model(config)
     multiply_adds = [layer.multiply_adds for layer in layers_of(model) if layer.multiply_adds]
-    products = 3 * sum(multiply_adds)  # Forward, and the gradients in the kernel and in the input.
-    if isinstance(model, Stack) and parse_layout(model.layout)[0].fixed:
-        products -= 2 * multiply_adds[0] + multiply_adds[1]
+    first = int(isinstance(model, Stack) and parse_layout(model.layout)[0].fixed)  # The first that is trained.
+    # Forward; the gradients in the kernels; those in the inputs, which the first that is trained does without.
+    products = sum(multiply_adds) + sum(multiply_adds[first:]) + sum(multiply_adds[first + 1 :])
     flops = 2 * products * config.batch_size
     result |= {
         "arch": config.arch,
@@ -116,7 +116,7 @@ def main(options: Options) -> None:
     console.print(
         f"float32 matmul {matmul / 1e9:.0f} GFLOP/s ({low / 1e9:.0f} to {high / 1e9:.0f}); ours runs at "
         f"{analysis.spread(achieved)[1]:.0%} of that, counting {flops / 1e9:.2f} GFLOP a step, "
-        "two for each multiply-add of the convolutions and their gradients"
+        "two for each multiply-add of the convolutions and of the gradients that are taken"
     )
     console.print(f"{options.threads} of {os.cpu_count()} cores, {options.rounds} rounds of {options.steps} steps")
     save(options, result)
