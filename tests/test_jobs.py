@@ -62,10 +62,12 @@ def wait_for(condition):
 
 
 def workers_of(pid):
-    """Its worker processes that are alive."""
-    found = psutil.Process(pid).children(recursive=True)
-    infos = ((child, child.as_dict(["cmdline", "status"])) for child in found)
-    return [child for child, info in infos if "spawn_main" in str(info["cmdline"]) and info["status"] != "zombie"]
+    """Its worker processes that are alive; one that ends while it is being looked at is none."""
+
+    def is_worker(ppid, cmdline, status):
+        return ppid == pid and "spawn_main" in str(cmdline) and status != "zombie"
+
+    return [found for found in psutil.process_iter(["ppid", "cmdline", "status"]) if is_worker(**found.info)]
 
 
 def test_at_once_or_one_by_one_and_stopped_between_it_is_the_same(alone, script, tmp_path):
