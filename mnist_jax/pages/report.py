@@ -30,7 +30,7 @@ def write_report(run_dir: Path, scored: Split) -> Path:
     config, model, variables = directory.load_run(run_dir)
     history = directory.load_epochs(run_dir)
     summary = json.loads((run_dir / directory.SUMMARY).read_text(encoding="utf-8"))
-    probabilities = np.asarray(jax.nn.softmax(predict(model, variables, scored.images)))
+    probabilities = np.asarray(jax.jit(jax.nn.softmax)(predict(model, variables, scored.images)))
     pictures = _draw(history, summary, variables, probabilities, scored)
     page = render(
         "report.html",
