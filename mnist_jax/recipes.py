@@ -113,8 +113,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 # What a recipe sets otherwise for a network other than `bn_dropout`. Without batch norm a step changes the network's
-# function by more, and the best learning rate is smaller. `default` of `swift` is its `fast`, with smoothed labels.
-# `accurate` comes to know the training images by heart unless they are distorted further.
+# function by more, and the best learning rate is smaller. Smoothed labels spare `swift` a fourth epoch; its `default`
+# is its `fast`. `accurate` comes to know the training images by heart unless they are distorted further.
 ARCH_RECIPES: dict[tuple[str, str], dict[str, Any]] = (
     {
         (recipe, arch): {"learning_rate": rate}
