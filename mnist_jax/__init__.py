@@ -1,53 +1,67 @@
 """99.4% on MNIST with fewer than 10,000 parameters, in fewer than 15 epochs, in Flax and JAX."""
 
-from mnist_jax.data import Mnist, Split, hold_out, load_mnist, standardise
+from mnist_jax import losses
+from mnist_jax.data import Dataset, Split, hold_out, load_dataset, standardize
 from mnist_jax.errors import DivergedError, InputError, StorageError
-from mnist_jax.lab.analysis import objective, seed_statistics
-from mnist_jax.models import ARCHS, count_params, create_model
-from mnist_jax.optimizers import make_optimizer
-from mnist_jax.recipes import RECIPES, Config, make_config, make_model
+from mnist_jax.layers import FAST, FLAX
+from mnist_jax.models import ARCHS, make_model
+from mnist_jax.recipes.config import RECIPES, Config, make_config
+from mnist_jax.recipes.fits import fit, fit_many, fit_seeds, start
+from mnist_jax.recipes.values import make_optimizer, make_setup
 from mnist_jax.runs.directory import load_run
 from mnist_jax.runs.weights import load_pretrained, load_weights, save_weights
-from mnist_jax.runtime import environment
-from mnist_jax.seeds import fit_seeds
-from mnist_jax.steps import Metrics, TrainState, eval_step, init_state, train_step
-from mnist_jax.training import EpochMetrics, Progress, Stopped, evaluate, fit, predict, train_epoch
+from mnist_jax.runtime import environment, jit, prepare_process
+from mnist_jax.scoring import evaluate, predict
+from mnist_jax.steps import Metrics, Setup, Streams, Trained, TrainState, eval_step, init_state, train_step
+from mnist_jax.summary import count_params, layers_of
+from mnist_jax.training import EpochMetrics, Progress, Stopped, epoch_order, train_epoch
+
+prepare_process()
 
 __all__ = [
     "ARCHS",
+    "FAST",
+    "FLAX",
     "RECIPES",
     "Config",
+    "Dataset",
     "DivergedError",
     "EpochMetrics",
     "InputError",
     "Metrics",
-    "Mnist",
     "Progress",
+    "Setup",
     "Split",
     "Stopped",
     "StorageError",
+    "Streams",
     "TrainState",
+    "Trained",
     "count_params",
-    "create_model",
     "environment",
+    "epoch_order",
     "eval_step",
     "evaluate",
     "fit",
+    "fit_many",
     "fit_seeds",
     "hold_out",
     "init_state",
-    "load_mnist",
+    "jit",
+    "layers_of",
+    "load_dataset",
     "load_pretrained",
     "load_run",
     "load_weights",
+    "losses",
     "make_config",
     "make_model",
     "make_optimizer",
-    "objective",
+    "make_setup",
     "predict",
     "save_weights",
-    "seed_statistics",
-    "standardise",
+    "standardize",
+    "start",
     "train_epoch",
     "train_step",
 ]

@@ -1,5 +1,7 @@
 """Random distortions, affine and elastic: `(key, images) -> images`, pure, on the device."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -27,9 +29,9 @@ class Affine(NamedTuple):
 
 
 class Distortion(NamedTuple):
-    """How far `distort` goes either way from no distortion; each image has draws of its own.
+    """How far `distort` goes either way from no distortion. Each image has draws of its own.
 
-    All but `elastic` are bounds of uniform draws.
+    All but `elastic` are bounds of uniform draws. Called as `distortion(key, images, strength)`, it distorts.
 
     Attributes:
       rotation: in degrees.
@@ -44,6 +46,22 @@ class Distortion(NamedTuple):
     scale: float = 0.0
     shear: float = 0.0
     elastic: float = 0.0
+
+    def __call__(self, key: jax.Array, images: jax.Array, strength: jax.Array | float = 1.0) -> jax.Array:
+        """See `distort`."""
+        return distort(key, images, self, strength)
+
+
+@dataclasses.dataclass(frozen=True)
+class Always:
+    """An augmentation `(key, images) -> images` that acts in every epoch, whatever the strength."""
+
+    function: Callable[[jax.Array, jax.Array], jax.Array]
+
+    def __call__(self, key: jax.Array, images: jax.Array, strength: jax.Array | float = 1.0) -> jax.Array:
+        """Images float32 [B, H, W, C], 0 to 255, to the same."""
+        del strength
+        return self.function(key, images.astype(jnp.float32))
 
 
 _GRID = 5  # Points across and down an image, as smooth as a pen's stroke and as local as a digit's parts.
@@ -75,7 +93,7 @@ def distort(key: jax.Array, images: jax.Array, distortion: Distortion, strength:
         1 + distortion.scale * scale,
         distortion.shear * shear,
     )
-    if not distortion.elastic:
+    if not isinstance(distortion.elastic, jax.Array) and not distortion.elastic:
         return affine(images, maps)
     grid = strength * distortion.elastic * jax.random.normal(elastic_key, (2, batch, _GRID, _GRID))
     displacement = jax.image.resize(grid, (2, batch, height, width), "cubic")

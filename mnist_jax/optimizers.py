@@ -1,64 +1,116 @@
-"""The optimiser and the learning-rate schedule that a config asks for."""
+"""Optimizers and learning-rate schedules, made of optax."""
 
 import functools
+from typing import Any
 
 import jax
 import optax
 
-from mnist_jax.recipes import Config
+from mnist_jax.errors import InputError
 
-_SETTINGS = ("optimizer", "learning_rate", "schedule", "warmup", "momentum", "nesterov", "beta2", "weight_decay")
+OPTIMIZERS = ("sgd", "adamw", "muon")
+SCHEDULES = ("constant", "one_cycle", "cosine")
+
+Number = float | jax.Array  # An array where many settings are trained in one program.
 
 
-def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransformation:
-    """The optimiser a config asks for, its learning-rate schedule laid over `total_steps`.
+def make_schedule(schedule: str, learning_rate: Number, warmup: float, total_steps: int) -> optax.Schedule:
+    """The learning rate of each step, counted from 0.
 
-    Weight decay spares batch norm: it acts on convolution kernels only, in SGD as a penalty in the gradient, in AdamW
-    and Muon decoupled from it (Loshchilov and Hutter, arXiv:1711.05101). Muon (Jordan, "Muon", 2024) orthogonalises
-    each kernel's update, scaled to the size of Adam's (Liu et al., arXiv:2502.16982); batch norm gets Adam's.
+    `one_cycle` is the triangle of L. N. Smith, "Super-Convergence", arXiv:1708.07120, ending at zero. `cosine` falls as
+    in Loshchilov and Hutter, "SGDR", arXiv:1608.03983. `learning_rate` is the peak; both begin at a tenth of it, and
+    rise for the fraction `warmup` of all steps.
     """
-    return _optimizer(Config(**{name: getattr(config, name) for name in _SETTINGS}), total_steps)
+    if schedule == "one_cycle":
+        return optax.linear_onecycle_schedule(total_steps, learning_rate, warmup, 1.0, 10.0, 1e4)  # pyright: ignore
+    if schedule == "cosine":
+        rising = round(warmup * total_steps)
+        return optax.warmup_cosine_decay_schedule(learning_rate / 10, learning_rate, rising, total_steps)  # pyright: ignore
+    return optax.constant_schedule(learning_rate)
 
 
-@functools.cache  # Runs that differ elsewhere, as in their seed, get the same object, and `jax.jit` compiles once.
-def _optimizer(config, total_steps):
-    rate, decay, momentum = make_schedule(config, total_steps), config.weight_decay, config.momentum
-    if config.optimizer == "sgd":
-        sgd = optax.sgd(rate, momentum, config.nesterov)
-        return optax.chain(optax.add_decayed_weights(decay, _kernels), sgd) if decay else sgd
-    if config.optimizer == "adamw":
-        return optax.adamw(rate, momentum, config.beta2, weight_decay=decay, mask=_kernels, nesterov=config.nesterov)
+def optimizer_of(
+    optimizer: str,
+    rate: optax.Schedule,
+    momentum: Number,
+    nesterov: bool,
+    beta2: Number,
+    weight_decay: Number,
+) -> optax.GradientTransformation:
+    """An optimizer by its name in `OPTIMIZERS`, with a learning rate for each step.
+
+    Weight decay acts on kernels only, parameters of rank 2 and more, in SGD as a penalty in the gradient, in
+    AdamW and Muon decoupled from it (Loshchilov and Hutter, arXiv:1711.05101). Muon (Jordan, "Muon", 2024) orthogonalizes each kernel's update,
+    scaled to the size of Adam's (Liu et al., arXiv:2502.16982); the rest gets Adam's.
+    """
+    if optimizer == "sgd":
+        sgd = optax.sgd(rate, momentum, nesterov)
+        decays = isinstance(weight_decay, jax.Array) or weight_decay
+        return optax.chain(optax.add_decayed_weights(weight_decay, _kernels), sgd) if decays else sgd
+    if optimizer == "adamw":
+        return optax.adamw(rate, momentum, beta2, weight_decay=weight_decay, mask=_kernels, nesterov=nesterov)
     return optax.contrib.muon(
         rate,
         beta=momentum,
-        weight_decay=decay,
-        nesterov=config.nesterov,
-        adam_b2=config.beta2,
+        weight_decay=weight_decay,
+        nesterov=nesterov,
+        adam_b2=beta2,
         muon_weight_dimension_numbers=_matrices,
         consistent_rms=0.2,
     )
 
 
-def make_schedule(config: Config, total_steps: int) -> optax.Schedule:
-    """The learning rate of each step, counted from 0.
+def require_plain(optimizer: optax.GradientTransformation, params: Any) -> None:
+    """Raises InputError, naming the argument, if `update(grads, state, params)` is not all that an optimizer needs.
 
-    `one_cycle` is the triangle of L. N. Smith, "Super-Convergence", arXiv:1708.07120, ending at zero; `cosine` falls
-    as in Loshchilov and Hutter, "SGDR", arXiv:1608.03983.
+    It is traced: the type of those that take more arguments does not tell whether they need them.
     """
-    if config.schedule == "one_cycle":
-        return optax.linear_onecycle_schedule(total_steps, config.learning_rate, config.warmup, 1.0, 10.0, 1e4)
-    if config.schedule == "cosine":
-        rising = round(config.warmup * total_steps)
-        return optax.warmup_cosine_decay_schedule(config.learning_rate / 10, config.learning_rate, rising, total_steps)
-    return optax.constant_schedule(config.learning_rate)
+
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise InputError(f"optimizer {optimizer!r} is no optax.GradientTransformation; give one, as optax.adam(1e-3)")
+
+    def update(params):
+        return optimizer.update(params, optimizer.init(params), params)
+
+    try:
+        jax.eval_shape(update, params)
+    except TypeError as error:
+        if "missing" not in str(error):
+            raise
+        missing = str(error).partition("argument")[2].strip("s: ")
+        raise InputError(
+            f"optimizer needs {missing} beside gradients, state and parameters, which a step has not; "
+            "choose one that needs no more"
+        ) from error
+
+
+# Cached so that runs that differ elsewhere, as in their seed, get the same object, and `jax.jit` compiles once.
+@functools.cache
+def make_optimizer(
+    optimizer: str,
+    schedule: str,
+    learning_rate: float,
+    warmup: float,
+    total_steps: int,
+    momentum: float,
+    nesterov: bool,
+    beta2: float,
+    weight_decay: float,
+) -> optax.GradientTransformation:
+    """`optimizer_of` with `make_schedule`; equal arguments give the same object."""
+    rate = make_schedule(schedule, learning_rate, warmup, total_steps)
+    return optimizer_of(optimizer, rate, momentum, nesterov, beta2, weight_decay)
 
 
 def _kernels(params):
-    """A tree that says of each parameter whether it is a convolution kernel."""
-    return jax.tree.map(lambda leaf: leaf.ndim == 4, params)
+    """A tree that says of each parameter whether it is a kernel."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 def _matrices(params):
-    """A tree that says how Muon reads a kernel as a matrix: height, width and inputs by outputs; None for the rest."""
-    numbers = optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
-    return jax.tree.map(lambda leaf: numbers if leaf.ndim == 4 else None, params)
+    """A tree that says how Muon reads a kernel as a matrix: all axes before the last by the last; None for the rest."""
+
+    def dimensions(leaf):
+        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1) if leaf.ndim > 1 else None
+
+    return jax.tree.map(dimensions, params)

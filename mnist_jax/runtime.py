@@ -1,21 +1,24 @@
-"""How XLA compiles and loops, and a process allocates: what speed takes beside the program itself."""
+"""How XLA compiles and a process allocates, what a Ctrl-C does: what a training takes beside its program."""
 
+import contextlib
 import ctypes
+import faulthandler
 import importlib.metadata
 import os
 import platform
 import re
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
 import jaxlib
 import platformdirs
-from jax import lax
 
 
 @cache
@@ -38,86 +41,66 @@ def compiler_options(once: bool = False) -> dict[str, str | int] | None:
     return options
 
 
+class Jitted:
+    """See `jit`. What else `jax.jit` gives, such as `lower`, is there too."""
+
+    def __init__(self, function: Callable[..., Any], once: bool, options: dict[str, Any]) -> None:
+        self.__wrapped__ = function
+        self._options = (once, options)
+
+    @cached_property
+    def compiled(self) -> Any:
+        """What `jax.jit` gives, made at the first call: before it the backend may not be known."""
+        once, options = self._options
+        return jax.jit(self.__wrapped__, compiler_options=compiler_options(once), **options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.compiled(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.compiled, name)
+
+
 @cache
-def jit(function: Callable, static: tuple[str, ...] = (), once: bool = False) -> Callable:
-    """`jax.jit`, once per function, with the compiler options of the backend, which is not known at import."""
-    return jax.jit(function, static_argnames=static, compiler_options=compiler_options(once))
+def _jitted(function, once, options):
+    return Jitted(function, once, dict(options))
 
 
-def loop(
-    body: Callable,
-    steps: range,
-    state: Any,
-    totals: Any,
-    own: Any,
-    shared: Any,
-    static: Hashable,
-    *,
-    many: bool = False,
-    on_step: Callable[[int, Any], None] | None = None,
-    stop: Callable[[Any], bool] = lambda totals: False,
-) -> tuple[Any, Any]:
-    """`state, totals = body(i, state, totals, own, shared, static)` for each i of `steps`.
-
-    On GPU and TPU one program. On a CPU XLA runs the same body several times slower inside a loop, so there each step
-    is dispatched by itself.
+def jit(function: Callable[..., Any], *, once: bool = False, **options: Any) -> Jitted:
+    """`jax.jit` with the compiler options that make a program fast on the backend.
 
     Args:
-      body: a pure function; its other arguments but `static` are pytrees of arrays.
-      steps: consecutive numbers, at least one.
-      state: what the body changes; donated.
-      totals: what it changes and may be read meanwhile: on a CPU that of step i - 1 while step i runs.
-      own: what each seed has for itself.
-      shared: what all seeds have in common.
-      static: compiled into the program.
-      many: whether `state`, `totals` and `own` have a leading axis of seeds, over which the body is vmapped.
-      on_step: on a CPU called as `on_step(i, totals)` after each step.
-      stop: on a CPU asked after each step, given the totals of the step before, whether to leave out the rest.
+      function: what to compile.
+      once: whether it runs once only, so that optimizing it is not worth the time.
+      options: those of `jax.jit`, such as `static_argnames`. The same function and options give the same object.
     """
-    if jax.default_backend() != "cpu":
-        return program(body, many, True)(steps.start, steps.stop, state, totals, own, shared, static)
-    step = program(body, many, False)
-    for i in steps:
-        before = totals
-        state, totals = step(i, state, totals, own, shared, static)
-        if on_step and i > steps.start:
-            on_step(i - 1, before)
-        if stop(before):
-            break
-    if on_step:
-        on_step(i, totals)
-    return state, totals
+    settled = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    return _jitted(function, once, tuple(sorted(settled.items())))
 
 
-@cache
-def program(body: Callable, many: bool, whole: bool) -> Callable:
-    """What `loop` runs, jitted: one step, `whole` for all of them."""
-    function = steps_of(body, many) if whole else step_of(body, many)
-    return jax.jit(function, static_argnames="static", donate_argnames="state", compiler_options=compiler_options())
+def prepare_process() -> None:
+    """Sets compilation cache and allocator at import, for a process whose user has set nothing.
+
+    Nothing is done where the environment has MNIST_JAX_LEAVE_PROCESS, or JAX was used already. A setting that the user
+    has made, by an environment variable or `jax.config`, stays.
+    """
+    if os.environ.get("MNIST_JAX_LEAVE_PROCESS") or _jax_was_used():
+        return
+    use_compilation_cache()
+    chosen = ("GLIBC_TUNABLES", "LD_PRELOAD", "JAX_CPU_ENABLE_ASYNC_DISPATCH")
+    if not any(name.startswith("MALLOC_") or name in chosen for name in os.environ):
+        reuse_freed_memory()
 
 
-def step_of(body: Callable, many: bool) -> Callable:
-    """One step of a loop, as a function `(i, state, totals, own, shared, static) -> (state, totals)`."""
+def _jax_was_used() -> bool:
+    try:
+        from jax._src import xla_bridge  # There is no public way to ask without starting a backend.
 
-    def step(i, state, totals, own, shared, static):
-        def one(state, totals, own):
-            return body(i, state, totals, own, shared, static)
-
-        return (jax.vmap(one) if many else one)(state, totals, own)
-
-    step.__name__ = body.__name__  # What logs and profiles show.
-    return step
-
-
-def steps_of(body: Callable, many: bool) -> Callable:
-    """All steps of a loop, as a function `(start, stop, state, totals, own, shared, static) -> (state, totals)`."""
-    step = step_of(body, many)
-
-    def steps(start, stop, state, totals, own, shared, static):
-        return lax.fori_loop(start, stop, lambda i, carry: step(i, *carry, own, shared, static), (state, totals))
-
-    steps.__name__ = body.__name__
-    return steps
+        return xla_bridge.backends_are_initialized()
+    except (ImportError, AttributeError):
+        return True
 
 
 def reuse_freed_memory() -> None:
@@ -159,6 +142,39 @@ def use_compilation_cache() -> Path | None:
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     return directory
+
+
+def leave(number: int, frame: Any) -> None:
+    """A signal handler that does nothing: whoever installs it hears of the signal in another way."""
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[Callable[[], bool]]:
+    """Says, in place of raising KeyboardInterrupt, whether there was a Ctrl-C; a second one does what it did before.
+
+    Only on the main thread, and where SIGINT is neither ignored nor handled by `leave`; else it always says no.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is leave or not callable(before):
+        yield lambda: False
+        return
+    if not faulthandler.is_enabled():
+        # It gives handlers a stack of their own. On that of the main thread, in the midst of XLA's matrix kernels, they
+        # corrupted the heap: on one core, 8 signals of 40 ended in a crash, and with it none of 80.
+        with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):
+            faulthandler.enable(sys.__stderr__)
+    received: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if received:
+            before(number, frame)
+        received.append(number)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(received)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @cache

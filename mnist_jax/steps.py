@@ -1,35 +1,52 @@
 """Train state, training step and evaluation step: pure functions of arrays, jitted by whoever runs them."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
+import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
-from mnist_jax.augment import Distortion, distort
-from mnist_jax.data import standardise
-from mnist_jax.models import Network
-from mnist_jax.optimizers import make_optimizer
-from mnist_jax.recipes import Config, make_distortion, make_model
+from mnist_jax.data import standardize, standardize_pixels, to_float
+from mnist_jax.errors import InputError
+from mnist_jax.losses import CrossEntropy, Loss
+from mnist_jax.runtime import jit
+from mnist_jax.summary import count_params
+
+Collections = dict[str, Any]
+
+_OTHER_STREAMS, _LOSS = 2**16, 2**17  # Folded into a step's key, far from the numbers of calls.
 
 
 class TrainState(NamedTuple):
     """All that a step changes: `step` is int32 [], the others are pytrees of arrays.
 
-    `average` is the moving average of `params` and `batch_stats`, None where none is kept.
+    Attributes:
+      params: the network's parameters.
+      collections: its other collections, such as `batch_stats`, by name.
+      opt_state: the optimizer's state.
+      step: how many steps were taken.
+      average: the moving average of parameters and collections; None where none is kept.
     """
 
     params: Any
-    batch_stats: Any
+    collections: Collections
     opt_state: Any
     step: jax.Array
-    average: dict[str, Any] | None = None
+    average: Collections | None = None
 
     @property
-    def variables(self) -> dict[str, Any]:
+    def variables(self) -> Collections:
         """What `model.apply` takes to predict: the average where one is kept."""
-        return {"params": self.params, "batch_stats": self.batch_stats} if self.average is None else self.average
+        return {"params": self.params, **self.collections} if self.average is None else self.average
+
+    def __repr__(self) -> str:
+        """In one line: a notebook shows what its last line gives, and nobody wants to read weights."""
+        return f"TrainState(step={self.step}, {count_params(self.params):,} parameters)"
 
 
 class Metrics(NamedTuple):
@@ -45,16 +62,16 @@ class Metrics(NamedTuple):
 
     @classmethod
     def zeros(cls, *shape: int) -> "Metrics":
-        """Of no examples; with a shape, of as many seeds."""
+        """Of no examples; with a shape, of that many seeds."""
         return cls(*(jnp.zeros(shape, dtype) for dtype in (jnp.float32, jnp.int32, jnp.int32, jnp.int32)))
 
-    def __add__(self, other: "Metrics") -> "Metrics":
-        """Of the examples of both, of which these came first."""
+    def __add__(self, other: "Metrics") -> "Metrics":  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Adds the sums; keeps the earlier bad step (`self` precedes `other`)."""
         sums = [a + b for a, b in zip(self[:3], other[:3], strict=True)]
         return Metrics(*sums, jnp.where(self.bad_step > 0, self.bad_step, other.bad_step))
 
     def mean(self) -> tuple[float, float]:
-        """Cross-entropy in nats and accuracy as a fraction, per example."""
+        """Loss, in nats where it is a cross-entropy, and accuracy as a fraction, per example."""
         loss, correct, count, _ = jax.device_get(self)
         return float(loss) / int(count), int(correct) / int(count)
 
@@ -72,120 +89,200 @@ class Streams(NamedTuple):
         return cls(*jax.random.split(jax.random.key(seed), 3))
 
 
+@flax.struct.dataclass
+class Trained:
+    """A trained network and all that it takes to use it; a pytree, whose arrays are the variables.
+
+    Attributes:
+      model: the network, called as `model.apply(variables, standardize(images), train=False)`.
+      variables: its parameters and other collections.
+      mean: of the training images, for each channel, on the [0, 1] scale.
+      deviation: of the training images, for each channel.
+      classes: names of the classes, in the order of the logits.
+      image_shape: height, width and channels of an image.
+    """
+
+    model: nn.Module = flax.struct.field(pytree_node=False)
+    variables: Collections
+    mean: tuple[float, ...] = flax.struct.field(pytree_node=False)
+    deviation: tuple[float, ...] = flax.struct.field(pytree_node=False)
+    classes: tuple[str, ...] = flax.struct.field(pytree_node=False)
+    image_shape: tuple[int, int, int] = flax.struct.field(pytree_node=False)
+
+    def standardize(self, images: Any) -> jax.Array:
+        """Images [..., H, W, C], uint8 or floats in [0, 1], to what the network takes, float32 of the same shape."""
+        return standardize(images, self.mean, self.deviation)
+
+    def __repr__(self) -> str:
+        """In one line, without the weights."""
+        name = getattr(self.model, "arch", "") or type(self.model).__name__
+        shape = "x".join(map(str, self.image_shape))
+        parameters = count_params(self.variables.get("params", {}))
+        return f"Trained({name}, {parameters:,} parameters, images {shape}, {len(self.classes)} classes)"
+
+
 class Setup(NamedTuple):
-    """What `train_step` takes beside arrays: a value that a config is made into once, static under `jax.jit`.
+    """What a step takes beside arrays: a value, made once, static under `jax.jit`.
 
     Attributes:
       model: the network.
       optimizer: its update, by optax.
-      distortion: how far each image is distorted before the network sees it; None for no distortion at all.
-      label_smoothing: share of the target, in [0, 1), spread evenly over the ten classes (Szegedy et al.,
-        arXiv:1512.00567); the metrics are of the plain labels all the same.
+      loss: what is minimized, see `losses`.
+      augment: `(key, images, strength) -> images`, on float32 or uint8 [B, H, W, C], 0 to 255; None for none.
       average_decay: share of the moving average, in [0, 1), that a step keeps; 0 for no average.
-      resolution: height and width the images are scaled to, smaller than 28; None to leave them.
+      mean: of the training images, for each channel, on the [0, 1] scale.
+      deviation: of the training images, for each channel.
+      classes: names of the classes.
+      image_shape: height, width and channels of an image.
     """
 
-    model: Network
+    model: nn.Module
     optimizer: optax.GradientTransformation
-    distortion: Distortion | None = None
-    label_smoothing: float = 0.0
+    loss: Loss = CrossEntropy()
+    augment: Callable[..., jax.Array] | None = None
     average_decay: float = 0.0
-    resolution: int | None = None
+    mean: tuple[float, ...] = (0.1307,)
+    deviation: tuple[float, ...] = (0.3081,)
+    classes: tuple[str, ...] = tuple("0123456789")
+    image_shape: tuple[int, int, int] = (28, 28, 1)
 
-
-def make_setup(config: Config, total_steps: int) -> Setup:
-    """What a config makes of a run of so many steps, at full resolution; equal settings give an equal value."""
-    return Setup(
-        make_model(config),
-        make_optimizer(config, total_steps),
-        make_distortion(config),
-        config.label_smoothing,
-        config.average_decay,
-    )
+    def trained(self, state: TrainState) -> Trained:
+        """The network with the weights of a state: the average where one is kept."""
+        return Trained(self.model, state.variables, self.mean, self.deviation, self.classes, self.image_shape)
 
 
 def init_state(setup: Setup, key: jax.Array) -> TrainState:
-    """The state before the first step, with a moving average where one is asked for. The key is consumed."""
-    variables = setup.model.init(key, jnp.zeros((1, 28, 28, 1), jnp.float32), train=False)
-    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    """The state before the first step. The key is consumed."""
+    return jit(_init_state, static_argnames="setup", once=True)(setup, key)
+
+
+def _init_state(setup, key):
+    images = jnp.zeros((1, *setup.image_shape), jnp.float32)
+    variables = dict(setup.model.init(key, images, train=False))
+    params = variables.pop("params", {})
+    kept = _stable(setup.model, {"params": params, **variables}, images) if variables else variables
     # Zeros, because the first step takes nothing from the average; its buffers must not be the parameters'.
-    zeros = (
-        jax.tree.map(jnp.zeros_like, {"params": params, "batch_stats": batch_stats}) if setup.average_decay else None
-    )
-    return TrainState(params, batch_stats, setup.optimizer.init(params), jnp.zeros((), jnp.int32), zeros)
+    zeros = jax.tree.map(jnp.zeros_like, {"params": params, **kept}) if setup.average_decay else None
+    return TrainState(params, kept, setup.optimizer.init(params), jnp.zeros((), jnp.int32), zeros)
+
+
+def _stable(model, variables, images):
+    """The collections that a step leaves as they are in structure; what is sown anew at each call is not kept."""
+    names = [name for name in variables if name != "params"]
+    if names == ["batch_stats"]:
+        return {"batch_stats": variables["batch_stats"]}
+
+    def train(variables, key):
+        return _apply(model, variables, images, key)[1]
+
+    after = jax.eval_shape(train, variables, jax.random.key(0))
+    return {n: variables[n] for n in names if jax.tree.structure(after.get(n)) == jax.tree.structure(variables[n])}
+
+
+def _apply(model, variables, images, key):
+    """Logits in training, and the collections after it. Whatever a module draws comes from the key."""
+    # A stream that has no key of its own falls back on that of the parameters.
+    rngs = {"dropout": key, "params": jax.random.fold_in(key, _OTHER_STREAMS)}
+    mutable = [name for name in variables if name != "params"]
+    return model.apply(variables, images, train=True, rngs=rngs, mutable=mutable)
 
 
 def train_step(
     state: TrainState,
-    images: jax.Array,
-    labels: jax.Array,
+    images: jax.typing.ArrayLike,
+    labels: jax.typing.ArrayLike,
     key: jax.Array,
     setup: Setup,
-    strength: jax.Array | float = 1.0,
+    strength: jax.typing.ArrayLike = 1.0,
 ) -> tuple[TrainState, Metrics]:
-    """One step of gradient descent on the mean cross-entropy of a batch.
+    """One step of gradient descent on the mean loss of a batch.
 
     Args:
       state: the state to start from.
-      images: uint8 [B, 28, 28, 1].
+      images: uint8, or float32 in [0, 1], [B, H, W, C].
       labels: int32 [B].
       key: the run's step stream; what this step draws comes from it and `state.step`.
-      setup: network, optimiser and the rest that is not an array.
-      strength: of the distortion, float32 [] in [0, 1]; at 0 the images are as they were, to the bit.
+      setup: network, optimizer, loss and the rest that is not an array.
+      strength: of the recipe's distortion, float32 [] in [0, 1]; at 0 the images are as they were, to the bit.
 
     Returns:
       The next state, and the metrics of the batch before the update.
+
+    Raises InputError if the loss does not give a loss for each image.
     """
     chex.assert_equal_shape_prefix([images, labels], 1)
-    augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-    if setup.distortion:
-        images = distort(augment_key, images, setup.distortion, strength)
-    images = standardise(images)
-    if setup.resolution:
-        images = jax.image.resize(images, (len(images), setup.resolution, setup.resolution, 1), "linear")
+    augment_key, step_key = jax.random.split(jax.random.fold_in(key, state.step))
+    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    pixels = images if images.dtype == jnp.uint8 else to_float(images)  # Bytes are cheaper to look up.
+    if setup.augment is not None:
+        pixels = setup.augment(augment_key, pixels, strength)
+    batch = standardize_pixels(pixels.astype(jnp.float32), setup.mean, setup.deviation)
 
-    def loss_and_aux(params):
-        logits, updated = setup.model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            images,
-            train=True,
-            rngs={"dropout": dropout_key},
-            mutable=["batch_stats"],
-        )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        loss = losses.mean()
-        if setup.label_smoothing:
-            # Cross-entropy with the smoothed target, as the mixture that it is.
-            loss += setup.label_smoothing * (-jax.nn.log_softmax(logits).mean() - loss)
-        return loss, (_metrics(losses, logits, labels), updated.get("batch_stats", {}))
+    def objective(params):
+        seen = []
 
-    grads, (metrics, batch_stats) = jax.grad(loss_and_aux, has_aux=True)(state.params)
+        def apply(images):
+            # Each call has draws of its own. Of a call under `jax.grad`, `stop_gradient` brings the values out.
+            key = jax.random.fold_in(step_key, len(seen)) if seen else step_key
+            logits, updated = _apply(setup.model, {"params": params, **state.collections}, images, key)
+            seen.append(jax.tree.map(lax.stop_gradient, dict(updated)))
+            return logits
+
+        losses, logits, *minimized = setup.loss(apply, batch, labels, jax.random.fold_in(step_key, _LOSS))
+        _require_losses(losses, logits, labels)
+        collections = seen[0] if seen else state.collections
+        return minimized[0] if minimized else losses.mean(), (_metrics(losses, logits, labels), collections)
+
+    grads, (metrics, collections) = jax.grad(objective, has_aux=True)(state.params)
     # Kernels only: what is not finite reaches the kernel before it, and the sum of a batch norm's gradients would have
     # XLA:TPU read the activations' once more.
-    kernels = [leaf for leaf in jax.tree.leaves(grads) if leaf.ndim > 1]
+    leaves = jax.tree.leaves(grads)
+    kernels = [leaf for leaf in leaves if leaf.ndim > 1] or leaves
     finite = jnp.isfinite(metrics.loss) & jnp.isfinite(optax.tree.sum(kernels))
     metrics = metrics._replace(bad_step=jnp.where(finite, 0, state.step + 1))
     updates, opt_state = setup.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     step, average = state.step + 1, state.average
     if average is not None:
-        # The running mean of the first steps, then an exponential average: zeros at the start leave no trace. Batch
-        # statistics are averaged with the weights they belong to.
+        # The running mean of the first steps, then an exponential average: zeros at the start leave no trace. Other
+        # collections are averaged with the weights they belong to.
         weight = (1 - setup.average_decay) / (1 - setup.average_decay ** step.astype(jnp.float32))
-        average = optax.incremental_update({"params": params, "batch_stats": batch_stats}, average, weight)
-    return TrainState(params, batch_stats, opt_state, step, average), metrics
+        average = _incremental_update({"params": params, **collections}, average, weight)
+    return TrainState(params, collections, opt_state, step, average), metrics
 
 
-def eval_step(
-    variables: dict[str, Any], images: jax.Array, labels: jax.Array, mask: jax.Array, *, model: Network
-) -> Metrics:
-    """Scores a batch: `images` uint8 [B, 28, 28, 1], `labels` int32 [B], of which `mask` bool [B] count."""
-    logits = model.apply(variables, standardise(images), train=False)
+def _incremental_update(new, old, weight):
+    """As `optax.incremental_update`, of floats; whatever else, such as a counter, is kept as it is."""
+
+    def update(new, old):
+        return weight * new + (1.0 - weight) * old if jnp.issubdtype(new.dtype, jnp.inexact) else new
+
+    return jax.tree.map(update, new, old)
+
+
+def _require_losses(losses, logits, labels):
+    if jnp.shape(losses) != labels.shape or jnp.ndim(logits) != 2:
+        raise InputError(
+            f"the loss gives losses {jnp.shape(losses)} and logits {jnp.shape(logits)} for {len(labels)} images; "
+            f"return losses ({len(labels)},) and logits ({len(labels)}, classes)"
+        )
+
+
+def eval_step(trained: Trained, images: jax.Array, labels: jax.Array, mask: jax.Array) -> Metrics:
+    """Scores a batch by cross-entropy and accuracy.
+
+    Args:
+      trained: the network.
+      images: uint8, or float32 in [0, 1], [B, H, W, C].
+      labels: int32 [B].
+      mask: bool [B], which of the images count.
+    """
+    logits = trained.model.apply(trained.variables, trained.standardize(images), train=False)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return _metrics(losses, logits, labels, mask)
 
 
-def _metrics(losses: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> Metrics:
+def _metrics(losses, logits, labels, mask=None) -> Metrics:
     correct = logits.argmax(-1) == labels
     count = jnp.ones_like(labels).sum(where=mask)
     return Metrics(losses.sum(where=mask), correct.sum(where=mask), count, jnp.int32(0))

@@ -19,9 +19,9 @@ from typing import Any
 import filelock
 
 from mnist_jax.errors import InputError, StorageError
-from mnist_jax.models import Network
-from mnist_jax.recipes import Config, make_config, make_model
+from mnist_jax.recipes.config import Config, make_config
 from mnist_jax.runs.weights import load_pretrained, load_weights, replace_file, save_weights
+from mnist_jax.steps import Trained
 from mnist_jax.training import EpochMetrics
 
 CONFIG, METRICS, SUMMARY, WEIGHTS = "config.json", "metrics.jsonl", "summary.json", "weights.safetensors"
@@ -47,11 +47,26 @@ def load_config(run_dir: Path) -> Config:
     """The config of a run; raises InputError if `run_dir` holds no run, or its config cannot be used."""
     path = run_dir / CONFIG
     try:
-        return make_config(**json.loads(path.read_text(encoding="utf-8")))
+        return make_config(**_kept(json.loads(path.read_text(encoding="utf-8"))))
     except OSError as error:
         raise InputError(f"{str(run_dir)!r} holds no run ({path.name}: {error.strerror}); name a run dir") from error
     except (TypeError, ValueError) as error:
         raise InputError(f"config {str(path)!r} cannot be used: {error}") from error
+
+
+# Settings of earlier versions, and the value with which they changed nothing.
+_RETIRED = {"low_resolution": None, "low_resolution_epochs": 0}
+
+
+def _kept(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a config as it was written, without those that are retired.
+
+    Raises InputError for a retired one that changed what the run computes.
+    """
+    for name, harmless in _RETIRED.items():
+        if settings.get(name, harmless) != harmless and harmless is not None:
+            raise InputError(f"{name} {settings[name]} is no setting any more; use the version that began the run")
+    return {name: value for name, value in settings.items() if name not in _RETIRED}
 
 
 @contextlib.contextmanager
@@ -99,10 +114,10 @@ def load_epochs(run_dir: Path) -> list[EpochMetrics]:
     return [EpochMetrics(**json.loads(line)) for line in lines]
 
 
-def save_result(run_dir: Path, config: Config, variables: dict[str, Any], summary: dict[str, Any]) -> None:
+def save_result(run_dir: Path, trained: Trained, summary: dict[str, Any]) -> None:
     """Writes the final weights and the summary of a run; raises StorageError if one of them cannot be written."""
     with storing(run_dir):
-        save_weights(run_dir / WEIGHTS, config.arch, variables)
+        save_weights(run_dir / WEIGHTS, trained)
     save_summary(run_dir, summary)
 
 
@@ -112,27 +127,20 @@ def save_summary(run_dir: Path, summary: dict[str, Any]) -> None:
         _write_json(run_dir / SUMMARY, summary)
 
 
-def load_run(run_dir: Path) -> tuple[Config, Network, dict[str, Any]]:
-    """The config, the network and the trained variables of a finished run.
-
-    Raises InputError as `load_config` and `load_weights`.
-    """
-    config = load_config(run_dir)
-    model = make_model(config)
-    return config, model, load_weights(run_dir / WEIGHTS, config.arch, model)
+def load_run(run_dir: str | Path) -> Trained:
+    """The trained network of a finished run; raises InputError as `load_config` and `load_weights`."""
+    load_config(Path(run_dir))
+    return load_weights(Path(run_dir) / WEIGHTS)
 
 
-def load_trained(run_dir: Path | None, arch: str | None) -> tuple[str, Network, dict[str, Any]]:
-    """Name, network and trained variables of a finished run, or of a network as shipped.
+def load_trained(run_dir: Path | None, arch: str | None) -> Trained:
+    """The trained network of a finished run, or one as shipped.
 
     Raises InputError if not one of the two is given, or as `load_run` and `load_pretrained`.
     """
     if (run_dir is None) == (arch is None):
         raise InputError("name either a run dir or --arch, one of the two")
-    if run_dir is None:
-        return arch, *load_pretrained(arch)
-    config, model, variables = load_run(run_dir)
-    return config.arch, model, variables
+    return load_pretrained(arch) if run_dir is None else load_run(run_dir)
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -1,4 +1,4 @@
-"""Trained weights as a safetensors file, and those shipped in the package."""
+"""Trained networks as safetensors files, and those shipped in the package."""
 
 import hashlib
 import json
@@ -6,74 +6,120 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from mnist_jax.data import MEAN, STD
 from mnist_jax.errors import InputError
-from mnist_jax.models import Network, abstract_variables, create_model
+from mnist_jax.models import ARCHS, IMAGE_SHAPE, Network, make_model
+from mnist_jax.steps import Trained
+from mnist_jax.summary import abstract_variables
 
-FORMAT = 1
+FORMAT = 2  # 1 had the network's name and the weights only: they are of MNIST.
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
+_MNIST = {
+    "mean": [MEAN],
+    "deviation": [STD],
+    "classes": list("0123456789"),
+    "image_shape": list(IMAGE_SHAPE),
+    "dtype": "float32",
+}
 
-def save_weights(path: Path, arch: str, variables: dict[str, Any]) -> None:
-    """Writes `params` and `batch_stats` as safetensors, named like `params/conv1/kernel`, with a hash of them."""
-    flat = flatten_dict({name: variables[name] for name in ("params", "batch_stats")}, sep="/")
+
+def save_weights(path: str | Path, trained: Trained) -> None:
+    """Writes a trained network as safetensors, its variables named like `params/conv1/kernel`, with a hash of all.
+
+    An own module's class is not written: `load_weights` has to be given it.
+    """
+    flat = flatten_dict(trained.variables, sep="/")
     tensors = {name: np.asarray(value) for name, value in flat.items()}
+    about = {
+        "format": FORMAT,
+        "arch": getattr(trained.model, "arch", None),
+        "mean": list(trained.mean),
+        "deviation": list(trained.deviation),
+        "classes": list(trained.classes),
+        "image_shape": list(trained.image_shape),
+        "dtype": str(jnp.dtype(getattr(trained.model, "dtype", None) or jnp.float32)),
+    }
+    about["sha256"] = _sha256(tensors, about)
     # One entry: safetensors writes several in an order that changes, and equal weights are to be equal files.
-    metadata = {"mnist_jax": json.dumps({"format": FORMAT, "arch": arch, "sha256": _sha256(tensors)})}
-    replace_file(path, lambda temporary: save_file(tensors, temporary, metadata))
+    replace_file(Path(path), lambda temporary: save_file(tensors, temporary, {"mnist_jax": json.dumps(about)}))
 
 
-def load_weights(path: Path, arch: str, model: Network) -> dict[str, Any]:
-    """Reads what `save_weights` wrote: the variables that `model.apply` takes.
+def load_weights(path: str | Path, *, model: nn.Module | None = None) -> Trained:
+    """Reads what `save_weights` wrote.
+
+    Args:
+      path: the file.
+      model: the network, where it is an own module; else it is made by the name or layout in the file.
 
     Raises InputError if it is no weights file, damaged, of another network, or has a weight that is not finite.
     """
-    expected = flatten_dict(abstract_variables(model), sep="/")
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = dict(json.loads((file.metadata() or {}).get("mnist_jax", "{}")))
+            about = dict(json.loads((file.metadata() or {}).get("mnist_jax", "{}")))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (OSError, TypeError, ValueError, SafetensorError) as error:
         raise InputError(f"weights {str(path)!r} cannot be read ({error}); name a finished run") from error
-    if metadata.get("format") != FORMAT:
+    if about.get("format") not in (1, FORMAT):
         raise InputError(
-            f"weights {str(path)!r} have format {metadata.get('format')}; expected {FORMAT}, as scripts/train.py writes"
+            f"weights {str(path)!r} have format {about.get('format')}; expected 1 or {FORMAT}, as save_weights writes"
         )
-    if metadata.get("arch") != arch:
-        raise InputError(f"weights {str(path)!r} are of network {metadata.get('arch')!r}; expected {arch!r}")
+    found, wanted = _sha256(tensors, about), about.get("sha256")
+    about = _MNIST | about
+    model = _network(path, about) if model is None else model
+    arch = getattr(model, "arch", None)
+    if arch != about["arch"]:
+        raise InputError(f"weights {str(path)!r} are of network {about['arch']!r}; expected {arch!r}")
+    image_shape = tuple(about["image_shape"])
+    expected = flatten_dict(abstract_variables(model, image_shape), sep="/")
     for name in sorted(expected.keys() | tensors.keys()):
-        want, found = _describe(expected.get(name)), _describe(tensors.get(name))
-        if want != found:
-            raise InputError(f"weights {str(path)!r}: {name} expected {want}, found {found}; they are not of {arch!r}")
-    if (found := _sha256(tensors)) != metadata.get("sha256"):
+        want, is_there = _describe(expected.get(name)), _describe(tensors.get(name))
+        if want != is_there and not (name in tensors and not name.startswith("params/")):
+            raise InputError(
+                f"weights {str(path)!r}: {name} expected {want}, found {is_there}; they are not of {arch or model!r}"
+            )
+    if found != wanted:
         raise InputError(
-            f"weights {str(path)!r} are damaged: expected SHA-256 {metadata.get('sha256')}, found {found}; "
+            f"weights {str(path)!r} are damaged: expected SHA-256 {wanted}, found {found}; "
             "get them again, or train again"
         )
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise InputError(f"weights {str(path)!r}: {name} is not finite everywhere; train again")
-    return {"batch_stats": {}, **unflatten_dict({n: jnp.asarray(t) for n, t in tensors.items()}, sep="/")}
+    variables = unflatten_dict({name: jnp.asarray(tensor) for name, tensor in tensors.items()}, sep="/")
+    numbers = tuple(about["mean"]), tuple(about["deviation"])
+    return Trained(model, variables, *numbers, tuple(about["classes"]), image_shape)
 
 
-def load_pretrained(arch: str) -> tuple[Network, dict[str, Any]]:
-    """A network and its trained variables, as shipped: the `default` recipe's seed 1, a seed fixed beforehand.
+def load_pretrained(arch: str) -> Trained:
+    """A trained network as shipped: the `default` recipe's seed 1, a seed fixed beforehand.
 
-    `model.apply(variables, standardise(images), train=False)` are the logits. Raises InputError if `arch` is not in
-    `ARCHS`, or the file in the package is damaged.
+    Raises InputError if `arch` is not in `ARCHS`, or the file in the package is damaged.
     """
-    model = create_model(arch)
-    return model, load_weights(PRETRAINED / f"{arch}.safetensors", arch, model)
+    if arch not in ARCHS:
+        raise InputError(f"no weights of {arch!r} are shipped; choose from {', '.join(ARCHS)}")
+    return load_weights(PRETRAINED / f"{arch}.safetensors")
 
 
-def _sha256(tensors: dict[str, np.ndarray]) -> str:
-    """SHA-256 of names, types, shapes and contents, in the order of the names."""
+def _network(path: str | Path, about: dict[str, Any]) -> Network:
+    if not about["arch"]:
+        raise InputError(f"weights {str(path)!r} are of an own module; give it, as load_weights(path, model=...)")
+    return make_model(about["arch"], num_classes=len(about["classes"]), dtype=jnp.dtype(about["dtype"]))
+
+
+def _sha256(tensors: dict[str, np.ndarray], about: dict[str, Any]) -> str:
+    """SHA-256 of names, types, shapes and contents, in the order of the names, and of what is said about them."""
     digest = hashlib.sha256()
+    if about["format"] > 1:
+        digest.update(json.dumps({name: about[name] for name in about if name != "sha256"}, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = np.ascontiguousarray(tensors[name])
         digest.update(f"{name} {tensor.dtype.str} {tensor.shape}\n".encode())

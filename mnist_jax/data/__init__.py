@@ -1,0 +1,61 @@
+"""Data sets: two splits of images and labels, from arrays, the package, TensorFlow Datasets or files."""
+
+import os
+import re
+from pathlib import Path
+
+from mnist_jax.data.arrays import Dataset, Split, as_images, hold_out, standardize, standardize_pixels, to_float
+from mnist_jax.data.bundled import BUNDLED, MEAN, SHA256, STD, load_bundled, sha256
+from mnist_jax.data.files import load_path
+from mnist_jax.data.tfds import load_tfds
+from mnist_jax.errors import InputError
+
+__all__ = [
+    "BUNDLED",
+    "MEAN",
+    "SHA256",
+    "SOURCES",
+    "STD",
+    "Dataset",
+    "Split",
+    "as_images",
+    "hold_out",
+    "load_dataset",
+    "sha256",
+    "standardize",
+    "standardize_pixels",
+    "to_float",
+]
+
+SOURCES = ("bundled", "tfds")
+
+_PATH = re.compile(r"[.~/]|[A-Za-z]:|.*(/|\.npz)$", re.DOTALL)
+
+
+def load_dataset(
+    dataset: str | os.PathLike = "mnist", *, data_dir: str | Path | None = None, source: str = "bundled"
+) -> Dataset:
+    """Loads a data set by its name or path.
+
+    Args:
+      dataset: "mnist"; another name of TFDS, as in "fashion_mnist" or "emnist/letters"; or a path: a `Path`, or text
+        that ends in "/" or ".npz" or begins with ".", "~", "/" or a drive letter, of a folder with the four IDX files
+        or with train/LABEL/*.png and test/LABEL/*.png, or of an npz file of x_train, y_train, x_test and y_test.
+      data_dir: for names of TFDS, the TFDS data directory; None for TFDS's own default.
+      source: of "mnist": "bundled" for the arrays shipped in the package, "tfds" to read them through TFDS.
+
+    Raises InputError for data that cannot be had, is damaged, or does not fit, and for options that do not apply.
+    """
+    if source not in SOURCES:
+        raise InputError(f"unknown data source {source!r}; choose from {', '.join(SOURCES)}")
+    is_path = not isinstance(dataset, str) or _PATH.match(dataset)
+    if data_dir is not None and (is_path or (dataset == "mnist" and source == "bundled")):
+        other = f"path {str(dataset)!r}" if is_path else "data source 'bundled'"
+        raise InputError(
+            f"data dir {str(data_dir)!r} is only read by data source 'tfds', not {other}; drop one of the two"
+        )
+    if is_path:
+        if source == "tfds":
+            raise InputError(f"data source 'tfds' does not read path {str(dataset)!r}; drop one of the two")
+        return load_path(Path(dataset).expanduser())
+    return load_bundled() if (dataset, source) == ("mnist", "bundled") else load_tfds(dataset, data_dir)

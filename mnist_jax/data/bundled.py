@@ -1,0 +1,86 @@
+"""MNIST as it is in the package, and what the whole of it must be."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from mnist_jax.data.arrays import Dataset, Split, little_endian
+from mnist_jax.errors import InputError
+
+BUNDLED = Path(__file__).parent.parent / "bundled" / "mnist.npz"
+
+# Mean and standard deviation of MNIST's training pixels on the [0, 1] scale.
+MEAN, STD = 0.1307, 0.3081
+
+# SHA-256 of the raw bytes of the full splits in TFDS order: images uint8, labels int32 little-endian.
+SHA256 = {
+    "train images": "59edd5ea35c0062957306cacba8ae47e71e2c56261f4ca10230aacc14943dd3b",
+    "train labels": "062bf4d1a71dfc825d91f86658f9e3f8d6f35b8805a2457550c5000b0b1ff96c",
+    "test images": "a85d8dffc6063fb89dcbc2122651701e7bbc18837f940fc9d76df48c224558ca",
+    "test labels": "58b236bac2b9f39e838e65b8a6942832a40044c1da3df14e20f2f8291c6af177",
+}
+FULL_SIZE = {"train": 60_000, "test": 10_000}
+
+
+def load_bundled(path: Path = BUNDLED) -> Dataset:
+    """Loads MNIST, verified, in the order of TFDS `mnist:3.0.1`: 60,000 training and 10,000 test examples.
+
+    Raises InputError if the file is missing, damaged or truncated.
+
+    Reference: LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition", 1998.
+    """
+    with (
+        reading(f"bundled data {path} is damaged (", "); reinstall mnist-jax"),
+        path.open("rb") as file,
+        np.load(file, allow_pickle=False) as arrays,
+    ):
+        splits = {
+            name: Split(arrays[f"{name}_images"], arrays[f"{name}_labels"].astype(np.int32)) for name in FULL_SIZE
+        }
+    for name, split in splits.items():
+        verify(split, name, FULL_SIZE[name], (28, 28, 1), SHA256, source=f"bundled data {path}")
+    return as_mnist(**splits)
+
+
+def as_mnist(train: Split, test: Split) -> Dataset:
+    """The data set named `mnist`, whose mean and deviation are the published ones."""
+    return Dataset(train, test, (MEAN,), (STD,), tuple("0123456789"), "mnist")
+
+
+def verify(
+    split: Split, name: str, size: int, image_shape: tuple[int, ...], hashes: Mapping[str, str], *, source: str
+) -> None:
+    """Checks shapes and dtypes of a split, and the content of a full-size one that has `hashes`."""
+    expected = {"images": ((size, *image_shape), np.uint8), "labels": ((size,), np.int32)}
+    for field, (shape, dtype) in expected.items():
+        array = getattr(split, field)
+        if array.shape != shape or array.dtype != dtype:
+            raise InputError(
+                f"{source}: {name} {field} expected {np.dtype(dtype)} {shape}, found {array.dtype} {array.shape}; "
+                "the data is damaged, get it again"
+            )
+        want = hashes.get(f"{name} {field}") if size == FULL_SIZE[name] else None
+        if want and (found := sha256(array)) != want:
+            raise InputError(
+                f"{source}: {name} {field} expected SHA-256 {want}, found {found}; the data is damaged, get it again"
+            )
+
+
+def sha256(array: np.ndarray) -> str:
+    """SHA-256, in hexadecimal, of an array's raw little-endian bytes in C order."""
+    return hashlib.sha256(little_endian(array)).hexdigest()
+
+
+@contextlib.contextmanager
+def reading(before: str, after: str) -> Iterator[None]:
+    """Turns whatever unreadable data makes a library raise into one line: InputError of `before`, reason, `after`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"{before}{reason}{after}") from error

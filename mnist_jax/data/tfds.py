@@ -1,0 +1,111 @@
+"""Data sets of TensorFlow Datasets: any that has images, one label each, and the splits train and test."""
+
+import dataclasses
+import importlib.util
+import logging
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mnist_jax.data.arrays import Dataset, Split
+from mnist_jax.data.bundled import SHA256, as_mnist, reading, verify
+from mnist_jax.errors import InputError
+
+_MNIST = "mnist:3.0.1"
+_OFFLINE_AFTER_SECONDS = 5.0
+
+
+def load_tfds(name: str, data_dir: str | Path | None = None) -> Dataset:
+    """Loads a data set by its TFDS name; prepares it first if it is not yet.
+
+    EMNIST, which TFDS gives transposed, is turned upright. A class that occurs in neither split is dropped.
+
+    Args:
+      name: of the data set, as in `fashion_mnist` or `emnist/letters`; `mnist` is verified to be 3.0.1.
+      data_dir: a TFDS data directory, which may declare fewer examples; None for TFDS's own default.
+
+    Raises InputError for an unknown name, features that do not fit, data that cannot be had, or is corrupt or truncated.
+    """
+    # Imported here: only this source needs it, and it costs a second.
+    import tensorflow_datasets as tfds
+
+    logging.getLogger("absl").setLevel(logging.ERROR)  # It would recommend another decoder at every start.
+
+    full_name = _MNIST if name == "mnist" else name
+    if data_dir is not None and not Path(data_dir).is_dir():
+        folder = full_name.replace(":", "/")
+        raise InputError(f"data dir {str(data_dir)!r} is not a directory; name one that holds {folder}")
+    remedy = "; prepare it again there" + (", or use data source 'bundled'" if name == "mnist" else "")
+    title = "MNIST" if name == "mnist" else repr(name)
+    with reading(f"TFDS cannot read {title} in {data_dir or 'its default directory'}: ", remedy):
+        try:
+            builder = tfds.builder(full_name, data_dir=data_dir, file_format="array_record")
+        except tfds.core.registered.DatasetNotFoundError as error:
+            raise InputError(f"TFDS has no data set {name!r}; for a folder write {name + '/'!r}") from error
+        image, label = _features(builder, tfds.features, name)
+        if not builder.is_prepared():
+            _require_preparable(builder, title)
+            builder.download_and_prepare()
+        if not {"train", "test"} <= set(builder.info.splits):
+            raise InputError(
+                f"TFDS data set {name!r} has the splits {', '.join(builder.info.splits) or 'none'}; "
+                "choose one that has train and test"
+            )
+        source = tfds.data_source(full_name, data_dir=data_dir, builder_kwargs={"file_format": "array_record"})
+        splits = {}
+        for key in ("train", "test"):
+            # One batched read: reading example by example costs several times as much.
+            examples = source[key].__getitems__(range(len(source[key])))
+            splits[key] = Split(
+                np.stack([example[image] for example in examples]),
+                np.array([example[label] for example in examples], np.int32),
+            )
+    for key, split in splits.items():
+        size, shape = builder.info.splits[key].num_examples, builder.info.features[image].shape
+        hashes = SHA256 if name == "mnist" else {}
+        verify(split, key, size, shape, hashes, source=f"TFDS data {builder.data_dir}")
+    if name == "mnist":
+        return as_mnist(**splits)
+    if builder.name == "emnist":
+        splits = {key: Split(images.swapaxes(1, 2).copy(), labels) for key, (images, labels) in splits.items()}
+    data = Dataset.from_arrays(**splits, classes=builder.info.features[label].names, name=name)
+    return _without_unused_classes(data)
+
+
+def _features(builder: Any, kinds: Any, name: str) -> tuple[str, str]:
+    """Names of the image and of the label among the features; of several, those that TFDS calls supervised."""
+    features, supervised = builder.info.features, builder.info.supervised_keys or ()
+    found = []
+    for kind in (kinds.Image, kinds.ClassLabel):
+        names = [key for key, feature in features.items() if isinstance(feature, kind)]
+        found.append(names if len(names) == 1 else [key for key in names if key in supervised])
+    if any(len(names) != 1 for names in found) or None in features[found[0][0]].shape:
+        raise InputError(
+            f"TFDS data set {name!r} has the features {', '.join(features)}; "
+            "choose one that has an image of one size and a class label"
+        )
+    return found[0][0], found[1][0]
+
+
+def _require_preparable(builder: Any, title: str) -> None:
+    """Says at once what TFDS would find out after minutes of retries: no TensorFlow, or no network."""
+    where = f"{title} is not prepared as array_record in {builder.data_dir}"
+    remedy = ("use data source 'bundled', or " if title == "MNIST" else "or ") + "name a data dir where it is prepared"
+    if importlib.util.find_spec("tensorflow") is None:
+        raise InputError(f"{where} and preparing it needs TensorFlow: pip install 'mnist-jax[tfds]', {remedy}")
+    for origin in list(builder.url_infos)[:1]:
+        try:
+            urllib.request.urlopen(origin, timeout=_OFFLINE_AFTER_SECONDS).close()
+        except OSError as error:
+            raise InputError(f"{where} and its origin cannot be reached ({error}): go online, {remedy}") from error
+
+
+def _without_unused_classes(data: Dataset) -> Dataset:
+    used = np.union1d(data.train.labels, data.test.labels)
+    splits = (
+        Split(images, np.searchsorted(used, labels).astype(np.int32)) for images, labels in (data.train, data.test)
+    )
+    train, test = splits
+    return dataclasses.replace(data, train=train, test=test, classes=tuple(data.classes[label] for label in used))

@@ -1,0 +1,198 @@
+"""Fits of configs: one seed, many seeds, many settings."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from mnist_jax.data import Dataset
+from mnist_jax.errors import InputError
+from mnist_jax.losses import Loss
+from mnist_jax.recipes.config import Config
+from mnist_jax.recipes.values import NUMBERS, Augment, Vary, make_setup
+from mnist_jax.runtime import interrupts
+from mnist_jax.steps import Metrics, Setup, Streams, TrainState
+from mnist_jax.training import EpochMetrics, Lanes, Plan, Progress, begin, train
+
+OnStep = Callable[[int, int, Metrics], None]
+
+
+def _never() -> bool:
+    return False
+
+
+def start(
+    config: Config,
+    data: Dataset,
+    *,
+    model: nn.Module | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    augment: Augment | None = None,
+    loss: Loss | None = None,
+) -> Progress[EpochMetrics]:
+    """A run before its first step; raises as `make_setup`, which says what the parts are."""
+    setup = make_setup(config, data, model=model, optimizer=optimizer, augment=augment, loss=loss)
+    return begin(setup, Lanes([Streams.from_seed(config.seed)]))
+
+
+def abstract_progress(config: Config, data: Dataset) -> Progress[EpochMetrics]:
+    """Shapes and dtypes of a run's progress, as `jax.ShapeDtypeStruct`, without computing any."""
+    return jax.eval_shape(lambda: start(config, data))
+
+
+def fit(
+    config: Config,
+    data: Dataset,
+    *,
+    model: nn.Module | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    augment: Augment | None = None,
+    loss: Loss | None = None,
+    progress: Progress[EpochMetrics] | None = None,
+    mesh: Mesh | None = None,
+    on_step: OnStep | None = None,
+    on_epoch: Callable[[Progress[EpochMetrics]], object] | None = None,
+    stop: Callable[[], bool] = _never,
+) -> tuple[TrainState, list[EpochMetrics]]:
+    """Trains a network and scores it on `data.test` after every epoch.
+
+    On one machine the same arguments give the same bits on CPU, however often a run has stopped and gone on.
+
+    Args:
+      config: every setting of the run.
+      data: what to train on and what to score.
+      model: in place of the config's network, see `make_setup`; so are the next three.
+      optimizer: in place of the config's.
+      augment: in place of the config's distortion.
+      loss: in place of the cross-entropy.
+      progress: where to go on from, else from scratch; it stays usable.
+      mesh: the devices to split every batch over; None for the default device.
+      on_step: called as `on_step(epoch, i, totals)` after step i of an epoch (CPU only), with its metrics so far.
+      on_epoch: called as `on_epoch(progress)` after each epoch, whose metrics are `progress.history[-1]`. The progress
+        stays usable. A true result ends the training.
+      stop: asked whether to stop; on CPU, in a process by itself, after every step, else after every epoch.
+
+    Returns:
+      The final state and the history, one entry per epoch.
+
+    Raises:
+      InputError: as `make_setup`; batches cannot be split over the mesh; or `progress` is of another training.
+      DivergedError: a loss or gradient is no longer finite.
+      Stopped: `stop` said so, or there was a Ctrl-C on the main thread, before the last epoch was done. Its `progress`
+        goes on from there. A second Ctrl-C raises KeyboardInterrupt at once.
+    """
+    setup = make_setup(config, data, model=model, optimizer=optimizer, augment=augment, loss=loss)
+    lanes = Lanes([Streams.from_seed(config.seed)])
+    options = {"progress": progress, "mesh": mesh, "on_step": on_step, "on_epoch": on_epoch}
+    reached = _train(setup, data, plan_of(config, optimizer), lanes, stop, **options)
+    return reached.state, list(reached.history)
+
+
+def fit_seeds(
+    config: Config,
+    data: Dataset,
+    *,
+    seeds: Sequence[int],
+    model: nn.Module | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    augment: Augment | None = None,
+    loss: Loss | None = None,
+    progress: Progress[tuple[EpochMetrics, ...]] | None = None,
+    mesh: Mesh | None = None,
+    on_step: OnStep | None = None,
+    on_epoch: Callable[[Progress[tuple[EpochMetrics, ...]]], object] | None = None,
+    stop: Callable[[], bool] = _never,
+) -> tuple[TrainState, list[list[EpochMetrics]]]:
+    """As `fit`, for one network for each seed, all in one program under `jax.vmap`.
+
+    Each seed has the shuffles, distortions and dropout that it would have alone; results differ from those by rounding.
+    A mesh shards the seeds. Entries of a progress's history have the metrics of every seed; their `seconds` are those of
+    all seeds together.
+
+    Returns:
+      The final states, each array with a leading axis of seeds, and each seed's history.
+
+    Raises as `fit`, and InputError if there are no seeds or they cannot be split over the mesh.
+    """
+    configs = [dataclasses.replace(config, seed=seed) for seed in seeds]
+    if not configs:
+        raise InputError("seeds [] cannot be used; give one or more")
+    setup = make_setup(config, data, model=model, optimizer=optimizer, augment=augment, loss=loss)
+    lanes = Lanes([Streams.from_seed(one.seed) for one in configs], [f"seed {one.seed}" for one in configs])
+    options = {"progress": progress, "mesh": mesh, "on_step": on_step, "on_epoch": on_epoch}
+    reached = _train(setup, data, plan_of(config, optimizer), lanes, stop, **options)
+    return reached.state, [list(history) for history in zip(*reached.history, strict=True)]
+
+
+def fit_many(
+    configs: Sequence[Config],
+    data: Dataset,
+    *,
+    model: nn.Module | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    augment: Augment | None = None,
+    loss: Loss | None = None,
+    mesh: Mesh | None = None,
+    stop: Callable[[], bool] = _never,
+) -> tuple[TrainState, list[list[EpochMetrics]]]:
+    """Trains many settings: on a GPU or TPU in one program, on a CPU one after the other.
+
+    The configs may differ in their seed and in numbers that shape no array: learning rate, momentum, beta 2, weight
+    decay, and those of the distortion.
+
+    Returns:
+      The final states, each array with a leading axis of configs, and each config's history, in the configs' order.
+
+    Raises as `fit`, and InputError if there are no configs or they differ in anything else.
+    """
+    configs = list(configs)
+    varied = _varied(configs, optimizer, augment)
+    parts = {"model": model, "optimizer": optimizer, "augment": augment, "loss": loss}
+    if jax.default_backend() == "cpu":
+        done = [fit(config, data, mesh=mesh, stop=stop, **parts) for config in configs]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for state, _ in done)), [h for _, h in done]
+    config, setup = configs[0], make_setup(configs[0], data, **parts)
+    plan = plan_of(config, optimizer)
+    numbers = {name: jnp.array([getattr(one, name) for one in configs], jnp.float32) for name in varied}
+    names = [f"config {i}" for i in range(len(configs))]
+    lanes = Lanes([Streams.from_seed(one.seed) for one in configs], names, numbers)
+    make = Vary(config, setup, len(data.train.labels) // config.batch_size * config.epochs)
+    reached = _train(setup, data, plan, lanes, stop, make=make, mesh=mesh)
+    return reached.state, [list(history) for history in zip(*reached.history, strict=True)]
+
+
+def _varied(configs, optimizer, augment):
+    """The numbers in which configs differ; refuses no configs, and another difference."""
+    if not configs:
+        raise InputError("configs [] cannot be used; give one or more")
+    names = [field.name for field in dataclasses.fields(Config) if field.name != "seed"]
+    differing = [name for name in names if len({getattr(config, name) for config in configs}) > 1]
+    replaced = {"learning_rate", "momentum", "beta2", "weight_decay"} if optimizer is not None else set()
+    replaced |= {"rotation", "shift", "scale", "shear", "elastic"} if augment is not None else set()
+    for name in differing:
+        if name not in NUMBERS or name in replaced:
+            values = sorted({str(getattr(config, name)) for config in configs})
+            raise InputError(
+                f"configs differ in {name.replace('_', ' ')} ({', '.join(values)}), which one program cannot vary; "
+                f"let them differ in seed, {', '.join(name for name in NUMBERS if name not in replaced)}"
+            )
+    return differing
+
+
+def plan_of(config: Config, optimizer: optax.GradientTransformation | None = None) -> Plan:
+    """How a config goes through the data."""
+    remedy = f"try a learning rate below {config.learning_rate}" if optimizer is None else "try a smaller learning rate"
+    return Plan(config.epochs, config.batch_size, config.plain_epochs, config.eval_batch_size, remedy)
+
+
+def _train(
+    setup: Setup, data: Dataset, plan: Plan, lanes: Lanes, stop: Callable[[], bool], **options: Any
+) -> Progress[Any]:
+    with interrupts() as interrupted:
+        return train(setup, data, plan, lanes, stop=lambda: interrupted() or stop(), **options)

@@ -1,0 +1,174 @@
+"""The values that a config, and own parts in place of its own, make: data, network, optimizer, setup."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from mnist_jax import models, optimizers
+from mnist_jax.augment import Always, Distortion
+from mnist_jax.data import Dataset, hold_out, load_dataset
+from mnist_jax.errors import InputError
+from mnist_jax.layers import FLAX
+from mnist_jax.losses import CrossEntropy, Loss
+from mnist_jax.models import KERNEL_INITS, Network
+from mnist_jax.recipes.config import Config
+from mnist_jax.steps import Setup
+from mnist_jax.training import steps_per_epoch
+
+Augment = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def load_data(config: Config) -> Dataset:
+    """The data a config names, without the images it holds out; raises as `load_dataset` and `hold_out`."""
+    data = load_dataset(config.dataset, data_dir=config.data_dir, source=config.data_source)
+    return hold_out(data, config.held_out) if config.held_out else data
+
+
+def network_of(config: Config, num_classes: int = 10) -> Network:
+    """The network a config asks for."""
+    return models.make_model(
+        config.arch,
+        num_classes=num_classes,
+        dropout_rate=config.dropout_rate,
+        kernel_init=KERNEL_INITS[config.kernel_init],
+        dtype=jnp.dtype(config.precision),
+    )
+
+
+def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransformation:
+    """The optimizer a config asks for, its learning-rate schedule laid over `total_steps`."""
+    return optimizers.make_optimizer(
+        config.optimizer,
+        config.schedule,
+        config.learning_rate,
+        config.warmup,
+        total_steps,
+        config.momentum,
+        config.nesterov,
+        config.beta2,
+        config.weight_decay,
+    )
+
+
+def make_distortion(config: Config) -> Distortion | None:
+    """How far a config's augmentation goes; None where no epoch has any."""
+    distortion = Distortion(config.rotation, config.shift, config.scale, config.shear, config.elastic)
+    return distortion if any(distortion) and config.plain_epochs < config.epochs else None
+
+
+def make_setup(
+    config: Config,
+    data: Dataset,
+    *,
+    model: nn.Module | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    augment: Augment | None = None,
+    loss: Loss | None = None,
+) -> Setup:
+    """Builds the static part of a training step. Equal configs give equal, hashable results.
+
+    Args:
+      config: every setting of the run.
+      data: what it trains on; its length, classes and shape of image count.
+      model: in place of the config's network: a module called as `model(images, train=...)`, of float32 [B, H, W, C] to
+        logits [B, classes], with any collections and random streams.
+      optimizer: in place of the config's: needs `update(grads, state, params)` and no more.
+      augment: in place of the config's distortion: `(key, images) -> images`, float32 [B, H, W, C], 0 to 255. It acts in
+        every epoch.
+      loss: in place of the cross-entropy, see `losses`.
+
+    Raises InputError if the images are too small for the network or too few for a batch, the network does not give a
+    logit for each class, the optimizer needs more, a part cannot be hashed, or `loss` is beside label smoothing.
+    """
+    if not isinstance(data, Dataset):
+        raise InputError(f"data is a {type(data).__name__}; make a Dataset of it, by Dataset.from_arrays")
+    for name, part in (("model", model), ("optimizer", optimizer), ("augment", augment), ("loss", loss)):
+        _require_hashable(name, part)
+    if loss is not None and config.label_smoothing:
+        raise InputError(
+            f"label smoothing {config.label_smoothing} belongs to the loss that loss= replaces; choose label_smoothing=0"
+        )
+    steps = steps_per_epoch(len(data.train.labels), config.batch_size) * config.epochs
+    network = network_of(config, len(data.classes)) if model is None else model
+    _require_fit(network, data, optimizer)
+    return Setup(
+        network,
+        make_optimizer(config, steps) if optimizer is None else optimizer,
+        CrossEntropy(config.label_smoothing) if loss is None else loss,
+        make_distortion(config) if augment is None else Always(augment),
+        config.average_decay,
+        data.mean,
+        data.deviation,
+        data.classes,
+        data.image_shape,
+    )
+
+
+def _require_hashable(name: str, part: Any) -> None:
+    try:
+        hash(part)
+    except TypeError as error:
+        raise InputError(
+            f"{name} cannot be hashed ({error}), which compiling it needs; keep arrays and lists in a closure"
+        ) from error
+
+
+def _require_fit(network: nn.Module, data: Dataset, optimizer: optax.GradientTransformation | None) -> None:
+    """Refuses a network that the data does not fit, and an optimizer that needs more than a step has."""
+    if optimizer is None and isinstance(network, Network) and data.image_shape == models.IMAGE_SHAPE:
+        if network.arch in models.ARCHS:  # Known to fit, and tracing takes time.
+            return
+    # Flax's layers, because the fast ones assume that there are pixels.
+    plain = network.clone(layers=FLAX) if isinstance(network, Network) else network
+    images = jax.ShapeDtypeStruct((2, *data.image_shape), jnp.float32)
+    logits, variables = jax.eval_shape(
+        lambda images: plain.init_with_output(jax.random.key(0), images, train=False), images
+    )
+    found = getattr(logits, "shape", type(logits).__name__)
+    if found != (2, len(data.classes)):
+        raise InputError(
+            f"model gives {found} for 2 images, and the data has {len(data.classes)} classes; "
+            f"return logits of shape (2, {len(data.classes)})"
+        )
+    if optimizer is not None:
+        optimizers.require_plain(optimizer, variables.get("params", {}))
+
+
+# Settings that shape no array and choose no program: `fit_many` may vary them.
+_OPTIMIZER_NUMBERS = ("learning_rate", "momentum", "beta2", "weight_decay")
+_DISTORTION_NUMBERS = ("rotation", "shift", "scale", "shear", "elastic")
+NUMBERS = _OPTIMIZER_NUMBERS + _DISTORTION_NUMBERS
+
+
+@dataclasses.dataclass(frozen=True)
+class Vary:
+    """Makes of a config's numbers, scalar arrays by name, the setup that has them in place of its own."""
+
+    config: Config
+    setup: Setup
+    total_steps: int
+
+    def __call__(self, numbers: dict[str, jax.Array]) -> Setup:
+        """The setup with these numbers, inside a program."""
+        setup = self.setup
+        values = {name: numbers.get(name, getattr(self.config, name)) for name in NUMBERS}
+        if not numbers.keys().isdisjoint(_OPTIMIZER_NUMBERS):
+            config = self.config
+            rate = optimizers.make_schedule(
+                config.schedule, values["learning_rate"], config.warmup, self.total_steps
+            )
+            settings = values["momentum"], config.nesterov, values["beta2"], values["weight_decay"]
+            setup = setup._replace(optimizer=optimizers.optimizer_of(config.optimizer, rate, *settings))
+        if not numbers.keys().isdisjoint(_DISTORTION_NUMBERS) and config_distorts(self.config):
+            setup = setup._replace(augment=Distortion(*(values[name] for name in _DISTORTION_NUMBERS)))
+        return setup
+
+
+def config_distorts(config: Config) -> bool:
+    """Whether a config has an epoch that is not plain."""
+    return config.plain_epochs < config.epochs

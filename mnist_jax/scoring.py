@@ -1,0 +1,71 @@
+"""Scoring and prediction, each one `loops.loop` over a pure body."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mnist_jax import devices
+from mnist_jax.data import Split, as_images
+from mnist_jax.errors import InputError
+from mnist_jax.loops import loop
+from mnist_jax.steps import Metrics, Trained, eval_step
+
+
+def evaluate(
+    trained: Trained, split: Split, batch_size: int = 250, mesh: Mesh | None = None, many: bool = False
+) -> Metrics:
+    """Scores a whole split by cross-entropy: every example counts once, whatever the batch size and devices of `mesh`.
+
+    With `many`, the variables have a leading axis of seeds, which is what a mesh splits, and the metrics have it too.
+    Raises InputError if the split has no examples.
+    """
+    if not len(split.labels):
+        raise InputError("there are no images to score; give a split with some")
+    batch_size = min(batch_size, len(split.labels))
+    if mesh and not many:
+        batch_size = -(-batch_size // mesh.size) * mesh.size
+    split = devices.put(split, mesh)
+    order = devices.put(_in_order(len(split.labels), batch_size), mesh, axis=None if many else 1)
+    seeds = jax.tree.leaves(trained.variables)[0].shape[:1] if many else ()
+    totals = devices.put(Metrics.zeros(*seeds), mesh, axis=0 if many else None)
+    return loop(eval_body, range(len(order)), None, totals, trained, (split, order), None, many=many)[1]
+
+
+def predict(trained: Trained, images: Any, batch_size: int = 250) -> np.ndarray:
+    """Logits float32 [N, classes]; the batch size does not change them.
+
+    `images` are [N, H, W] or [N, H, W, C], as `Dataset.from_arrays` takes them; others raise InputError.
+    """
+    images = as_images(images)
+    if images.shape[1:] != trained.image_shape:
+        raise InputError(f"images have shape {images.shape[1:]}; the network was trained on {trained.image_shape}")
+    order = _in_order(len(images), max(min(batch_size, len(images)), 1))
+    shared, logits = jax.device_put((images, order)), jnp.zeros((*order.shape, len(trained.classes)))
+    logits, _ = loop(predict_body, range(len(order)), logits, None, trained, shared, None)
+    return np.asarray(logits).reshape(-1, len(trained.classes))[: len(images)]
+
+
+def eval_body(i, _, totals, trained, shared, static):
+    """Scores the i-th batch. Indices past the end read the last example, which then does not count."""
+    del static
+    split, order = shared
+    batch = order[i]
+    mask = batch < len(split.labels)
+    return None, totals + eval_step(trained, split.images[batch], split.labels[batch], mask)
+
+
+def predict_body(i, logits, _, trained, shared, static):
+    """Puts the logits of the i-th batch in their place."""
+    del static
+    images, order = shared
+    batch = trained.standardize(images[order[i]])
+    return logits.at[i].set(trained.model.apply(trained.variables, batch, train=False)), None
+
+
+def _in_order(num_examples, batch_size):
+    """Indices int32 [steps, batch_size] of all examples, and past the end where the last batch is not full."""
+    steps = -(-num_examples // batch_size)
+    return np.arange(steps * batch_size, dtype=np.int32).reshape(steps, batch_size)

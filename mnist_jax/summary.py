@@ -1,0 +1,66 @@
+"""A network layer by layer: shapes, parameters, multiply-adds."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mnist_jax.models import IMAGE_SHAPE
+
+
+def abstract_variables(model: nn.Module, image_shape: tuple[int, int, int] = IMAGE_SHAPE) -> dict[str, Any]:
+    """Shapes and dtypes of a network's variables, as `jax.ShapeDtypeStruct`, without computing any."""
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False))
+
+
+class Layer(NamedTuple):
+    """A layer of a network, once for each call.
+
+    Attributes:
+      name: of its parameters.
+      kind: its class.
+      shape: of its output for one image.
+      params: how many parameters it has that no layer before it has.
+      multiply_adds: of a convolution, for one image.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    params: int
+    multiply_adds: int
+
+
+def layers_of(model: nn.Module, image_shape: tuple[int, int, int] = IMAGE_SHAPE) -> list[Layer]:
+    """The network's layers in the order they are called."""
+    called: list[tuple[str, str, tuple[int, ...]]] = []
+
+    def record(call, args, kwargs, context):
+        output = call(*args, **kwargs)
+        if context.module.name and hasattr(output, "shape"):
+            called.append((context.module.name, type(context.module).__name__, output.shape[1:]))
+        return output
+
+    with nn.intercept_methods(record):
+        params = abstract_variables(model, image_shape).get("params", {})
+    layers: list[Layer] = []
+    seen: set[str] = set()
+    for name, kind, shape in called:
+        size = count_params(params.get(name, {}))
+        # Without bias, every parameter of a convolution is used once for each pixel of its output.
+        multiply_adds = size * shape[0] * shape[1] if kind == "Conv" else 0
+        layers.append(Layer(name, kind, shape, 0 if name in seen else size, multiply_adds))
+        seen.add(name)
+    return layers
+
+
+def count_params(params: Any) -> int:
+    """Number of scalars in a pytree of parameters (arrays or `jax.ShapeDtypeStruct`)."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def count_dense(params: Any) -> int:
+    """Number of fully connected layers in a parameter tree: kernels of rank below 4 (convolutions have 4)."""
+    flat = jax.tree_util.tree_leaves_with_path(params)
+    return sum(getattr(path[-1], "key", None) == "kernel" and leaf.ndim < 4 for path, leaf in flat)
