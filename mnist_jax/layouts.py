@@ -17,8 +17,8 @@ class Block(NamedTuple):
       pool: whether a 2x2 max pool follows.
       again: the number of an earlier block, counted from 1, whose kernels it uses; 0 for kernels of its own.
       crop: how many pixels to leave out on each side of its input.
-      fixed: whether its kernel is that of `directional_derivatives` and not trained. Weight decay, if any, shrinks it by
-        a factor that batch norm undoes.
+      fixed: whether its kernel is that of `directional_derivatives` and not trained. Weight decay, if any, shrinks it,
+        which batch norm undoes.
     """
 
     channels: int
@@ -37,8 +37,8 @@ _WORD = re.compile(r"(?P<separable>s?)(?P<channels>[1-9]\d{0,3})(?:k(?P<size>[13
 def parse_layout(layout: str) -> tuple[Block, ...]:
     """Reads a layout into its blocks.
 
-    A number is a valid 3x3 convolution to that many channels, with batch norm and ReLU after it. `16k5` is 5x5, `16p` is
-    padded to the size of its input, `s16` is separable: a kernel for each channel, then a 1x1 convolution (Chollet,
+    A number is a valid 3x3 convolution to that many channels, with batch norm and ReLU after it. `16k5` is 5x5, `16p`
+    is padded to the size of its input, `s16` is separable: a kernel for each channel, then a 1x1 convolution (Chollet,
     arXiv:1610.02357). `=2` uses the kernels of the second convolution again, with a batch norm of its own. `pool` is a
     2x2 max pool. `crop2`, as the first word, leaves out two pixels on each side of the images. `16f`, as the first
     convolution and of an even number, has the kernels of `directional_derivatives`, which are not trained.

@@ -38,8 +38,8 @@ class Network(nn.Module):
       num_classes: how many logits it gives.
       dropout_rate: probability in [0, 1) that a unit is dropped in training; only `bn_dropout` has dropout layers.
       kernel_init: initializer of every convolution kernel.
-      layers: what the network is made of: `FAST`, which has reverse-mode derivatives only, or `FLAX`, the same layers by
-        Flax, which have forward mode too.
+      layers: what the network is made of: `FAST`, which has reverse-mode derivatives only, or `FLAX`, the same layers
+        by Flax, which have forward mode too.
       dtype: type of the activations; parameters, batch statistics and logits are float32.
       arch: the name or layout that `make_model` made it of.
     """
@@ -134,10 +134,10 @@ class BnDropout(Gap):
 def directional_derivatives(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
     """Kernels [3, 3, channels, c] that find strokes and their edges: an initializer that draws nothing.
 
-    The first c / 2 are slopes, first derivatives in as many directions of the circle; the others second derivatives,
-    negative, in as many of half the circle: bright lines. All are seen through a Gaussian window of two pixels, with a
-    sum of 0 and a norm of 1; every channel of the images has the same. So few are enough for a derivative in any direction (Freeman and Adelson, "The design and
-    use of steerable filters", 1991).
+    The first c / 2 are slopes, first derivatives in as many directions of the circle. The others are second
+    derivatives, negative, in as many directions of half the circle: bright lines. All are seen through a Gaussian
+    window of two pixels, with a sum of 0 and a norm of 1; every channel of the images has the same. So few are enough
+    for a derivative in any direction (Freeman and Adelson, "The design and use of steerable filters", 1991).
     """
     del key
     count = shape[-1] // 2

@@ -39,9 +39,9 @@ def optimizer_of(
 ) -> optax.GradientTransformation:
     """An optimizer by its name in `OPTIMIZERS`, with a learning rate for each step.
 
-    Weight decay acts on kernels only, parameters of rank 2 and more, in SGD as a penalty in the gradient, in
-    AdamW and Muon decoupled from it (Loshchilov and Hutter, arXiv:1711.05101). Muon (Jordan, "Muon", 2024) orthogonalizes each kernel's update,
-    scaled to the size of Adam's (Liu et al., arXiv:2502.16982); the rest gets Adam's.
+    Weight decay acts on kernels only, parameters of rank 2 and more: in SGD as a penalty in the gradient, in AdamW and
+    Muon decoupled from it (Loshchilov and Hutter, arXiv:1711.05101). Muon (Jordan, "Muon", 2024) orthogonalizes each
+    kernel's update and scales it to the size of Adam's (Liu et al., arXiv:2502.16982); the rest gets Adam's.
     """
     if optimizer == "sgd":
         sgd = optax.sgd(rate, momentum, nesterov)
@@ -65,7 +65,6 @@ def require_plain(optimizer: optax.GradientTransformation, params: Any) -> None:
 
     It is traced: the type of those that take more arguments does not tell whether they need them.
     """
-
     if not isinstance(optimizer, optax.GradientTransformation):
         raise InputError(f"optimizer {optimizer!r} is no optax.GradientTransformation; give one, as optax.adam(1e-3)")
 

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jaxlib
 import platformdirs
+from jax._src.core import trace_state_clean  # There is no public way to ask.
 
 
 @cache
@@ -45,19 +46,22 @@ class Jitted:
     """See `jit`. What else `jax.jit` gives, such as `lower`, is there too."""
 
     def __init__(self, function: Callable[..., Any], once: bool, options: dict[str, Any]) -> None:
+        """Of a function and what `jit` was given."""
         self.__wrapped__ = function
         self._options = (once, options)
 
     @cached_property
     def compiled(self) -> Any:
-        """What `jax.jit` gives, made at the first call: before it the backend may not be known."""
+        """What `jax.jit` gives, made at the first call, because the backend may not be known before."""
         once, options = self._options
         return jax.jit(self.__wrapped__, compiler_options=compiler_options(once), **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.compiled(*args, **kwargs)
+        """Runs the compiled function; inside another program, which has options of its own, the function."""
+        return (self.compiled if trace_state_clean() else self.__wrapped__)(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
+        """The attributes of what `jax.jit` gives."""
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.compiled, name)

@@ -22,8 +22,8 @@ from mnist_jax.steps import Metrics, Setup, Streams, TrainState, init_state, tra
 class EpochMetrics(NamedTuple):
     """One finished epoch: mean losses, accuracies as fractions; `seconds` for training and scoring it.
 
-    The training figures are those of the steps as they were taken, with dropout on and the weights moving. The test loss
-    is the cross-entropy, in nats.
+    The training figures are those of the steps as they were taken, with dropout on and the weights moving. The test
+    loss is the cross-entropy, in nats.
     """
 
     epoch: int
@@ -52,9 +52,14 @@ class Progress(NamedTuple, Generic[E]):
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and did after a whole step. `fit(..., progress=stopped.progress)` goes on from there."""
+    """The run was asked to stop, and did after a whole step. `fit(..., progress=stopped.progress)` goes on from there.
+
+    Attributes:
+      progress: where it stands; it stays usable.
+    """
 
     def __init__(self, progress: Progress[Any]) -> None:
+        """At a progress."""
         step = int(np.ravel(progress.state.step)[0])
         super().__init__(f"stopped after step {step}; go on with fit(..., progress=stopped.progress)")
         self.progress = progress
@@ -229,7 +234,7 @@ def train(
     place = functools.partial(devices.put, mesh=mesh, axis=0 if many else None)
     if progress:
         _require_own(progress, jax.eval_shape(lambda: begin(setup, lanes, make)), plan, steps)
-        state, totals, history = jax.device_put(progress[:2], may_alias=False) + (progress.history,)
+        state, totals, history = (*jax.device_put(progress[:2], may_alias=False), progress.history)
     else:
         state, totals, history = begin(setup, lanes, make)
     state, totals, numbers = place(state), place(totals), lanes.numbers and place(lanes.numbers)

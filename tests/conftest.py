@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import io
 import os
 import runpy
@@ -11,10 +12,10 @@ import jax
 import optax
 import pytest
 
-from mnist_jax import EpochMetrics, Mnist, Split, init_state, load_mnist, make_config, objective
+from mnist_jax import EpochMetrics, Setup, Split, Trained, init_state, load_dataset, make_config
+from mnist_jax.lab.analysis import objective
 from mnist_jax.runs import directory
-from mnist_jax.runtime import jit, use_compilation_cache
-from mnist_jax.steps import Setup
+from mnist_jax.runtime import use_compilation_cache
 
 if sys.platform == "linux" and "PYTEST_XDIST_WORKER" in os.environ:  # A core for each, and no waiting for threads.
     cores = sorted(os.sched_getaffinity(0))
@@ -28,15 +29,16 @@ PREPARED = Path(__file__).parent / "data" / "tfds"
 SHARED = Path(os.environ.get("TFDS_DATA_DIR", ROOT.parent / "shared" / "data" / "tfds"))
 
 
-def initial_state(setup, key):
-    """`init_state` in one program: compiling one for each operation takes five times as long."""
-    return jit(init_state, ("setup",), once=True)(setup=setup, key=key)
-
-
 def initial_variables(model, seed=0):
     """A network's first variables."""
-    state = initial_state(Setup(model, optax.identity()), jax.random.key(seed))
-    return {"params": state.params, "batch_stats": state.batch_stats}
+    return init_state(Setup(model, optax.identity()), jax.random.key(seed)).variables
+
+
+def as_trained(model, variables, data=None):
+    """A network with these variables, for MNIST or what the data is."""
+    about = Setup(model, optax.identity())
+    shape = (data.mean, data.deviation, data.classes, data.image_shape) if data else about[5:]
+    return Trained(model, variables, *shape)
 
 
 def without_seconds(history):
@@ -45,13 +47,14 @@ def without_seconds(history):
 
 def part(mnist, train, test):
     """The first training and test images."""
-    return Mnist(*(Split(*(array[:size] for array in split)) for split, size in zip(mnist, (train, test), strict=True)))
+    splits = {"train": (mnist.train, train), "test": (mnist.test, test)}
+    return dataclasses.replace(mnist, **{k: Split(*(a[:size] for a in split)) for k, (split, size) in splits.items()})
 
 
 @pytest.fixture(scope="session")
 def mnist():
     """MNIST as bundled: load once, read only."""
-    return load_mnist()
+    return load_dataset("mnist")
 
 
 @pytest.fixture(scope="session")

@@ -1,130 +1,320 @@
+import dataclasses
+import gzip
+import json
+import re
+import shutil
 import sys
 from functools import partial
+from pathlib import Path
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import PREPARED, SHARED, part
+from PIL import Image
 
-import mnist_jax.data as data
-from mnist_jax import InputError, Split, hold_out, load_mnist, standardise
+from mnist_jax.data import Dataset, Split, as_images, bundled, hold_out, load_dataset, standardize, tfds, to_float
+from mnist_jax.errors import InputError
 
+PREPARED = Path(__file__).parent / "data" / "tfds"
+COLORS, LABELS = np.random.default_rng(0).integers(0, 256, (12, 4, 5, 3), np.uint8), np.arange(12) % 3
+GREY = COLORS[..., :1]
 same = partial(chex.assert_trees_all_equal, strict=True)
 
 
-def test_bundled_shapes_and_class_counts(mnist):
-    assert mnist.train.images.shape == (60_000, 28, 28, 1)
-    assert mnist.test.images.shape == (10_000, 28, 28, 1)
-    for split in mnist:
-        assert split.images.dtype == np.uint8
-        assert split.labels.dtype == np.int32
-        assert split.labels.shape == split.images.shape[:1]
-    # The class counts of LeCun et al.'s files.
-    counts = [np.bincount(split.labels).tolist() for split in mnist]
-    assert counts[0] == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert counts[1] == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+@pytest.fixture(scope="module")
+def mnist():
+    return load_dataset("mnist")
 
 
-def test_bundled_hashes_are_those_of_the_specification(mnist):
-    assert data.sha256(mnist.train.images) == "59edd5ea35c0062957306cacba8ae47e71e2c56261f4ca10230aacc14943dd3b"
-    assert data.sha256(mnist.test.images) == "a85d8dffc6063fb89dcbc2122651701e7bbc18837f940fc9d76df48c224558ca"
+def refused(match, function, *args, **kwargs):
+    with pytest.raises(InputError, match=match) as error:
+        function(*args, **kwargs)
+    assert "\n" not in str(error.value)
 
 
-def test_tfds_equals_bundled_on_a_prepared_directory(mnist):
-    small = load_mnist("tfds", PREPARED)
-    assert [len(split.labels) for split in small] == [300, 100]
-    assert "tensorflow" not in sys.modules
-    same(small, part(mnist, 300, 100))
+def cut(split, part):
+    return Split(split.images[part], split.labels[part])
 
 
-@pytest.mark.skipif(not (SHARED / "mnist" / "3.0.1").is_dir(), reason="no full TFDS copy of MNIST here")
-def test_tfds_equals_bundled_on_all_of_mnist(mnist):
-    same(load_mnist("tfds", SHARED), mnist)
+def from_arrays(train=(COLORS, LABELS), test=(COLORS[:3], LABELS[:3]), **kwargs):
+    return Dataset.from_arrays(train, test, **kwargs)
+
+
+def test_as_images():
+    for cast in (np.int64, np.uint16, jnp.asarray, np.ndarray.tolist, np.asfortranarray):
+        same(as_images(cast(COLORS)), COLORS)
+        same(as_images(cast(COLORS[..., 0])), GREY)
+    for dtype in (np.float16, np.float64, jnp.bfloat16, np.float32):
+        floats = (COLORS / 255).astype(dtype)
+        same(as_images(floats), floats.astype(np.float32))
+    assert np.shares_memory(as_images(COLORS[..., 0]), COLORS)
+    assert as_images(COLORS[:0]).shape == (0, 4, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (
+            {"test": (COLORS.astype(np.float32), LABELS)},
+            "^test images are float32 from 0.0 to 255.0; give integers from",
+        ),
+        ({"train": (np.full((12, 2, 2), np.nan), LABELS)}, "^train images are float64 from nan to nan"),
+        ({"train": (COLORS.astype(int) + 1, LABELS)}, "int64 from 1 to 256"),
+        ({"train": (COLORS - 1.0, LABELS)}, "float64 from -1"),
+        ({"train": (COLORS > 9, LABELS)}, "images are bool"),
+        ({"train": (COLORS.astype(object), LABELS)}, "images are object"),
+        ({"train": (COLORS[0, 0], LABELS)}, r"images have shape \[5, 3\]"),
+        ({"train": (COLORS[:, :0], LABELS)}, r"images have shape \[12, 0, 5, 3\]"),
+        ({"train": ([COLORS[0], COLORS[0, 1:]], LABELS)}, "images differ in shape"),
+        ({"train": (COLORS, LABELS[:-1])}, "train has 12 images and 11 labels"),
+        ({"test": (COLORS[:0], LABELS[:0])}, "test has 0 images"),
+        ({"train": (COLORS, np.eye(3)[LABELS])}, r"train labels are float64 \[12, 3\].*one-hot.*argmax"),
+        ({"train": (COLORS, LABELS * 1.0)}, "labels are float64"),
+        ({"test": (COLORS, LABELS == 1)}, "labels are bool"),
+        ({"train": (COLORS, LABELS - 1)}, "labels go from -1 to 2"),
+        ({"classes": "ab"}, "labels go from 0 to 2, of 2 classes"),
+        ({"test": (COLORS, LABELS + 2**32)}, "labels go from 0 to 4294967298"),
+        ({"classes": "aba"}, "classes are a, b, a"),
+        ({"train": (COLORS, 0 * LABELS), "test": (COLORS, 0 * LABELS)}, "classes are 0; give two or more"),
+        ({"test": (COLORS[:, 1:], LABELS)}, r"uint8 \[4, 5, 3\], test images uint8 \[3, 5, 3\]"),
+        ({"test": (COLORS / 255, LABELS)}, "test images float32"),
+    ],
+)
+def test_arrays_that_are_refused(change, match):
+    refused(match, from_arrays, **change)
+
+
+@pytest.mark.parametrize("scale", [1, 255], ids=["uint8", "float"])
+def test_mean_and_deviation_are_those_of_the_training_images(scale):
+    images = np.concatenate([COLORS[..., :2], np.full_like(GREY, 77)], -1)
+    images = images / 255 if scale == 255 else images
+    data = from_arrays((images, LABELS), (images[:3], LABELS[:3]), name="own")
+    pixels = images / (255 / scale)
+    np.testing.assert_allclose(data.mean, pixels.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(data.deviation, [*pixels.std((0, 1, 2))[:2], 1], rtol=1e-6)
+    assert repr(data) == "Dataset('own', train=12, test=3, image_shape=(4, 5, 3), classes=3)"
+    with jax.numpy_rank_promotion("raise"):
+        standardized = np.asarray(standardize(data.train.images, data.mean, data.deviation), np.float64)
+    np.testing.assert_allclose(standardized.mean((0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(standardized.std((0, 1, 2)), [1, 1, 0], atol=1e-5)
+    refused("images have 1 channels, the mean 3", standardize, GREY, data.mean, data.deviation)
+
+
+def test_one_channel_is_standardized_to_the_bit(mnist):
+    images = mnist.test.images
+    same(standardize(images, mnist.mean, mnist.deviation), (jnp.asarray(images, jnp.float32) / 255 - 0.1307) / 0.3081)
+    same(to_float(images), jnp.asarray(images, jnp.float32))
+    np.testing.assert_allclose(to_float(images[:9] / 255), images[:9], rtol=1e-6)
+
+
+def test_hash_is_of_arrays_and_classes():
+    data, turned = from_arrays(), (COLORS.reshape(12, 5, 4, 3), LABELS)
+    big_endian = Split(data.train.images, data.train.labels.astype(">i4"))
+    assert data.sha256 == dataclasses.replace(from_arrays(name="other"), train=big_endian).sha256
+    others = ({"classes": "abc"}, {"train": (COLORS, LABELS[::-1])}, {"train": turned, "test": turned})
+    assert len({data.sha256, *(from_arrays(**change).sha256 for change in others)}) == 4
 
 
 def test_hold_out_takes_the_last_training_images(mnist):
     held = hold_out(mnist, 10_000)
-    same(held.train, part(mnist, 50_000, 0).train)
-    same(held.test, Split(mnist.train.images[50_000:], mnist.train.labels[50_000:]))
+    same((held.train, held.test), (cut(mnist.train, slice(50_000)), cut(mnist.train, slice(50_000, None))))
+    assert all(getattr(held, field) is getattr(mnist, field) for field in ("mean", "deviation", "classes", "name"))
     for size in (0, -1, 60_000):
-        with pytest.raises(InputError, match=str(size)):
-            hold_out(mnist, size)
+        refused(str(size), hold_out, mnist, size)
+    with pytest.warns(UserWarning, match=r"last 2 .* lack 1 of 3 classes \(a\); shuffle"):
+        hold_out(from_arrays(classes="abc"), 2)
 
 
-def test_standardise(mnist):
-    pixels = np.arange(256, dtype=np.uint8)
-    expected = (pixels.astype(np.float64) / 255 - 0.1307) / 0.3081
-    assert standardise(pixels).dtype == jnp.float32
-    np.testing.assert_allclose(standardise(pixels), expected, rtol=1e-6, atol=1e-6)
-    images = np.asarray(standardise(mnist.train.images))
-    assert abs(images.mean(dtype=np.float64)) < 1e-3
-    assert abs(images.std(dtype=np.float64) - 1) < 1e-3
+def test_bundled_is_mnist(mnist):
+    assert (mnist.mean, mnist.deviation, mnist.name) == ((0.1307,), (0.3081,), "mnist")
+    assert (mnist.classes, mnist.train.labels.dtype) == (tuple("0123456789"), np.int32)
+    # The class counts of LeCun et al.'s files, and the hashes of the specification.
+    counts = [np.bincount(split.labels).tolist() for split in (mnist.train, mnist.test)]
+    assert counts[0] == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert counts[1] == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    hashes = [bundled.sha256(split.images) for split in (mnist.train, mnist.test)]
+    assert hashes[0] == "59edd5ea35c0062957306cacba8ae47e71e2c56261f4ca10230aacc14943dd3b"
+    assert hashes[1] == "a85d8dffc6063fb89dcbc2122651701e7bbc18837f940fc9d76df48c224558ca"
 
 
-def damaged(tmp_path, **changes):
-    with np.load(data.BUNDLED) as arrays:
-        np.savez(tmp_path / "mnist.npz", **{**arrays, **changes})
-    return tmp_path / "mnist.npz"
-
-
-def test_one_flipped_bit_is_found(tmp_path, mnist):
-    images = mnist.test.images.copy()
+def test_flipped_bit_and_missing_images_are_found(tmp_path, mnist):
+    images, path = mnist.test.images.copy(), tmp_path / "mnist.npz"
     images[1234, 14, 14, 0] ^= 1
-    path = damaged(tmp_path, test_images=images)
-    with pytest.raises(InputError, match=f"test images expected SHA-256 a85d8d.*found {data.sha256(images)}"):
-        data._load_bundled(path)
+    found = f"test images expected SHA-256 a85d8d.*found {bundled.sha256(images)}"
+    short = r"train images expected uint8 \(60000, .*found uint8 \(59999, "
+    for change, match in (({"test_images": images}, found), ({"train_images": mnist.train.images[:-1]}, short)):
+        with np.load(bundled.BUNDLED) as arrays:
+            np.savez(path, **{**arrays, **change})
+        refused(match, bundled.load_bundled, path)
 
 
-def test_missing_images_are_found(tmp_path, mnist):
-    path = damaged(tmp_path, train_images=mnist.train.images[:-1])
-    with pytest.raises(InputError, match=r"train images expected uint8 \(60000, .*found uint8 \(59999, "):
-        data._load_bundled(path)
+def prepared(data_dir, name, version, **lengths):
+    """The small MNIST as another data set's prepared directory, of which as many examples are declared."""
+    target = Path(shutil.copytree(PREPARED / "mnist" / "3.0.1", data_dir / name / version))
+    short, _, config = name.partition("/")
+    for path in target.glob("mnist-*"):
+        path.rename(target / path.name.replace("mnist", short, 1))
+    info = json.loads((target / "dataset_info.json").read_text()) | {"name": short, "version": version}
+    info |= {"configName": config} if config else {}
+    for split in info["splits"]:
+        split["shardLengths"] = [str(lengths.get(split["name"], 100))]
+    (target / "dataset_info.json").write_text(json.dumps(info))
+    return data_dir
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "other", "flipped"])
-def test_damaged_file_is_named(tmp_path, damage):
-    content, path = data.BUNDLED.read_bytes(), tmp_path / "mnist.npz"
+def test_tfds_gives_what_is_prepared(tmp_path, mnist):
+    train, test = cut(mnist.train, slice(300)), cut(mnist.test, slice(100))
+    small = load_dataset("mnist", source="tfds", data_dir=PREPARED)
+    assert "tensorflow" not in sys.modules
+    same((small.train, small.test), (train, test))
+    assert (small.mean, small.classes, small.name) == (mnist.mean, mnist.classes, "mnist")
+    fashion = load_dataset("fashion_mnist", data_dir=prepared(tmp_path, "fashion_mnist", "3.0.1", train=300))
+    assert (fashion.classes[9], fashion.mean) == ("Ankle boot", from_arrays(train, test).mean)
+    # EMNIST is turned, and classes without an example are dropped.
+    letters = load_dataset("emnist/letters", data_dir=prepared(tmp_path, "emnist/letters", "3.1.0", train=5, test=2))
+    used = sorted({*train.labels[:5], *test.labels[:2]})
+    assert (letters.name, letters.classes) == ("emnist/letters", tuple(map(str, used)))
+    same(letters.train.images, train.images[:5].swapaxes(1, 2))
+    assert [int(letters.classes[label]) for label in letters.train.labels] == train.labels[:5].tolist()
+
+
+def test_tfds_data_that_does_not_fit(tmp_path):
+    refused("'cats_vs_dogs' has the features image, image/filename, label", load_dataset, "cats_vs_dogs")
+    (path,) = prepared(tmp_path, "kmnist", "3.0.1").glob("*/*/dataset_info.json")
+    path.write_text(path.read_text().replace('"test"', '"validation"'))
+    refused("'kmnist' has the splits train, validation; choose", load_dataset, "kmnist", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mnist", "kmnist"])
+def test_tfds_not_prepared_or_truncated(tmp_path, monkeypatch, name):
+    load = partial(load_dataset, name, source="tfds", data_dir=tmp_path)
+    monkeypatch.setattr(tfds.importlib.util, "find_spec", lambda name: None)
+    refused("needs TensorFlow: pip install", load)
+    monkeypatch.setattr(tfds.importlib.util, "find_spec", lambda name: object())
+    for proxy in ("http_proxy", "https_proxy"):  # Nothing listens on the discard port.
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9/")
+    refused("origin cannot be reached", load)
+    (path,) = prepared(tmp_path, name, "3.0.1").glob("*/*/*train*")
+    damage(path, "truncated")
+    refused(f"(?i)TFDS cannot read '?{name}", load)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "match"),
+    [
+        *(
+            (name, {}, "name a folder")
+            for name in ("no/", "no.npz", "./no", "~/no", "~no/no", "/no", "C:no", Path("no"))
+        ),
+        *((name, {}, f"TFDS has no data set '{name}'.*write '{name}/'") for name in ("no", "no/config")),
+        ("mnist", {"source": "torch"}, "unknown data source 'torch'; choose from bundled, tfds"),
+        ("mnist", {"data_dir": "d"}, "data dir 'd' is only read by data source 'tfds'; choose that"),
+        ("no/", {"data_dir": "d"}, "data dir 'd' does not go with path 'no/'"),
+        ("no/", {"source": "tfds"}, "data source 'tfds' does not go with path 'no/'"),
+        ("kmnist", {"data_dir": "absent"}, "'absent' is not a directory"),
+    ],
+)
+def test_names_and_options(dataset, options, match):
+    refused(match, load_dataset, dataset, **options)
+
+
+def idx(folder, dash="-", packed=""):
+    for split in ("train", "t10k"):
+        for kind, array in (("images", GREY[..., 0]), ("labels", LABELS.astype(np.uint8))):
+            path = folder / f"{split}-{kind}{dash}idx{array.ndim}-ubyte{packed}"
+            content = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+            path.write_bytes(gzip.compress(content) if packed else content)
+    return folder
+
+
+def npz(folder):
+    np.savez(folder / "own.npz", x_train=COLORS, y_train=LABELS, x_test=COLORS, y_test=LABELS)
+    return folder / "own.npz"
+
+
+def pictures(folder, classes=("9", "10", "11"), images=COLORS):
+    for split in ("train", "test"):
+        for i, (image, label) in enumerate(zip(images, LABELS, strict=True)):
+            path = folder / split / classes[label] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.squeeze()).save(path)
+    return folder
+
+
+@pytest.mark.parametrize("write", [idx, partial(idx, dash="."), partial(idx, packed=".gz"), npz])
+def test_files_give_their_arrays(tmp_path, write):
+    path = write(tmp_path)
+    data = load_dataset(path)
+    same(data.train, Split(COLORS if write is npz else GREY, LABELS.astype(np.int32)))
+    same(data.test, data.train)
+    assert data.name == path.stem
+
+
+@pytest.mark.parametrize(("images", "classes"), [(GREY, ("9", "10", "11")), (COLORS, ("10", "9", "a"))])
+def test_pictures_give_their_arrays_not_in_order_of_class(tmp_path, images, classes):
+    data = load_dataset(f"{pictures(tmp_path, classes, images)}/")
+    found, wanted = (
+        [(label, x.tobytes()) for x, label in zip(*pair, strict=True)] for pair in (data.train, (images, LABELS))
+    )
+    assert sorted(found) == sorted(wanted)
+    assert sorted(found, key=lambda pair: pair[0]) != found
+    assert (data.image_shape, data.classes, data.name) == (images.shape[1:], classes, tmp_path.name)
+    same(data.test, data.train)
+
+
+def damage(path, how):
+    content = path.read_bytes()
     half = len(content) // 2
-    flipped = content[:half] + bytes([content[half] ^ 0x10]) + content[half + 1 :]
-    if damage == "other":
+    path.unlink()
+    if how == "other":
         np.savez(path, readme=np.zeros(1))
-    elif damage != "missing":
-        path.write_bytes({"truncated": content[:half], "empty": b"", "flipped": flipped}[damage])
-    with pytest.raises(InputError, match=str(path)) as error:
-        data._load_bundled(path)
-    assert "\n" not in str(error.value)
+    elif how == "pickled":
+        np.savez(path, **dict.fromkeys(("x_train", "y_train", "x_test", "y_test"), np.array([None])))
+    elif how != "missing":
+        flipped = content[:half] + bytes([content[half] ^ 0x10]) + content[half + 1 :]
+        path.write_bytes(
+            {"truncated": content[:half], "empty": b"", "flipped": flipped, "text": b"no data at all"}[how]
+        )
 
 
-def test_unknown_source_and_stray_or_absent_data_dir(tmp_path):
-    with pytest.raises(InputError, match="unknown data source 'torch'; choose from bundled, tfds"):
-        load_mnist("torch")
-    with pytest.raises(InputError, match="only read by --data-source tfds"):
-        load_mnist("bundled", tmp_path)
-    with pytest.raises(InputError, match="is not a directory"):
-        load_mnist("tfds", tmp_path / "absent")
+@pytest.mark.parametrize(
+    ("write", "file", "hows"),
+    [
+        (
+            lambda folder: Path(shutil.copy(bundled.BUNDLED, folder)),
+            "mnist.npz",
+            "truncated empty missing other flipped",
+        ),
+        (npz, "own.npz", "truncated empty other flipped pickled text missing"),
+        (idx, "train-images-idx3-ubyte", "truncated empty text missing"),
+        (partial(idx, packed=".gz"), "t10k-labels-idx1-ubyte.gz", "truncated empty text flipped"),
+        (pictures, "train/9/0.png", "truncated empty text"),
+    ],
+)
+def test_damaged_file_is_named(tmp_path, write, file, hows):
+    for how in hows.split():
+        path = write(tmp_path)
+        damage(tmp_path / file, how)
+        match = f"{re.escape(str(path))}.*{file.removesuffix('.gz') if path == tmp_path else ''}"
+        refused(match, bundled.load_bundled if file == "mnist.npz" else load_dataset, path)
 
 
-def test_tfds_not_prepared_and_no_tensorflow(tmp_path, monkeypatch):
-    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="needs TensorFlow: pip install"):
-        load_mnist("tfds", tmp_path)
-
-
-def test_tfds_not_prepared_and_no_network(tmp_path, monkeypatch):
-    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: object())
-    # Nothing listens on the discard port: what an unreachable origin looks like, at once.
-    monkeypatch.setattr(data, "_TFDS_ORIGIN", "http://127.0.0.1:9/")
-    with pytest.raises(InputError, match="origin cannot be reached"):
-        load_mnist("tfds", tmp_path)
-
-
-def test_tfds_truncated(tmp_path):
-    target = tmp_path / "mnist" / "3.0.1"
-    target.mkdir(parents=True)
-    for file in (PREPARED / "mnist" / "3.0.1").iterdir():
-        content = file.read_bytes()
-        (target / file.name).write_bytes(content[: len(content) // 2] if "train" in file.name else content)
-    with pytest.raises(InputError, match=r"TFDS cannot read MNIST") as error:
-        load_mnist("tfds", tmp_path)
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize(
+    ("file", "image", "match"),
+    [
+        ("test/9/0.png", Image.new("RGB", (5, 5)), r"test/9/0.png has shape \[5, 5, 3\], others \[4, 5, 3\]"),
+        ("test/9/0.png", Image.new("L", (5, 4)), r"test/9/0.png has shape \[4, 5, 1\]"),
+        ("test/9/0.png", Image.new("RGBA", (5, 4)), "test/9/0.png is transparent"),
+        ("train/9/0.png", Image.new("I;16", (5, 4)), "mode I;16"),
+        ("train/9/0.png", Image.new("1", (5001, 5000)), "5001x5000 pixels; give up to 25,000,000"),
+        ("test/12/0.png", Image.new("RGB", (5, 4)), "test/12 has pictures and train/12 none"),
+    ],
+)
+def test_pictures_that_do_not_fit(tmp_path, file, image, match):
+    refused("neither the four IDX files nor train/LABEL", load_dataset, tmp_path)
+    path = pictures(tmp_path) / file
+    path.parent.mkdir(exist_ok=True)
+    image.save(path)
+    refused(match, load_dataset, tmp_path)

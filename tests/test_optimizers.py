@@ -1,12 +1,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from mnist_jax import make_config, make_optimizer
+from mnist_jax import InputError, make_config, make_optimizer
+from mnist_jax.optimizers import require_plain
 
 
-def test_reference_optimiser_is_plain_sgd_with_momentum():
+def test_reference_optimizer_is_plain_sgd_with_momentum():
     optimizer = make_optimizer(make_config("reference"), 10)
     params, grads = {"w": jnp.float32(1.0)}, {"w": jnp.float32(2.0)}
     state = optimizer.init(params)
@@ -70,7 +72,7 @@ def test_adamw_takes_the_sign_of_a_first_gradient():
     np.testing.assert_allclose(updates_of(config, params, grads)["kernel"], -0.1 * jnp.sign(grads["kernel"]), rtol=1e-4)
 
 
-def test_muon_orthogonalises_kernels_and_leaves_batch_norm_to_adam():
+def test_muon_orthogonalizes_kernels_and_leaves_batch_norm_to_adam():
     config = make_config("reference", optimizer="muon", learning_rate=0.1)
     params = {"conv": {"kernel": jnp.ones((3, 3, 2, 4))}, "bn": {"scale": jnp.ones(4)}}
     grads = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(leaf.ndim), leaf.shape), params)
@@ -79,3 +81,24 @@ def test_muon_orthogonalises_kernels_and_leaves_batch_norm_to_adam():
     # Five Newton-Schulz steps bring every singular value to about one; 0.2 sqrt(18) scales it to the size of Adam's.
     np.testing.assert_allclose(singular / (0.1 * 0.2 * 18**0.5), 1, atol=0.35)
     np.testing.assert_allclose(updates["bn"]["scale"], -0.1 * jnp.sign(grads["bn"]["scale"]), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "missing"),
+    [
+        (optax.polyak_sgd(), "'value'"),
+        (optax.chain(optax.adam(1e-3), optax.contrib.reduce_on_plateau()), "'value'"),
+        (optax.adam, "no optax.GradientTransformation"),
+    ],
+)
+def test_an_optimizer_that_needs_more_is_refused(optimizer, missing):
+    with pytest.raises(InputError, match=missing):
+        require_plain(optimizer, {"kernel": jnp.ones((2, 2))})
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [optax.adam(1e-3), optax.inject_hyperparams(optax.sgd)(0.1), optax.masked(optax.adam(1e-3), {"kernel": True})],
+)
+def test_an_optimizer_that_may_take_more_is_not(optimizer):
+    require_plain(optimizer, {"kernel": jnp.ones((2, 2))})

@@ -4,7 +4,8 @@ import pytest
 
 from mnist_jax import ARCHS, RECIPES, Config, InputError, make_config
 from mnist_jax.augment import Distortion
-from mnist_jax.recipes import make_distortion
+from mnist_jax.recipes.config import Settings
+from mnist_jax.recipes.values import make_distortion
 
 
 def test_reference_is_the_notebooks_recipe():
@@ -56,10 +57,10 @@ def test_default_of_swift_is_its_fast_recipe():
 UNUSABLE = {
     "other": ("arch", "recipe", "optimizer", "schedule", "precision", "kernel_init", "data_source"),
     1.0: ("warmup", "momentum", "beta2", "label_smoothing", "average_decay", "dropout_rate", "scale"),
-    17: ("low_resolution",),
-    29: ("low_resolution",),
     10_001: ("epochs", "eval_batch_size"),
     2**32: ("seed",),
+    2.5: ("epochs", "batch_size", "seed"),
+    "1": ("learning_rate", "rotation"),
 }
 
 
@@ -72,10 +73,9 @@ def test_unusable_values_are_named_with_the_remedy(value, setting):
     assert "\n" not in str(error.value)
 
 
-def test_low_resolution_needs_global_pooling():
-    assert make_config(low_resolution_epochs=1, arch="gap").low_resolution == 20
-    with pytest.raises(InputError, match="need global pooling, which lighter has not; choose 0"):
-        make_config(low_resolution_epochs=1, arch="lighter")
+def test_type_checkers_know_every_setting():
+    fields = {field.name: field.type for field in dataclasses.fields(Config)}
+    assert Settings.__annotations__ == {name: fields[name] for name in fields if name not in ("recipe", "arch")}
 
 
 def test_unknown_setting():

@@ -7,29 +7,29 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import initial_state
+from conftest import as_trained
 
-from mnist_jax import eval_step, make_config, standardise, train_step
+from mnist_jax import Setup, Streams, eval_step, init_state, make_config, make_setup, train_step
 from mnist_jax.augment import Distortion
+from mnist_jax.losses import CrossEntropy
 from mnist_jax.models import Network
-from mnist_jax.steps import Setup, Streams, make_setup
 
 
 @pytest.fixture(scope="module")
-def setup():
+def setup(mnist):
     """That of `bn_dropout`'s default config, with dropout, without distortion or average."""
-    return make_setup(make_config(dropout_rate=0.05, average_decay=0.0), 100)._replace(distortion=None)
+    return make_setup(make_config(dropout_rate=0.05, average_decay=0.0), mnist)._replace(augment=None)
 
 
 @pytest.fixture(scope="module")
-def plain():
+def plain(mnist):
     """That of a network of convolutions alone and plain SGD, whose step is its gradient."""
     config = make_config("reference", arch="gap", momentum=0.0, learning_rate=1.0)
-    return make_setup(config, 100)
+    return make_setup(config, mnist)
 
 
 def fresh(setup):
-    return initial_state(setup, Streams.from_seed(1).init)
+    return init_state(setup, Streams.from_seed(1).init)
 
 
 step = jax.jit(train_step, static_argnames="setup")
@@ -49,8 +49,9 @@ def test_a_batch_can_be_over_fitted(setup, batch):
 def test_metrics_are_sums_of_the_closed_form(setup, batch):
     variables, (images, labels) = fresh(setup).variables, batch
     mask = np.arange(32) < 20
-    metrics = jax.jit(partial(eval_step, model=setup.model))(variables, images, labels, mask)
-    logits = jax.jit(partial(setup.model.apply, train=False))(variables, standardise(images))
+    trained = as_trained(setup.model, variables)
+    metrics = jax.jit(eval_step)(trained, images, labels, mask)
+    logits = jax.jit(partial(setup.model.apply, train=False))(variables, trained.standardize(images))
     logits = np.asarray(logits, np.float64)
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(32), labels]
     assert metrics.count == 20
@@ -73,7 +74,7 @@ def test_a_step_draws_from_key_and_step_number_only(setup, batch):
 
 def test_augmentation_is_part_of_the_step(plain, batch):
     """In a network without dropout it is all that a key decides, and at strength 0 none at all, to the bit."""
-    state, shifts = fresh(plain), plain._replace(distortion=Distortion(shift=2.0))
+    state, shifts = fresh(plain), plain._replace(augment=Distortion(shift=2.0))
 
     def kernel(seed, setup, strength=1.0):
         return step(state, *batch, jax.random.key(seed), setup, strength)[0].params["conv1"]["kernel"]
@@ -104,11 +105,11 @@ def test_label_smoothing_is_cross_entropy_with_the_smoothed_target(plain, batch)
     start, (images, labels) = fresh(plain), batch
 
     def loss(params):
-        logits = plain.model.apply({"params": params}, standardise(images), train=True)
+        logits = plain.model.apply({"params": params}, plain.trained(start).standardize(images), train=True)
         targets = 0.9 * jax.nn.one_hot(labels, 10) + 0.1 / 10
         return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
 
-    state, metrics = step(start, *batch, jax.random.key(0), plain._replace(label_smoothing=0.1))
+    state, metrics = step(start, *batch, jax.random.key(0), plain._replace(loss=CrossEntropy(0.1)))
     expected = jax.tree.map(lambda p, g: p - g, start.params, jax.jit(jax.grad(loss))(start.params))
     chex.assert_trees_all_close(state.params, expected, atol=1e-6)
     _, unsmoothed = step(start, *batch, jax.random.key(0), plain)
@@ -120,7 +121,7 @@ def test_the_average_is_the_exponential_one_without_its_start(setup, batch):
     state, seen = fresh(setup), []
     for _ in range(4):
         state, _ = step(state, *batch, jax.random.key(0), setup)
-        seen.append({"params": state.params, "batch_stats": state.batch_stats})
+        seen.append({"params": state.params, **state.collections})
     weights = 0.8 ** np.arange(3, -1, -1)
     weights /= weights.sum()
     expected = jax.tree.map(lambda *leaves: sum(w * x for w, x in zip(weights, leaves, strict=True)), *seen)
@@ -131,12 +132,13 @@ def test_the_average_is_the_exponential_one_without_its_start(setup, batch):
     chex.assert_trees_all_close(first.average, seen[0], rtol=1e-6)
 
 
-def test_bfloat16_activations_have_float32_weights_statistics_and_logits(batch):
-    setup = make_setup(make_config("reference", precision="bfloat16"), 100)
+def test_bfloat16_activations_have_float32_weights_statistics_and_logits(batch, mnist):
+    setup = make_setup(make_config("reference", precision="bfloat16"), mnist)
     state, metrics = step(fresh(setup), *batch, jax.random.key(0), setup)
     assert np.isfinite(metrics.loss)
-    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.batch_stats))} == {jnp.dtype("float32")}
-    images, apply = standardise(batch[0]), partial(setup.model.apply, train=False, capture_intermediates=True)
+    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.collections))} == {jnp.dtype("float32")}
+    apply = partial(setup.model.apply, train=False, capture_intermediates=True)
+    images = setup.trained(state).standardize(batch[0])
     logits, kept = jax.jit(apply)(state.variables, images)
     assert logits.dtype == jnp.float32
     convolutions = [kept["intermediates"][f"conv{i}"]["__call__"][0] for i in range(1, 9)]

@@ -14,19 +14,21 @@ from conftest import part, without_seconds
 from mnist_jax import (
     InputError,
     Stopped,
+    epoch_order,
     evaluate,
     fit,
     make_config,
-    make_model,
+    make_setup,
     predict,
-    standardise,
+    scoring,
+    start,
     steps,
     train_epoch,
     training,
 )
-from mnist_jax.runtime import program
-from mnist_jax.steps import make_setup
-from mnist_jax.training import epoch_order, steps_per_epoch
+from mnist_jax.loops import program
+from mnist_jax.recipes.fits import abstract_progress
+from mnist_jax.training import steps_per_epoch
 
 # Ten steps an epoch on `small`. Of the second epoch the images are plain.
 CONFIG = make_config(arch="gap", epochs=2, plain_epochs=1, batch_size=100, average_decay=0.9)
@@ -47,18 +49,18 @@ def whole(small):
 
 @pytest.mark.parametrize("batch_size", [1, 7, 250, 500, 1000])
 def test_scores_and_logits_do_not_depend_on_the_evaluation_batch_size(small, whole, batch_size):
-    model, variables = make_model(CONFIG), whole[0].variables
+    trained = make_setup(CONFIG, small).trained(whole[0])
     size = 60 if batch_size == 1 else 500
     test = part(small, 1, size).test
-    metrics = evaluate(model, variables, test, batch_size)
-    logits = jax.jit(partial(model.apply, train=False))(variables, standardise(test.images))
+    metrics = evaluate(trained, test, batch_size)
+    logits = jax.jit(partial(trained.model.apply, train=False))(trained.variables, trained.standardize(test.images))
     assert metrics.count == size
     assert metrics.correct == (logits.argmax(-1) == test.labels).sum()
-    np.testing.assert_allclose(predict(model, variables, test.images, batch_size), logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(predict(trained, test.images, batch_size), logits, rtol=1e-4, atol=1e-5)
 
 
 def test_an_epoch_is_a_permutation_and_the_remainder_rests():
-    key, order_of = jax.random.key(3), jax.jit(epoch_order, static_argnums=(2, 3))
+    key, order_of = jax.random.key(3), epoch_order
     order = order_of(key, 1, 1000, 128)
     assert order.shape == (7, 128)
     assert order.dtype == jnp.int32
@@ -88,31 +90,36 @@ def test_one_program_and_step_by_step_are_the_same_epoch(small, monkeypatch):
     By plain SGD: Muon scales whatever is small in a gradient up to full size, and rounding with it.
     """
     config = make_config("reference", arch="gap", rotation=10.0, shift=2.0, scale=0.1, shear=0.1)
-    setup, order = make_setup(config, 100), epoch_order(jax.random.key(0), 1, 1000, 128)[:3]
+    setup, order = make_setup(config, small), epoch_order(jax.random.key(0), 1, 1000, 128)[:3]
     arguments, seen = (small.train, order, jax.random.key(1), setup), []
     by_step, step_metrics = train_epoch(
-        training.start(config, 1000).state, *arguments, on_step=lambda i, totals: seen.append((i, int(totals.count)))
+        start(config, small).state, *arguments, on_step=lambda i, totals: seen.append((i, int(totals.count)))
     )
     assert seen == [(0, 128), (1, 256), (2, 384)]
-    step_scores = evaluate(setup.model, by_step.variables, small.test, 150)
-    logits = predict(setup.model, by_step.variables, small.test.images, 150)
-    fresh = training.start(config, 1000).state
+    trained = setup.trained(by_step)
+    step_scores = evaluate(trained, small.test, 150)
+    logits = predict(trained, small.test.images, 150)
+    fresh = start(config, small).state
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     at_once, metrics = train_epoch(fresh, *arguments)
     chex.assert_trees_all_close(by_step.variables, at_once.variables, atol=1e-5)
     assert by_step.step == at_once.step == 3
     chex.assert_trees_all_close(step_metrics, metrics, rtol=1e-5)
     assert step_metrics.count == 3 * 128
-    chex.assert_trees_all_close(evaluate(setup.model, by_step.variables, small.test, 150), step_scores, rtol=1e-5)
+    chex.assert_trees_all_close(evaluate(trained, small.test, 150), step_scores, rtol=1e-5)
     assert step_scores.count == 500
-    np.testing.assert_allclose(predict(setup.model, by_step.variables, small.test.images, 150), logits, atol=1e-5)
+    np.testing.assert_allclose(predict(trained, small.test.images, 150), logits, atol=1e-5)
 
 
 def test_fit_is_reproducible_to_the_bit_and_compiles_once(small, monkeypatch):
     """Over two epochs, of which one is distorted, of two fits: a training and an evaluation step, traced once each."""
     config = make_config(arch="gap", epochs=2, plain_epochs=1, batch_size=100, eval_batch_size=125)
     traces = []
-    monkeypatch.setattr(steps, "standardise", lambda images: (traces.append(images.shape), standardise(images))[1])
+    for name in ("standardize", "standardize_pixels"):
+        plain = getattr(steps, name)
+        monkeypatch.setattr(
+            steps, name, lambda images, *about, plain=plain: (traces.append(images.shape), plain(images, *about))[1]
+        )
     epochs = []
     state, history = fit(config, small, on_epoch=lambda progress: epochs.append(progress.history[-1]))
     again, other = fit(config, small)
@@ -131,8 +138,8 @@ def test_the_last_epochs_see_the_images_as_they_are(small, whole):
     with mock.patch.object(training, "train_epoch", wraps=train_epoch) as spy:
         fit(CONFIG, small)
     assert [call.kwargs["strength"] for call in spy.call_args_list] == [1.0, 0.0]
-    assert make_setup(CONFIG, 20).distortion
-    assert make_setup(make_config(epochs=2, plain_epochs=2), 20).distortion is None
+    assert make_setup(CONFIG, small).augment
+    assert make_setup(make_config(epochs=2, plain_epochs=2), small).augment is None
 
 
 def after(asked):
@@ -148,7 +155,7 @@ def test_a_run_that_stops_and_goes_on_is_the_run_that_did_not(small, whole, stop
     for asked in stops:
         with pytest.raises(Stopped) as stopped:
             fit(CONFIG, small, progress=progress, stop=after(asked))
-        (progress,) = stopped.value.args
+        progress = stopped.value.progress
         steps_taken.append(int(progress.state.step))
     state, history = fit(CONFIG, small, progress=progress)
     assert steps_taken == stood
@@ -158,7 +165,7 @@ def test_a_run_that_stops_and_goes_on_is_the_run_that_did_not(small, whole, stop
 
 def test_the_first_bad_step_is_named(small, monkeypatch):
     """In either way of looping, and whatever comes after it."""
-    setup, state = make_setup(SIMPLE, 10), training.start(SIMPLE, 1000).state
+    setup, state = make_setup(SIMPLE, small), start(SIMPLE, small).state
     arguments = small.train, epoch_order(jax.random.key(0), 1, 1000, 100), jax.random.key(1), setup
     params = {**state.params, "conv8": {"kernel": state.params["conv8"]["kernel"] * jnp.inf}}
     for backend in ("cpu", "gpu"):
@@ -171,43 +178,31 @@ def test_the_first_bad_step_is_named(small, monkeypatch):
 
 
 def test_fit_scores_the_average(small, whole):
-    (state, history), model = whole, make_model(CONFIG)
-    assert evaluate(model, state.average, small.test).mean() == (history[-1].test_loss, history[-1].test_accuracy)
-    raw = evaluate(model, {"params": state.params, "batch_stats": {}}, small.test)
-    assert raw.mean() != evaluate(model, state.average, small.test).mean()
-
-
-def test_first_epochs_at_low_resolution(mnist, monkeypatch):
-    shapes, plain = [], jax.image.resize
-    monkeypatch.setattr(
-        jax.image, "resize", lambda x, shape, method: (shapes.append(shape), plain(x, shape, method))[1]
-    )
-    config = make_config("reference", arch="gap", epochs=2, batch_size=50, low_resolution_epochs=1)
-    state, history = fit(config, part(mnist, 100, 50))
-    assert set(shapes) == {(50, 20, 20, 1)}
-    assert [entry.epoch for entry in history] == [1, 2]
-    chex.assert_tree_all_finite(state.params)
+    (state, history), setup = whole, make_setup(CONFIG, small)
+    scores = evaluate(setup.trained(state), small.test).mean()
+    assert scores == (history[-1].test_loss, history[-1].test_accuracy)
+    assert evaluate(setup.trained(state._replace(average=None)), small.test).mean() != scores
 
 
 @pytest.mark.parametrize("what", ["step", "epoch", "scoring", "seeds"])
 def test_programs_for_a_tpu(small, what):
     """No callbacks to the host, nothing in 64 bits, and of gathers only those that take a batch, or distort it."""
     config = make_config(average_decay=0.9)
-    setup, progress = make_setup(config, 10), training.abstract_progress(config, 1000)
+    setup, progress = make_setup(config, small), abstract_progress(config, small)
     order, key = jax.ShapeDtypeStruct((7, 128), jnp.int32), jax.random.key(0)
 
     def seeds(tree):
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((4, *leaf.shape), leaf.dtype), tree)
 
-    train = (progress.state, progress.totals, (order, key))
+    train = (progress.state, progress.totals, (order, key, None))
     shared = (small.train, jnp.float32(1)), setup
-    scoring = None, progress.totals, progress.state.variables, (small.test, order), setup.model
+    score = None, progress.totals, setup.trained(progress.state), (small.test, order), None
     traced = {
         "step": lambda: program(training.train_body, False, False).trace(0, *train, *shared),
         "epoch": lambda: program(training.train_body, False, True).trace(0, 7, *train, *shared),
-        "scoring": lambda: program(training.eval_body, False, True).trace(0, 7, *scoring),
+        "scoring": lambda: program(scoring.eval_body, False, True).trace(0, 7, *score),
         "seeds": lambda: program(training.train_body, True, True).trace(
-            0, 7, *seeds(train[:2]), (seeds(order), jax.random.split(key, 4)), *shared
+            0, 7, *seeds(train[:2]), (seeds(order), jax.random.split(key, 4), None), *shared
         ),
     }[what]()
     text = traced.lower(lowering_platforms=("tpu",)).as_text()

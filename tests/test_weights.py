@@ -5,38 +5,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, initial_variables
+from conftest import ROOT, as_trained, initial_variables
 from safetensors.numpy import load_file, save_file
 
-from mnist_jax import ARCHS, InputError, create_model, load_pretrained, load_weights, predict, save_weights
+from mnist_jax import ARCHS, InputError, load_pretrained, load_weights, make_model, predict, save_weights
 from mnist_jax.data import BUNDLED
 from mnist_jax.lab import trials
 
 
 @pytest.fixture(scope="module")
 def lighter():
-    return initial_variables(create_model("lighter"))
+    model = make_model("lighter")
+    return as_trained(model, initial_variables(model))
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_weights_survive_to_the_bit(arch, tmp_path):
-    variables = initial_variables(create_model(arch))
-    save_weights(tmp_path / "w", arch, variables)
-    chex.assert_trees_all_equal(load_weights(tmp_path / "w", arch, create_model(arch)), variables)
+    model = make_model(arch)
+    trained = as_trained(model, initial_variables(model))
+    save_weights(tmp_path / "w", trained)
+    found = load_weights(tmp_path / "w")
+    chex.assert_trees_all_equal(found.variables, trained.variables)
+    assert jax.tree.structure(found) == jax.tree.structure(trained)
     content = (tmp_path / "w").read_bytes()
-    save_weights(tmp_path / "w", arch, variables)
+    save_weights(tmp_path / "w", trained)
     assert (tmp_path / "w").read_bytes() == content
     assert [path.name for path in tmp_path.iterdir()] == ["w"]
 
 
 def test_weights_of_another_network(tmp_path, lighter):
-    save_weights(tmp_path / "w", "lighter", lighter)
+    save_weights(tmp_path / "w", lighter)
     with pytest.raises(InputError, match="are of network 'lighter'; expected 'gap'"):
-        load_weights(tmp_path / "w", "gap", create_model("gap"))
+        load_weights(tmp_path / "w", model=make_model("gap"))
 
 
 def test_weights_with_another_shape_dtype_or_name(tmp_path, lighter):
-    save_weights(tmp_path / "w", "lighter", lighter)
+    save_weights(tmp_path / "w", lighter)
     tensors, name = load_file(tmp_path / "w"), "params/conv1/kernel"
     kernel = tensors[name]
     expected = r"conv1/kernel expected float32 \(3, 3, 1, 16\), found "
@@ -50,36 +54,34 @@ def test_weights_with_another_shape_dtype_or_name(tmp_path, lighter):
         edited = {n: tensor for n, tensor in (tensors | changed).items() if tensor is not None}
         save_file(edited, tmp_path / "w", {"mnist_jax": '{"format": 1, "arch": "lighter"}'})
         with pytest.raises(InputError, match=message):
-            load_weights(tmp_path / "w", "lighter", create_model("lighter"))
+            load_weights(tmp_path / "w")
 
 
 def test_weights_with_a_flipped_bit_or_a_nan(tmp_path, lighter):
     path = tmp_path / "w"
-    save_weights(path, "lighter", lighter)
+    save_weights(path, lighter)
     content = bytearray(path.read_bytes())
     content[-1000] ^= 1
     path.write_bytes(content)
     with pytest.raises(InputError, match="are damaged: expected SHA-256"):
-        load_weights(path, "lighter", create_model("lighter"))
-    broken = jax.tree.map(lambda x: x.at[0].set(jnp.nan), lighter)
-    save_weights(path, "lighter", broken)
+        load_weights(path)
+    save_weights(path, jax.tree.map(lambda x: x.at[0].set(jnp.nan), lighter))
     with pytest.raises(InputError, match="is not finite everywhere; train again"):
-        load_weights(path, "lighter", create_model("lighter"))
+        load_weights(path)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_shipped_weights_are_seed_1_of_the_default_recipe(arch, mnist):
     """They get the very test images wrong that the results of that seed name, and nothing else."""
-    model, variables = load_pretrained(arch)
     (trial,) = (t for t in trials.read(ROOT / "results" / f"default-{arch}.jsonl") if t["config"]["seed"] == 1)
-    predictions = predict(model, variables, mnist.test.images).argmax(-1)
+    predictions = predict(load_pretrained(arch), mnist.test.images).argmax(-1)
     assert np.flatnonzero(predictions != mnist.test.labels).tolist() == trial["errors"]
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "text", "truncated", "foreign", "zip", "pickle", "list"])
 def test_not_a_weights_file(tmp_path, lighter, damage):
     path, zeros = tmp_path / "w.safetensors", np.zeros(3)
-    save_weights(path, "lighter", lighter)
+    save_weights(path, lighter)
     content = path.read_bytes()
     {
         "missing": path.unlink,
@@ -88,9 +90,9 @@ def test_not_a_weights_file(tmp_path, lighter, damage):
         "truncated": lambda: path.write_bytes(content[:-100]),
         "foreign": lambda: save_file({"x": zeros}, path),
         "zip": lambda: path.write_bytes(BUNDLED.read_bytes()),
-        "pickle": lambda: path.write_bytes(pickle.dumps(lighter)),
+        "pickle": lambda: path.write_bytes(pickle.dumps(lighter.variables)),
         "list": lambda: save_file({"x": zeros}, path, {"mnist_jax": "[1]"}),
     }[damage]()
     with pytest.raises(InputError, match=str(path)) as error:
-        load_weights(path, "lighter", create_model("lighter"))
+        load_weights(path)
     assert "\n" not in str(error.value)

@@ -5,27 +5,12 @@ import re
 from pathlib import Path
 
 from mnist_jax.data.arrays import Dataset, Split, as_images, hold_out, standardize, standardize_pixels, to_float
-from mnist_jax.data.bundled import BUNDLED, MEAN, SHA256, STD, load_bundled, sha256
+from mnist_jax.data.bundled import load_bundled
 from mnist_jax.data.files import load_path
 from mnist_jax.data.tfds import load_tfds
 from mnist_jax.errors import InputError
 
-__all__ = [
-    "BUNDLED",
-    "MEAN",
-    "SHA256",
-    "SOURCES",
-    "STD",
-    "Dataset",
-    "Split",
-    "as_images",
-    "hold_out",
-    "load_dataset",
-    "sha256",
-    "standardize",
-    "standardize_pixels",
-    "to_float",
-]
+__all__ = ["Dataset", "Split", "as_images", "hold_out", "load_dataset", "standardize", "standardize_pixels", "to_float"]
 
 SOURCES = ("bundled", "tfds")
 
@@ -48,14 +33,13 @@ def load_dataset(
     """
     if source not in SOURCES:
         raise InputError(f"unknown data source {source!r}; choose from {', '.join(SOURCES)}")
-    is_path = not isinstance(dataset, str) or _PATH.match(dataset)
-    if data_dir is not None and (is_path or (dataset == "mnist" and source == "bundled")):
-        other = f"path {str(dataset)!r}" if is_path else "data source 'bundled'"
-        raise InputError(
-            f"data dir {str(data_dir)!r} is only read by data source 'tfds', not {other}; drop one of the two"
-        )
-    if is_path:
-        if source == "tfds":
-            raise InputError(f"data source 'tfds' does not read path {str(dataset)!r}; drop one of the two")
-        return load_path(Path(dataset).expanduser())
-    return load_bundled() if (dataset, source) == ("mnist", "bundled") else load_tfds(dataset, data_dir)
+    if not isinstance(dataset, str) or _PATH.match(dataset):
+        if data_dir is not None or source == "tfds":
+            option = "data source 'tfds'" if data_dir is None else f"data dir {str(data_dir)!r}"
+            raise InputError(f"{option} does not go with path {str(dataset)!r}; drop one of the two")
+        return load_path(Path(dataset))
+    if (dataset, source) != ("mnist", "bundled"):
+        return load_tfds(dataset, data_dir)
+    if data_dir is not None:
+        raise InputError(f"data dir {str(data_dir)!r} is only read by data source 'tfds'; choose that, or drop it")
+    return load_bundled()

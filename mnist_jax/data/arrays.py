@@ -12,11 +12,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from numpy.typing import ArrayLike
 
 from mnist_jax.errors import InputError
 
-_MAX_CLASSES = 65_536  # Of unnamed classes: more is a mistake in the labels.
+_MAX_CLASSES = 65_536  # More is a mistake in the labels.
+_SCALES = "give integers from 0 to 255 or floats in [0, 1]"
 
 
 class Split(NamedTuple):
@@ -55,30 +56,29 @@ class Dataset:
           train: images, as `as_images` takes them, and integer labels [N] in 0..K-1; mean and deviation are theirs.
           test: the same, of the same image shape and scale.
           classes: names of the K classes; None for "0" to the largest label.
-          name: how the data set is called in runs and reports.
+          name: of the data set, for runs and reports.
 
         Raises InputError for arrays that do not fit: shape, dtype, range, lengths, fewer than two classes.
         """
-        splits = {key: _split(key, *pair) for key, pair in (("train", train), ("test", test))}
-        found = [f"{split.images.dtype} {list(split.images.shape[1:])}" for split in splits.values()]
+        (train_images, train_labels), (test_images, test_labels) = _checked("train", *train), _checked("test", *test)
+        found = [f"{images.dtype} {list(images.shape[1:])}" for images in (train_images, test_images)]
         if found[0] != found[1]:
             raise InputError(f"train images are {found[0]}, test images {found[1]}; give both one shape and one scale")
-        top = max(int(split.labels.max()) for split in splits.values())
-        if classes is None:
-            if top >= _MAX_CLASSES:
-                raise InputError(f"labels reach {top}; number the classes from 0")
-            classes = [str(label) for label in range(top + 1)]
-        classes = tuple(str(label) for label in classes)
-        if len(classes) < 2 or len(set(classes)) < len(classes):
-            raise InputError(f"classes are {', '.join(classes) or 'none'}; give two or more, of different names")
-        if top >= len(classes):
-            raise InputError(f"labels reach {top}, for {len(classes)} classes; number the classes from 0, or name all")
-        return cls(*splits.values(), *_moments(splits["train"].images), classes, name)
+        labels = np.union1d(train_labels, test_labels)
+        count = int(labels[-1]) + 1 if classes is None else len(classes)
+        if labels[0] < 0 or labels[-1] >= min(count, _MAX_CLASSES):
+            raise InputError(f"labels go from {labels[0]} to {labels[-1]}, of {count} classes; number these from 0")
+        classes = tuple(map(str, range(count) if classes is None else classes))
+        if len(set(classes)) < max(2, count):
+            raise InputError(f"classes are {', '.join(classes)}; give two or more, of different names")
+        splits = Split(train_images, train_labels.astype(np.int32)), Split(test_images, test_labels.astype(np.int32))
+        return cls(*splits, *_moments(train_images), classes, name)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of an image."""
-        return self.train.images.shape[1:]
+        _, height, width, channels = self.train.images.shape
+        return height, width, channels
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -87,10 +87,11 @@ class Dataset:
         for name, split in (("train", self.train), ("test", self.test)):
             for field, array in split._asdict().items():
                 digest.update(f"{name} {field} {array.dtype.name} {array.shape}".encode())
-                digest.update(little_endian(array))
+                digest.update(raw_bytes(array))
         return digest.hexdigest()
 
     def __repr__(self) -> str:
+        """Name, sizes and shape; the arrays would fill the screen."""
         sizes = f"train={len(self.train.labels)}, test={len(self.test.labels)}"
         return f"Dataset({self.name!r}, {sizes}, image_shape={self.image_shape}, classes={len(self.classes)})"
 
@@ -114,25 +115,22 @@ def as_images(images: ArrayLike) -> np.ndarray:
         )
     integer = jnp.issubdtype(array.dtype, jnp.integer)
     if not integer and not jnp.issubdtype(array.dtype, jnp.floating):
-        raise InputError(f"images are {array.dtype}; give integers from 0 to 255 or floats in [0, 1]")
+        raise InputError(f"images are {array.dtype}; {_SCALES}")
     if array.size and array.dtype != np.uint8:
         low, high = array.min(), array.max()
         if not (low >= 0 and high <= (255 if integer else 1)):  # Neither is true of NaN.
-            raise InputError(
-                f"images are {array.dtype} from {low} to {high}; give integers from 0 to 255 or floats in [0, 1]"
-            )
+            raise InputError(f"images are {array.dtype} from {low} to {high}; {_SCALES}")
     return array.astype(np.uint8 if integer else np.float32, copy=False)
 
 
-def to_float(images: ArrayLike) -> jax.Array:
+def to_float(images: jax.typing.ArrayLike) -> jax.Array:
     """Brings uint8 images, or floats in [0, 1], to float32 on the 0 to 255 scale."""
     images = jnp.asarray(images)
-    scale = 255 if jnp.issubdtype(images.dtype, jnp.floating) else None
-    images = images.astype(jnp.float32)
-    return images if scale is None else images * scale
+    pixels = images.astype(jnp.float32)
+    return pixels * 255 if jnp.issubdtype(images.dtype, jnp.floating) else pixels
 
 
-def standardize(images: ArrayLike, mean: tuple[float, ...], deviation: tuple[float, ...]) -> jax.Array:
+def standardize(images: jax.typing.ArrayLike, mean: tuple[float, ...], deviation: tuple[float, ...]) -> jax.Array:
     """Brings uint8 images, or floats in [0, 1], [..., C] to zero mean and unit variance, float32 [..., C].
 
     Mean and deviation are per channel, on the [0, 1] scale.
@@ -147,7 +145,8 @@ def standardize_pixels(pixels: jax.Array, mean: tuple[float, ...], deviation: tu
     if pixels.shape[-1] != len(mean):
         raise InputError(f"images have {pixels.shape[-1]} channels, the mean {len(mean)}; give images of {len(mean)}")
     shape = (1,) * (pixels.ndim - 1) + (-1,)
-    return (pixels / 255 - jnp.asarray(mean).reshape(shape)) / jnp.asarray(deviation).reshape(shape)
+    center, scale = (jnp.asarray(value, jnp.float32).reshape(shape) for value in (mean, deviation))
+    return (pixels / 255 - center) / scale
 
 
 def hold_out(data: Dataset, size: int) -> Dataset:
@@ -171,30 +170,24 @@ def hold_out(data: Dataset, size: int) -> Dataset:
     return dataclasses.replace(data, train=train, test=test)
 
 
-def little_endian(array: np.ndarray) -> np.ndarray:
-    """The array in C order with little-endian elements: the same bytes on every machine."""
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+def raw_bytes(array: np.ndarray) -> memoryview:
+    """An array's little-endian bytes in C order: the same on every machine."""
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data
 
 
-def _split(name: str, images: ArrayLike, labels: ArrayLike) -> Split:
+def _checked(name: str, images: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Images as `as_images` gives them, and labels of any integer dtype: as many, and at least one."""
     try:
         images = as_images(images)
     except InputError as error:
         raise InputError(f"{name} {error}") from error
     labels = np.asarray(labels)
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(
-            f"{name} labels are {labels.dtype} {list(labels.shape)}; give integers [N], of one-hot ones `argmax(1)`"
-        )
-    if len(images) != len(labels):
-        raise InputError(f"{name} has {len(images)} images and {len(labels)} labels; give a label for each image")
-    if not len(labels):
-        raise InputError(f"{name} has no images; give one or more")
-    if labels.min() < 0:
-        raise InputError(f"{name} labels begin at {labels.min()}; number the classes from 0")
-    if labels.max() > np.iinfo(np.int32).max:
-        raise InputError(f"{name} labels reach {labels.max()}; number the classes from 0")
-    return Split(images, labels.astype(np.int32))
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        found = f"{labels.dtype} {list(labels.shape)}"
+        raise InputError(f"{name} labels are {found}; give integers [N], of one-hot ones the argmax")
+    if len(images) != len(labels) or not len(labels):
+        raise InputError(f"{name} has {len(images)} images and {len(labels)} labels; give a label for each, and images")
+    return images, labels
 
 
 def _moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -2,12 +2,12 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from mnist_jax.data.arrays import Dataset, Split, little_endian
+from mnist_jax.data.arrays import Dataset, Split, raw_bytes
 from mnist_jax.errors import InputError
 
 BUNDLED = Path(__file__).parent.parent / "bundled" / "mnist.npz"
@@ -41,7 +41,7 @@ def load_bundled(path: Path = BUNDLED) -> Dataset:
             name: Split(arrays[f"{name}_images"], arrays[f"{name}_labels"].astype(np.int32)) for name in FULL_SIZE
         }
     for name, split in splits.items():
-        verify(split, name, FULL_SIZE[name], (28, 28, 1), SHA256, source=f"bundled data {path}")
+        verify(split, name, FULL_SIZE[name], source=f"bundled data {path}")
     return as_mnist(**splits)
 
 
@@ -50,28 +50,22 @@ def as_mnist(train: Split, test: Split) -> Dataset:
     return Dataset(train, test, (MEAN,), (STD,), tuple("0123456789"), "mnist")
 
 
-def verify(
-    split: Split, name: str, size: int, image_shape: tuple[int, ...], hashes: Mapping[str, str], *, source: str
-) -> None:
-    """Checks shapes and dtypes of a split, and the content of a full-size one that has `hashes`."""
-    expected = {"images": ((size, *image_shape), np.uint8), "labels": ((size,), np.int32)}
+def verify(split: Split, name: str, size: int, source: str) -> None:
+    """Checks shapes and dtypes, and for a full-size split the content, against what MNIST is."""
+    expected = {"images": ((size, 28, 28, 1), np.uint8), "labels": ((size,), np.int32)}
     for field, (shape, dtype) in expected.items():
-        array = getattr(split, field)
+        array, where, remedy = getattr(split, field), f"{source}: {name} {field}", "the data is damaged, get it again"
         if array.shape != shape or array.dtype != dtype:
-            raise InputError(
-                f"{source}: {name} {field} expected {np.dtype(dtype)} {shape}, found {array.dtype} {array.shape}; "
-                "the data is damaged, get it again"
-            )
-        want = hashes.get(f"{name} {field}") if size == FULL_SIZE[name] else None
-        if want and (found := sha256(array)) != want:
-            raise InputError(
-                f"{source}: {name} {field} expected SHA-256 {want}, found {found}; the data is damaged, get it again"
-            )
+            found = f"{array.dtype} {array.shape}"
+            raise InputError(f"{where} expected {np.dtype(dtype)} {shape}, found {found}; {remedy}")
+        want = SHA256[f"{name} {field}"]
+        if size == FULL_SIZE[name] and (found := sha256(array)) != want:
+            raise InputError(f"{where} expected SHA-256 {want}, found {found}; {remedy}")
 
 
 def sha256(array: np.ndarray) -> str:
-    """SHA-256, in hexadecimal, of an array's raw little-endian bytes in C order."""
-    return hashlib.sha256(little_endian(array)).hexdigest()
+    """SHA-256, in hexadecimal, of an array's little-endian bytes in C order."""
+    return hashlib.sha256(raw_bytes(array)).hexdigest()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import gzip
 import hashlib
-import math
+import os
 import struct
 import warnings
 from pathlib import Path
@@ -31,8 +31,11 @@ def load_path(path: Path) -> Dataset:
 
     Raises InputError, which names the file, for what is missing, damaged, or does not fit.
     """
-    if not path.exists():
-        raise InputError(f"dataset {str(path)!r} does not exist; name a folder or an npz file")
+    remedy = "name a folder or an npz file"
+    with reading(f"dataset {str(path)!r} cannot be read: ", f"; {remedy}"):
+        path = path.expanduser()
+        if not path.exists():
+            raise InputError(f"dataset {str(path)!r} does not exist; {remedy}")
     named = path if path.name.strip(".") else path.resolve()
     try:
         if not path.is_dir():
@@ -48,9 +51,9 @@ def load_path(path: Path) -> Dataset:
 def _npz(path):
     if not path.is_file():  # A named pipe would be waited for.
         raise InputError("it is no regular file; name a folder or an npz file")
-    with reading("it cannot be read: ", f"; give an npz file of {', '.join(_NPZ)}"):
-        with np.load(path, allow_pickle=False) as arrays:
-            x_train, y_train, x_test, y_test = (arrays[name] for name in _NPZ)
+    remedy = f"; give an npz file of {', '.join(_NPZ)}"
+    with reading("it cannot be read: ", remedy), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        x_train, y_train, x_test, y_test = (arrays[name] for name in _NPZ)
     return (x_train, y_train), (x_test, y_test)
 
 
@@ -61,47 +64,40 @@ def _find_idx(folder: Path, name: str) -> Path | None:
 
 
 def _read_idx(folder: Path, name: str) -> np.ndarray:
-    """The uint8 array of an IDX file: zero, zero, type 8, rank, then sizes as big-endian uint32, then the bytes."""
+    """The uint8 array of an IDX file: zero, zero, type 8, rank; the sizes as big-endian uint32; the bytes."""
     path, rank = _find_idx(folder, name), int(name[-7])
     if path is None:
         raise InputError(f"{name} is missing; add it, or {name}.gz")
-    with reading(f"{path.name} cannot be read: ", "; get it again"):
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            head, content = file.read(4 + 4 * rank), file.read()
-    if len(head) < 4 + 4 * rank or head[:4] != bytes((0, 0, 8, rank)):
-        raise InputError(f"{path.name} begins with {head[:4].hex()}, not with 0000080{rank}; give an IDX file of bytes")
-    shape = struct.unpack(f">{rank}I", head[4:])
-    if len(content) != math.prod(shape):
-        raise InputError(f"{path.name} declares {math.prod(shape)} bytes and has {len(content)}; get it again")
-    return np.frombuffer(content, np.uint8).reshape(shape)
+    opener = gzip.open if path.suffix == ".gz" else open
+    with reading(f"{path.name} cannot be read: ", "; get it again"), opener(path, "rb") as file:
+        magic, *shape = struct.unpack(f">{1 + rank}I", file.read(4 + 4 * rank))
+        if magic != 0x800 + rank:
+            raise ValueError(f"it begins with {magic:08x}, where an IDX file of bytes has {0x800 + rank:08x}")
+        return np.frombuffer(file.read(), np.uint8).reshape(shape)
 
 
 def _pictures(folder, name):
-    files = {
-        key: [file for file in (folder / key).glob("[!.]*/[!.]*") if file.suffix.lower() in SUFFIXES and file.is_file()]
-        for key in ("train", "test")
-    }
-    for key, found in files.items():
-        if not found:
+    labels, files, splits = {}, {}, []
+    for key in ("train", "test"):
+        found = (file for file in folder.glob(f"{key}/[!.]*/[!.]*") if file.suffix.lower() in SUFFIXES)
+        # Shuffled by a hash of the names: always alike, and not by class.
+        files[key] = sorted(found, key=lambda file: hashlib.sha256(os.fsencode("/".join(file.parts[-2:]))).digest())
+        labels[key] = [file.parent.name for file in files[key]]
+        if not labels[key]:
             raise InputError(f"it has neither the four IDX files nor {key}/LABEL/*.png; add one of the two")
-    labels = {file.parent.name for file in files["train"]}
-    for file in files["test"]:
-        if file.parent.name not in labels:
-            raise InputError(f"test/{file.parent.name} has pictures, and train/{file.parent.name} none; add some")
-    classes = sorted(labels, key=int if all(map(str.isdecimal, labels)) else None)
-    first = None
-    splits = []
-    for found in files.values():
-        # Shuffled in a way that depends on the names only.
-        found.sort(key=lambda file: hashlib.sha256(f"{file.parent.name}/{file.name}".encode()).digest())
-        images = [_read_picture(file) for file in found]
-        first = images[0] if first is None else first
-        for file, image in zip(found, images, strict=True):
+    if only_test := set(labels["test"]) - set(labels["train"]):
+        raise InputError(f"test/{min(only_test)} has pictures and train/{min(only_test)} none; add some")
+    classes = sorted(set(labels["train"]), key=int if all(map(str.isdecimal, labels["train"])) else None)
+    first = _read_picture(files["train"][0])
+    for key, found in files.items():
+        images = np.empty((len(found), *first.shape), np.uint8)
+        for i, file in enumerate(found):
+            image = _read_picture(file)
             if image.shape != first.shape:
-                raise InputError(
-                    f"{file} has shape {list(image.shape)}, another {list(first.shape)}; give all one size and mode"
-                )
-        splits.append((np.stack(images), np.array([classes.index(file.parent.name) for file in found])))
+                found = f"{list(image.shape)}, others {list(first.shape)}"
+                raise InputError(f"{'/'.join(file.parts[-3:])} has shape {found}; give all one size and mode")
+            images[i] = image
+        splits.append((images, [classes.index(label) for label in labels[key]]))
     return Dataset.from_arrays(*splits, classes=classes, name=name)
 
 
@@ -109,12 +105,15 @@ def _read_picture(path: Path) -> np.ndarray:
     """uint8 [H, W, 1] of a grey picture, uint8 [H, W, 3] of a colored one."""
     from PIL import Image, ImageOps
 
-    with warnings.catch_warnings(), reading(f"{path} cannot be read: ", "; give an intact PNG, JPEG or BMP file"):
+    where = "/".join(path.parts[-3:])
+    if not path.is_file():  # A named pipe would be waited for.
+        raise InputError(f"{where} is no regular file; give a PNG, JPEG or BMP file")
+    with warnings.catch_warnings(), reading(f"{where} cannot be read: ", "; give an intact PNG, JPEG or BMP file"):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # The cap below is the lower one.
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise InputError(f"{path} has {image.width}x{image.height} pixels; give up to {MAX_PIXELS:,}")
+                raise InputError(f"{where} has {image.width}x{image.height} pixels; give up to {MAX_PIXELS:,}")
             if image.has_transparency_data or image.mode not in ("1", "L", "P", "RGB", "CMYK", "YCbCr"):
-                raise InputError(f"{path} is transparent, or of mode {image.mode}; give 8-bit grey or RGB, flattened")
+                raise InputError(f"{where} is transparent, or of mode {image.mode}; give 8-bit grey or RGB, flattened")
             image = ImageOps.exif_transpose(image).convert("L" if image.mode in ("1", "L") else "RGB")
     return np.asarray(image).reshape(image.height, image.width, -1)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mnist_jax.data.arrays import Dataset, Split
-from mnist_jax.data.bundled import SHA256, as_mnist, reading, verify
+from mnist_jax.data.bundled import as_mnist, reading, verify
 from mnist_jax.errors import InputError
 
 _MNIST = "mnist:3.0.1"
@@ -26,7 +26,7 @@ def load_tfds(name: str, data_dir: str | Path | None = None) -> Dataset:
       name: of the data set, as in `fashion_mnist` or `emnist/letters`; `mnist` is verified to be 3.0.1.
       data_dir: a TFDS data directory, which may declare fewer examples; None for TFDS's own default.
 
-    Raises InputError for an unknown name, features that do not fit, data that cannot be had, or is corrupt or truncated.
+    Raises InputError for an unknown name, features or splits that do not fit, data that cannot be had or is damaged.
     """
     # Imported here: only this source needs it, and it costs a second.
     import tensorflow_datasets as tfds
@@ -35,26 +35,23 @@ def load_tfds(name: str, data_dir: str | Path | None = None) -> Dataset:
 
     full_name = _MNIST if name == "mnist" else name
     if data_dir is not None and not Path(data_dir).is_dir():
-        folder = full_name.replace(":", "/")
-        raise InputError(f"data dir {str(data_dir)!r} is not a directory; name one that holds {folder}")
+        remedy = f"name one that holds {full_name.replace(':', '/')}"
+        raise InputError(f"data dir {str(data_dir)!r} is not a directory; {remedy}")
     remedy = "; prepare it again there" + (", or use data source 'bundled'" if name == "mnist" else "")
     title = "MNIST" if name == "mnist" else repr(name)
     with reading(f"TFDS cannot read {title} in {data_dir or 'its default directory'}: ", remedy):
         try:
-            builder = tfds.builder(full_name, data_dir=data_dir, file_format="array_record")
-        except tfds.core.registered.DatasetNotFoundError as error:
+            builder: Any = tfds.builder(full_name, data_dir=data_dir, file_format="array_record")
+        except tfds.core.DatasetNotFoundError as error:
             raise InputError(f"TFDS has no data set {name!r}; for a folder write {name + '/'!r}") from error
         image, label = _features(builder, tfds.features, name)
         if not builder.is_prepared():
             _require_preparable(builder, title)
             builder.download_and_prepare()
         if not {"train", "test"} <= set(builder.info.splits):
-            raise InputError(
-                f"TFDS data set {name!r} has the splits {', '.join(builder.info.splits) or 'none'}; "
-                "choose one that has train and test"
-            )
-        source = tfds.data_source(full_name, data_dir=data_dir, builder_kwargs={"file_format": "array_record"})
-        splits = {}
+            found = ", ".join(builder.info.splits)
+            raise InputError(f"TFDS data set {name!r} has the splits {found}; choose one that has train and test")
+        source, splits = builder.as_data_source(), {}
         for key in ("train", "test"):
             # One batched read: reading example by example costs several times as much.
             examples = source[key].__getitems__(range(len(source[key])))
@@ -62,16 +59,19 @@ def load_tfds(name: str, data_dir: str | Path | None = None) -> Dataset:
                 np.stack([example[image] for example in examples]),
                 np.array([example[label] for example in examples], np.int32),
             )
-    for key, split in splits.items():
-        size, shape = builder.info.splits[key].num_examples, builder.info.features[image].shape
-        hashes = SHA256 if name == "mnist" else {}
-        verify(split, key, size, shape, hashes, source=f"TFDS data {builder.data_dir}")
     if name == "mnist":
+        for key, split in splits.items():
+            verify(split, key, builder.info.splits[key].num_examples, source=f"TFDS data {builder.data_dir}")
         return as_mnist(**splits)
     if builder.name == "emnist":
         splits = {key: Split(images.swapaxes(1, 2).copy(), labels) for key, (images, labels) in splits.items()}
-    data = Dataset.from_arrays(**splits, classes=builder.info.features[label].names, name=name)
-    return _without_unused_classes(data)
+    try:
+        data = Dataset.from_arrays(**splits, classes=builder.info.features[label].names, name=name)
+    except InputError as error:
+        raise InputError(f"TFDS data set {name!r}: {error}") from error
+    used = np.union1d(data.train.labels, data.test.labels)
+    train, test = (Split(x, np.searchsorted(used, y).astype(np.int32)) for x, y in (data.train, data.test))
+    return dataclasses.replace(data, train=train, test=test, classes=tuple(data.classes[label] for label in used))
 
 
 def _features(builder: Any, kinds: Any, name: str) -> tuple[str, str]:
@@ -82,10 +82,8 @@ def _features(builder: Any, kinds: Any, name: str) -> tuple[str, str]:
         names = [key for key, feature in features.items() if isinstance(feature, kind)]
         found.append(names if len(names) == 1 else [key for key in names if key in supervised])
     if any(len(names) != 1 for names in found) or None in features[found[0][0]].shape:
-        raise InputError(
-            f"TFDS data set {name!r} has the features {', '.join(features)}; "
-            "choose one that has an image of one size and a class label"
-        )
+        remedy = "choose one that has an image of one size and a class label"
+        raise InputError(f"TFDS data set {name!r} has the features {', '.join(features)}; {remedy}")
     return found[0][0], found[1][0]
 
 
@@ -100,12 +98,3 @@ def _require_preparable(builder: Any, title: str) -> None:
             urllib.request.urlopen(origin, timeout=_OFFLINE_AFTER_SECONDS).close()
         except OSError as error:
             raise InputError(f"{where} and its origin cannot be reached ({error}): go online, {remedy}") from error
-
-
-def _without_unused_classes(data: Dataset) -> Dataset:
-    used = np.union1d(data.train.labels, data.test.labels)
-    splits = (
-        Split(images, np.searchsorted(used, labels).astype(np.int32)) for images, labels in (data.train, data.test)
-    )
-    train, test = splits
-    return dataclasses.replace(data, train=train, test=test, classes=tuple(data.classes[label] for label in used))

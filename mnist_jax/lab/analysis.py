@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mnist_jax.models import count_dense, count_params
+from mnist_jax.summary import count_dense, count_params
 from mnist_jax.training import EpochMetrics
 
 TARGET_ACCURACY = 0.994

@@ -7,7 +7,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -15,7 +14,7 @@ from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.losses import Loss
 from mnist_jax.recipes.config import Config
-from mnist_jax.recipes.values import NUMBERS, Augment, Vary, make_setup
+from mnist_jax.recipes.values import NUMBERS, Augment, Vary, make_setup, total_steps
 from mnist_jax.runtime import interrupts
 from mnist_jax.steps import Metrics, Setup, Streams, TrainState
 from mnist_jax.training import EpochMetrics, Lanes, Plan, Progress, begin, train
@@ -112,8 +111,8 @@ def fit_seeds(
     """As `fit`, for one network for each seed, all in one program under `jax.vmap`.
 
     Each seed has the shuffles, distortions and dropout that it would have alone; results differ from those by rounding.
-    A mesh shards the seeds. Entries of a progress's history have the metrics of every seed; their `seconds` are those of
-    all seeds together.
+    A mesh shards the seeds. An entry of a progress's history has the metrics of every seed; their `seconds` are those
+    of all seeds together.
 
     Returns:
       The final states, each array with a leading axis of seeds, and each seed's history.
@@ -154,16 +153,21 @@ def fit_many(
     configs = list(configs)
     varied = _varied(configs, optimizer, augment)
     parts = {"model": model, "optimizer": optimizer, "augment": augment, "loss": loss}
+    makers = [Vary(config, make_setup(config, data, **parts), total_steps(config, data)) for config in configs]
     if jax.default_backend() == "cpu":
-        done = [fit(config, data, mesh=mesh, stop=stop, **parts) for config in configs]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for state, _ in done)), [h for _, h in done]
-    config, setup = configs[0], make_setup(configs[0], data, **parts)
-    plan = plan_of(config, optimizer)
+        done = []
+        for config, make in zip(configs, makers, strict=True):
+            # Made of an array, the optimizer's state has the same structure whether there is weight decay or none.
+            setup = make({name: jnp.float32(config.weight_decay) for name in varied if name == "weight_decay"})
+            lanes = Lanes([Streams.from_seed(config.seed)])
+            done.append(_train(setup, data, plan_of(config, optimizer), lanes, stop, mesh=mesh))
+        states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(reached.state for reached in done))
+        return states, [list(reached.history) for reached in done]
+    plan = plan_of(configs[0], optimizer)
     numbers = {name: jnp.array([getattr(one, name) for one in configs], jnp.float32) for name in varied}
     names = [f"config {i}" for i in range(len(configs))]
     lanes = Lanes([Streams.from_seed(one.seed) for one in configs], names, numbers)
-    make = Vary(config, setup, len(data.train.labels) // config.batch_size * config.epochs)
-    reached = _train(setup, data, plan, lanes, stop, make=make, mesh=mesh)
+    reached = _train(makers[0].setup, data, plan, lanes, stop, make=makers[0], mesh=mesh)
     return reached.state, [list(history) for history in zip(*reached.history, strict=True)]
 
 

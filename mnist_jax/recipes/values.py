@@ -29,6 +29,11 @@ def load_data(config: Config) -> Dataset:
     return hold_out(data, config.held_out) if config.held_out else data
 
 
+def total_steps(config: Config, data: Dataset) -> int:
+    """Steps of a whole run; raises InputError if a batch is above the number of training images."""
+    return steps_per_epoch(len(data.train.labels), config.batch_size) * config.epochs
+
+
 def network_of(config: Config, num_classes: int = 10) -> Network:
     """The network a config asks for."""
     return models.make_model(
@@ -78,8 +83,8 @@ def make_setup(
       model: in place of the config's network: a module called as `model(images, train=...)`, of float32 [B, H, W, C] to
         logits [B, classes], with any collections and random streams.
       optimizer: in place of the config's: needs `update(grads, state, params)` and no more.
-      augment: in place of the config's distortion: `(key, images) -> images`, float32 [B, H, W, C], 0 to 255. It acts in
-        every epoch.
+      augment: in place of the config's distortion: `(key, images) -> images`, float32 [B, H, W, C], 0 to 255. It acts
+        in every epoch.
       loss: in place of the cross-entropy, see `losses`.
 
     Raises InputError if the images are too small for the network or too few for a batch, the network does not give a
@@ -91,14 +96,13 @@ def make_setup(
         _require_hashable(name, part)
     if loss is not None and config.label_smoothing:
         raise InputError(
-            f"label smoothing {config.label_smoothing} belongs to the loss that loss= replaces; choose label_smoothing=0"
+            f"label smoothing {config.label_smoothing} is part of the loss that is replaced; choose label_smoothing=0"
         )
-    steps = steps_per_epoch(len(data.train.labels), config.batch_size) * config.epochs
     network = network_of(config, len(data.classes)) if model is None else model
     _require_fit(network, data, optimizer)
     return Setup(
         network,
-        make_optimizer(config, steps) if optimizer is None else optimizer,
+        make_optimizer(config, total_steps(config, data)) if optimizer is None else optimizer,
         CrossEntropy(config.label_smoothing) if loss is None else loss,
         make_distortion(config) if augment is None else Always(augment),
         config.average_decay,
@@ -113,16 +117,17 @@ def _require_hashable(name: str, part: Any) -> None:
     try:
         hash(part)
     except TypeError as error:
+        reason = " ".join(str(error).split())[:100]
         raise InputError(
-            f"{name} cannot be hashed ({error}), which compiling it needs; keep arrays and lists in a closure"
+            f"{name} cannot be hashed ({reason}), which compiling it needs; keep arrays and lists in a closure"
         ) from error
 
 
 def _require_fit(network: nn.Module, data: Dataset, optimizer: optax.GradientTransformation | None) -> None:
     """Refuses a network that the data does not fit, and an optimizer that needs more than a step has."""
-    if optimizer is None and isinstance(network, Network) and data.image_shape == models.IMAGE_SHAPE:
-        if network.arch in models.ARCHS:  # Known to fit, and tracing takes time.
-            return
+    ours = isinstance(network, Network) and network.arch in models.ARCHS
+    if ours and optimizer is None and data.image_shape == models.IMAGE_SHAPE:  # Known to fit, and tracing takes time.
+        return
     # Flax's layers, because the fast ones assume that there are pixels.
     plain = network.clone(layers=FLAX) if isinstance(network, Network) else network
     images = jax.ShapeDtypeStruct((2, *data.image_shape), jnp.float32)
@@ -159,16 +164,9 @@ class Vary:
         values = {name: numbers.get(name, getattr(self.config, name)) for name in NUMBERS}
         if not numbers.keys().isdisjoint(_OPTIMIZER_NUMBERS):
             config = self.config
-            rate = optimizers.make_schedule(
-                config.schedule, values["learning_rate"], config.warmup, self.total_steps
-            )
+            rate = optimizers.make_schedule(config.schedule, values["learning_rate"], config.warmup, self.total_steps)
             settings = values["momentum"], config.nesterov, values["beta2"], values["weight_decay"]
             setup = setup._replace(optimizer=optimizers.optimizer_of(config.optimizer, rate, *settings))
-        if not numbers.keys().isdisjoint(_DISTORTION_NUMBERS) and config_distorts(self.config):
+        if not numbers.keys().isdisjoint(_DISTORTION_NUMBERS) and self.config.plain_epochs < self.config.epochs:
             setup = setup._replace(augment=Distortion(*(values[name] for name in _DISTORTION_NUMBERS)))
         return setup
-
-
-def config_distorts(config: Config) -> bool:
-    """Whether a config has an epoch that is not plain."""
-    return config.plain_epochs < config.epochs

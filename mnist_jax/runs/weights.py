@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mnist_jax.data import MEAN, STD
+from mnist_jax.data.bundled import MEAN, STD
 from mnist_jax.errors import InputError
 from mnist_jax.models import ARCHS, IMAGE_SHAPE, Network, make_model
 from mnist_jax.steps import Trained
@@ -79,10 +78,12 @@ def load_weights(path: str | Path, *, model: nn.Module | None = None) -> Trained
     if arch != about["arch"]:
         raise InputError(f"weights {str(path)!r} are of network {about['arch']!r}; expected {arch!r}")
     image_shape = tuple(about["image_shape"])
-    expected = flatten_dict(abstract_variables(model, image_shape), sep="/")
+    described = flatten_dict(abstract_variables(model, image_shape), sep="/")
+    expected = {name: leaf for name, leaf in described.items() if hasattr(leaf, "dtype")}  # Sown are tuples.
     for name in sorted(expected.keys() | tensors.keys()):
         want, is_there = _describe(expected.get(name)), _describe(tensors.get(name))
-        if want != is_there and not (name in tensors and not name.startswith("params/")):
+        absent = name not in tensors and not name.startswith(("params/", "batch_stats/"))
+        if want != is_there and not absent:
             raise InputError(
                 f"weights {str(path)!r}: {name} expected {want}, found {is_there}; they are not of {arch or model!r}"
             )
