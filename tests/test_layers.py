@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from mnist_jax import ARCHS, create_model, init_state, make_config, standardise, train_step
+from mnist_jax import ARCHS, InputError, create_model, init_state, make_config, standardise, train_step
 from mnist_jax.layers import FAST, FLAX, Layers
 from mnist_jax.layers.batch_norm import BatchNorm, batch_norm
 from mnist_jax.layers.convolution import conv_general_dilated
@@ -74,8 +74,10 @@ def check_conv(x, kernel, padding, once=True, groups=1):
 def convolutions(draw):
     size = st.integers(1, 3)
     kernel = draw(size), draw(size)
-    sides = [(draw(st.integers(0, k - 1)), draw(st.integers(0, k - 1))) for k in kernel]
-    image = [draw(st.integers(max(k, 1), 13)) for k in kernel]
+    beyond = draw(st.sampled_from([0, 0, 1]))  # 1: also padding that no fast form takes, negative or too wide
+    side = [st.integers(-beyond, k - 1 + 2 * beyond) for k in kernel]
+    sides = [(draw(one), draw(one)) for one in side]
+    image = [draw(st.integers(max(k - sum(pair), 1), 13)) for k, pair in zip(kernel, sides, strict=True)]
     channels = st.sampled_from([1, 2, 3, 10, 16, 17, 32])
     return draw(st.integers(1, 9)), image, kernel, tuple(sides), draw(channels), draw(channels)
 
@@ -92,11 +94,6 @@ def test_convolution_equals_float64(case):
 def test_depthwise_convolution_equals_float64(case):
     batch, image, kernel, padding, channels, _ = case
     check_conv(normal(0, batch, *image, channels), normal(1, *kernel, 1, channels), padding, groups=channels)
-
-
-@pytest.mark.parametrize("groups", [2, 4])
-def test_other_groups_are_left_to_xla(groups):
-    check_conv(normal(0, 3, 8, 8, 4), normal(1, 3, 3, 4 // groups, 8), "VALID", groups=groups)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +114,56 @@ def test_convolutions_of_the_networks(image, kernel, padding, inputs, outputs):
     check_conv(x, k, ((padding, padding),) * 2, once=False)
 
 
+@few
+@given(
+    st.sampled_from(["SAME", "VALID", "CIRCULAR", "REFLECT", 1, (1, (0, 2))]),
+    st.sampled_from([(), (2,), (2, 3)]),
+    st.sampled_from([1, 4]),
+    st.booleans(),
+)
+def test_convolution_layer_equals_flax(padding, batch, groups, use_bias):
+    options = {"padding": padding, "feature_group_count": groups, "use_bias": use_bias}
+    ours, flax = (layers.conv(4, (3, 3), **options) for layers in (FAST, FLAX))
+    x = normal(0, *batch, 9, 8, 4)
+    variables = flax.init(jax.random.key(0), x)
+    found, wanted = (
+        value_and_gradients(lambda x, v, conv=conv: conv.apply(v, x), x, variables) for conv in (ours, flax)
+    )
+    jax.tree.map(close, found, wanted)
+
+
+def program(function, *arguments):
+    return str(jax.make_jaxpr(function)(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("rank", "options"),
+    [(2, {name: 2}) for name in ("strides", "kernel_dilation", "input_dilation", "feature_group_count")]
+    + [
+        (2, {"feature_group_count": 4}),
+        (2, {"precision": "highest"}),
+        (2, {"padding": 3}),
+        (2, {"dtype": jnp.complex64}),
+    ]
+    + [(1, {}), (1, {"padding": "CAUSAL"}), (3, {})],
+)
+def test_other_convolution_layers_are_flax_s(rank, options):
+    x = normal(0, 2, *(9,) * rank, 4)
+    ours, flax = (layers.conv(8, (3,) * rank, **options) for layers in (FAST, FLAX))
+    variables = flax.init(jax.random.key(0), x)
+    assert program(ours.apply, variables, x) == program(flax.apply, variables, x)
+
+
+@pytest.mark.parametrize(
+    "options", [{"preferred_element_type": jnp.float32}, {"batch_group_count": 2}, {"dimension_numbers": None}]
+)
+def test_other_convolutions_are_xla_s(options):
+    options = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": DIMENSIONS} | options
+    x = normal(0, 4, 4, 4, 4)
+    ours, xla = (program(partial(one, **options), x, x) for one in (conv_general_dilated, lax.conv_general_dilated))
+    assert ours == xla
+
+
 @pytest.mark.parametrize("padding", ["VALID", "SAME"])
 def test_convolution_under_vmap(padding):
     x, kernels = normal(0, 3, 2, 8, 8, 4), normal(1, 3, 3, 3, 4, 6)
@@ -126,9 +173,9 @@ def test_convolution_under_vmap(padding):
 
 
 @few
-@given(st.integers(1, 4), st.integers(2, 9), st.integers(2, 9), st.integers(1, 5))
+@given(st.sampled_from([(), (1,), (4,), (2, 3)]), st.integers(2, 9), st.integers(2, 9), st.integers(1, 5))
 def test_pool_equals_flax(batch, height, width, channels):
-    x = normal(0, batch, height, width, channels)
+    x = normal(0, *batch, height, width, channels)
     for actual, expected in zip(value_and_gradients(max_pool, x), value_and_gradients(FLAX.max_pool, x), strict=True):
         np.testing.assert_array_equal(actual, expected)
 
@@ -176,26 +223,58 @@ def test_gradients_of_a_network_are_those_of_flax_in_the_forms_of_every_platform
 
 
 @few
-@given(st.integers(2, 9), st.integers(1, 9), st.integers(1, 9), st.integers(1, 17), st.floats(-3, 3))
-def test_batch_norm_equals_flax_in_float64(batch, height, width, channels, shift):
+@given(
+    *(st.integers(2, 9), st.integers(1, 9), st.integers(1, 9), st.integers(1, 17), st.floats(-3, 3)),
+    st.sampled_from([{}, {"use_scale": False}, {"use_bias": False, "momentum": 0.5, "epsilon": 1e-3}]),
+)
+def test_batch_norm_equals_flax_in_float64(batch, height, width, channels, shift, options):
     x = normal(0, batch, height, width, channels) * 2 + np.float32(shift)
     stats = {"mean": np.zeros(channels, np.float32), "var": np.ones(channels, np.float32)}
 
     def run(module, x, scale, bias):
-        variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": stats}
-        y, state = module(use_running_average=False).apply(variables, x, mutable=["batch_stats"])
-        return y, state, module(use_running_average=True).apply(variables, x)
+        params = {name: a for name, a in (("scale", scale), ("bias", bias)) if options.get(f"use_{name}", True)}
+        variables = {"params": params, "batch_stats": stats}
+        y, state = module(**options).apply(variables, x, use_running_average=False, mutable=["batch_stats"])
+        y = y + sum(jax.tree.leaves(state))  # They have a gradient too.
+        return y, state, module(use_running_average=True, **options).apply(variables, x)
 
     arguments = x, normal(1, channels), normal(2, channels)
-    flax = partial(nn.BatchNorm, momentum=0.9)
-    fresh = [jax.eval_shape(norm(use_running_average=False).init, jax.random.key(0), x) for norm in (BatchNorm, flax)]
-    chex.assert_trees_all_equal_shapes_and_dtypes(*fresh)
     with float64():
-        exact = value_and_gradients(partial(run, flax), *(a.astype(np.float64) for a in arguments))
+        exact = value_and_gradients(partial(run, nn.BatchNorm), *(a.astype(np.float64) for a in arguments))
     # A channel of few, nearly equal values divides rounding by its small deviation.
     tolerance = 1e-5 / min(1.0, float(x.reshape(-1, channels).std(0).min()))
     for a, b in zip(value_and_gradients(partial(run, BatchNorm), *arguments), exact, strict=True):
         assert np.abs(a - b).max() <= tolerance * max(1.0, np.abs(b).max()) * 10
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": jnp.bfloat16}, {"param_dtype": jnp.bfloat16}, {"use_bias": False}])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32])
+def test_batch_norm_has_the_variables_and_types_of_flax(options, dtype):
+    x = jnp.ones((2, 3, 4, 5), dtype)
+    made = [norm(use_scale=False, **options).init_with_output for norm in (BatchNorm, nn.BatchNorm)]
+    shapes = [jax.eval_shape(partial(one, use_running_average=False), jax.random.key(0), x) for one in made]
+    chex.assert_trees_all_equal_shapes_and_dtypes(*shapes)
+
+
+@pytest.mark.parametrize(
+    ("rank", "options", "arguments"),
+    [(rank, {}, {}) for rank in (1, 2, 3, 5)]
+    + [(4, option, {}) for option in ({"axis": 1}, {"use_fast_variance": False}, {"force_float32_reductions": False})]
+    + [(4, {"axis_name": "seeds"}, {}), (4, {}, {"mask": np.arange(3) > 0}), (4, {"dtype": jnp.complex64}, {})],
+)
+def test_other_batch_norms_are_flax_s(rank, options, arguments):
+    x, programs = normal(0, 2, *(3,) * rank), []
+    for norm in (BatchNorm(use_running_average=False, **options), nn.BatchNorm(use_running_average=False, **options)):
+        variables = norm.init(jax.random.key(0), x[0])
+        apply = partial(norm.apply, mutable=["batch_stats"], **arguments)
+        programs.append(program(jax.vmap(apply, (None, 0), axis_name="seeds"), variables, x))
+    assert programs[0] == programs[1]
+
+
+def test_batch_norm_with_max_pool_takes_a_negative_scale():
+    x, norm = normal(0, 4, 6, 6, 3), {"use_running_average": False, "scale_init": nn.initializers.constant(-2.0)}
+    pooled, plain = BatchNorm(pool=True, **norm), BatchNorm(**norm)
+    close(*(f(one.init_with_output(jax.random.key(0), x)[0]) for f, one in ((jnp.asarray, pooled), (max_pool, plain))))
 
 
 class NormAndPool(nn.Module):
@@ -287,6 +366,17 @@ def test_dropout_scales_and_repeats():
     np.testing.assert_array_equal(Dropout(0.2, deterministic=True).apply({}, x), x)
 
 
+def test_dropout_takes_the_arguments_of_flax():
+    x, key = jnp.ones((4, 50, 3)), jax.random.key(1)
+    y, back = jax.vjp(lambda x: Dropout(0.5, (0, -1)).apply({}, x, deterministic=False, rng=key), x)
+    np.testing.assert_array_equal(y, jnp.broadcast_to(y[:1, :, :1], x.shape))
+    np.testing.assert_array_equal(y, back(x)[0])
+    assert 0 < Dropout(0.5, deterministic=False, rng_collection="noise").apply({}, x, rngs={"noise": key}).mean() < 2
+    assert not Dropout(1.0).apply({}, x, deterministic=False).any()
+    with pytest.raises(InputError, match=r"1\.5"):
+        Dropout(1.5).apply({}, x, deterministic=False)
+
+
 @pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])
 def test_dropout_takes_old_and_new_keys(implementation):
     key = jax.random.key(0, impl=implementation)
@@ -306,11 +396,3 @@ def test_training_step_lowers_for_every_platform(arch):
     for platform in ("cpu", "cuda", "tpu"):
         assert "convolution" in traced.lower(lowering_platforms=(platform,)).as_text()
     traced.lower(lowering_platforms=("cpu", "cuda", "tpu"))
-
-
-@pytest.mark.parametrize("options", [{"strides": 2}, {"kernel_dilation": 2}, {"feature_group_count": 2}])
-def test_other_convolutions_are_left_to_xla(options):
-    x = normal(0, 2, 9, 9, 4)
-    ours, flax = (layers.conv(6, (3, 3), use_bias=False, **options) for layers in (FAST, FLAX))
-    variables = flax.init(jax.random.key(0), x)
-    np.testing.assert_array_equal(ours.apply(variables, x), flax.apply(variables, x))

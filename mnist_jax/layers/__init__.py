@@ -1,8 +1,11 @@
-"""Convolution, pooling, ReLU, batch norm and dropout, each with a lowering that suits the platform.
+"""Convolution, pooling, ReLU, batch norm and dropout, with fast forms for each platform.
 
-Values, gradients and parameter trees are those of `nn.Conv`, `nn.max_pool`, `nn.relu`, `nn.BatchNorm` and `nn.Dropout`
-(dropout draws other bits). Images are `[batch, height, width, channels]`, kernels `[height, width, in, out]`,
-strides are 1.
+Arguments, defaults, parameter trees, values and gradients are those of `nn.Conv`, `nn.BatchNorm`, `nn.Dropout`, 2x2
+`nn.max_pool` and `nn.relu`, but for rounding and for the bits that dropout draws. Where an argument has no fast form,
+Flax's or XLA's own is used. Images are `[batch, height, width, channels]`, kernels `[height, width, in, out]`.
+
+The fast forms are differentiable in reverse mode only (`jax.custom_vjp`). The same network with `layers=FLAX` has
+the same parameters, and forward mode too.
 """
 
 from collections.abc import Callable
@@ -19,9 +22,15 @@ from mnist_jax.layers.pooling import flax_max_pool, max_pool, relu
 
 
 class Layers(NamedTuple):
-    """The layers of a network; their arguments are those of Flax's.
+    """The layers of a network: `FAST` (reverse mode only), or `FLAX` (forward mode too).
 
-    `batch_norm_max_pool` is a batch norm without scale, and a 2x2 max pool after it.
+    Attributes:
+      conv: takes the arguments of `nn.Conv`.
+      batch_norm: those of `nn.BatchNorm`.
+      batch_norm_max_pool: those of `nn.BatchNorm` but `use_scale`; no scale, and a 2x2 max pool after it.
+      dropout: those of `nn.Dropout`.
+      max_pool: 2x2 max pool of [..., H, W, C].
+      relu: of any shape.
     """
 
     conv: Callable[..., nn.Module]

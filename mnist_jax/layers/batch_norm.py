@@ -1,11 +1,12 @@
 """Batch norm with fewer passes over memory than Flax's."""
 
+import inspect
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import canonicalize_dtype
 from jax import lax
 
 from mnist_jax.layers.pooling import max_pool
@@ -17,24 +18,24 @@ def _spread(channels):
 
 
 def _channel_sums(a, b):
-    """Sums of `a` and `b` over all but the last axis; elsewhere than on a CPU, XLA fuses the plain form into others."""
+    """Sums of `a` and `b` over all but the last axis. On GPU and TPU XLA fuses the plain form."""
     return lax.platform_dependent(
         a, b, cpu=_cpu_channel_sums, default=lambda *both: tuple(z.sum((0, 1, 2)) for z in both)
     )
 
 
 def _cpu_channel_sums(a, b):
-    """In one pass over both."""
+    """Both sums in one pass."""
 
     def add(p, q):
         return p[0] + q[0], p[1] + q[1]
 
     zeros = (jnp.zeros((), a.dtype), jnp.zeros((), b.dtype))
     channels = a.shape[-1]
-    # Rows first, while columns and channels lie side by side: the inner loop is then wide enough for the vector unit.
+    # Rows first, with columns and channels merged: the inner loop is then wide enough for the vector unit.
     a, b = (z.reshape(z.shape[0], z.shape[1], -1) for z in (a, b))
     a, b = lax.reduce((a, b), zeros, add, (1,))
-    # Then columns, then images: no running sum gets long, which would cost digits.
+    # Then columns, then images: long running sums would lose digits.
     a, b = (z.reshape(len(z), -1, channels) for z in (a, b))
     a, b = lax.reduce((a, b), zeros, add, (1,))
     return tuple(lax.reduce((a, b), zeros, add, (0,)))
@@ -44,7 +45,7 @@ def _cpu_channel_sums(a, b):
 def batch_norm(x, scale, bias, epsilon):
     """`(x - mean) / sqrt(var + epsilon) * scale + bias` with the batch's own mean and biased variance.
 
-    `x: [b, h, w, c]`, `scale, bias: [c]`. Returns the output, the mean and the variance; the gradient is the output's.
+    `x: [b, h, w, c]`, `scale, bias: [c]`, all float32. Returns the output, the mean and the variance.
     """
     return _batch_norm_forward(x, scale, bias, epsilon)[0]
 
@@ -67,14 +68,15 @@ def _batch_norm_forward(x, scale, bias, epsilon):
 
 def _batch_norm_backward(residuals, cotangents):
     x, scale, mean, inverse = residuals
-    g = cotangents[0]
+    g, dmean, dvar = cotangents
     count = math.prod(x.shape[:-1])
     total, product = _channel_sums(g, g * x)
     dscale = (product - mean * total) * inverse
-    # dx = scale * inverse * (g - mean(g) - normalised x * mean(g * normalised x)), as one multiply-add in g and x
+    # dx = scale * inverse * (g - mean(g) - z * mean(g * z)) + (dmean + 2 * (x - mean) * dvar) / count
+    # as one multiply-add in g and x.
     slope = scale * inverse
-    tilt = slope * inverse * dscale / count
-    dx = g * _spread(slope) - (x * _spread(tilt) + _spread(slope * total / count - mean * tilt))
+    tilt = (slope * inverse * dscale - 2 * dvar) / count
+    dx = g * _spread(slope) - (x * _spread(tilt) + _spread((slope * total - dmean) / count - mean * tilt))
     return dx, dscale, total, None
 
 
@@ -85,8 +87,8 @@ batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 def batch_norm_max_pool(x, bias, epsilon):
     """`max_pool(batch_norm(x, 1, bias, epsilon))`, and the mean and variance of `x`.
 
-    Without a scale that might be negative the two commute but for the statistics, and the largest values are a quarter
-    of all: only they are normalised, and only they have a gradient to be summed.
+    Without a scale, which might be negative, normalization is increasing and commutes with the maximum. Only the
+    largest values, a quarter of all, are then normalized, and only they have a gradient to sum.
     """
     return _batch_norm_max_pool_forward(x, bias, epsilon)[0]
 
@@ -101,43 +103,63 @@ def _batch_norm_max_pool_forward(x, bias, epsilon):
 
 def _batch_norm_max_pool_backward(residuals, cotangents):
     x, largest, pool_gradient, mean, inverse = residuals
-    g = cotangents[0]
+    g, dmean, dvar = cotangents
     count = math.prod(x.shape[:-1])
     total, product = _channel_sums(g, g * largest)
-    tilt = inverse**3 * (product - mean * total) / count
+    tilt = (inverse**3 * (product - mean * total) - 2 * dvar) / count
     (dx,) = pool_gradient(g * _spread(inverse))
-    return dx - (x * _spread(tilt) + _spread(inverse * total / count - mean * tilt)), total, None
+    return dx - (x * _spread(tilt) + _spread((inverse * total - dmean) / count - mean * tilt)), total, None
 
 
 batch_norm_max_pool.defvjp(_batch_norm_max_pool_forward, _batch_norm_max_pool_backward)
 
 
-class BatchNorm(nn.Module):
-    """`nn.BatchNorm` over all but the last axis: same variables, same running averages, fewer passes over memory.
+class BatchNorm(nn.BatchNorm):
+    """`nn.BatchNorm` with fewer passes over memory: same fields, defaults, variables and results.
 
-    With `pool`, which goes without a scale, the 2x2 max pool of it.
+    The fast form is for `[b, h, w, c]` with statistics in float32 over all but the last axis. Every other input, and
+    every field or argument that asks for more (`mask`, `axis_name`, ...), takes Flax's own form.
+
+    Attributes:
+      pool: whether a 2x2 max pool follows.
     """
 
-    use_running_average: bool
-    momentum: float = 0.9
-    epsilon: float = 1e-5
-    use_scale: bool = True
     pool: bool = False
-    dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] to the same, or [B, H // 2, W // 2, C], of type `dtype`; the statistics are taken in float32."""
+    def __call__(
+        self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """Normalizes `x`; [B, H, W, C] to the same, or to [B, H // 2, W // 2, C] with `pool`."""
+        types = x.dtype, self.param_dtype, x.dtype if self.dtype is None else self.dtype
+        if not (
+            x.ndim == 4
+            and 0 not in x.shape
+            and self.axis in (-1, 3)
+            and jnp.result_type(*types, jnp.float32) == jnp.float32
+            and self.axis_name is None
+            and mask is None
+            and self.use_fast_variance
+            and self.force_float32_reductions
+            and not (self.pool and self.use_scale)
+        ):
+            call = inspect.unwrap(nn.BatchNorm.__call__)  # `super().__call__` would be recorded as a second call.
+            y = call(self, x, use_running_average, mask=mask)
+            return max_pool(y) if self.pool else y
+        average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         channels = x.shape[-1:]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        scale = self.param("scale", self.scale_init, channels, self.param_dtype) if self.use_scale else None
+        bias = self.param("bias", self.bias_init, channels, self.param_dtype) if self.use_bias else None
+        dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
         x = x.astype(jnp.float32)
-        scale = self.param("scale", nn.initializers.ones, channels) if self.use_scale else jnp.ones(channels)
-        bias = self.param("bias", nn.initializers.zeros, channels)
-        mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
-        var = self.variable("batch_stats", "var", jnp.ones, channels)
-        if self.use_running_average:
+        scale = jnp.ones(channels, jnp.float32) if scale is None else scale.astype(jnp.float32)
+        bias = jnp.zeros(channels, jnp.float32) if bias is None else bias.astype(jnp.float32)
+        if average:
             slope = scale * lax.rsqrt(var.value + self.epsilon)
             x = max_pool(x) if self.pool else x
-            return (x * _spread(slope) + _spread(bias - mean.value * slope)).astype(self.dtype)
+            return (x * _spread(slope) + _spread(bias - mean.value * slope)).astype(dtype)
         if self.pool:
             y, batch_mean, batch_var = batch_norm_max_pool(x, bias, self.epsilon)
         else:
@@ -145,4 +167,4 @@ class BatchNorm(nn.Module):
         if not self.is_initializing():
             mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
             var.value = self.momentum * var.value + (1 - self.momentum) * batch_var
-        return y.astype(self.dtype)
+        return y.astype(dtype)

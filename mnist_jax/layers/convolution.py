@@ -1,6 +1,5 @@
-"""Convolution at stride 1: GPU and TPU keep XLA's own; on a CPU each shape gets the fastest form that was measured."""
+"""Convolution at stride 1: XLA's own on GPU and TPU; on CPU the fastest form measured for each shape."""
 
-import math
 from functools import partial
 
 import jax
@@ -10,8 +9,8 @@ from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-_CONV_DIMENSIONS = lax.conv_dimension_numbers((1,) * 4, (1,) * 4, _DIMENSIONS)  # the same, as `nn.Conv` says it
-_KERNEL_GRADIENT = ("CHWN", "IHWO", "HWNC")  # a convolution whose batch is the channels, and the other way round
+_CONV_DIMENSIONS = lax.conv_dimension_numbers((1,) * 4, (1,) * 4, _DIMENSIONS)  # as `nn.Conv` passes them
+_KERNEL_GRADIENT = ("CHWN", "IHWO", "HWNC")  # batch and channels change places
 
 
 @jax.jit
@@ -19,10 +18,10 @@ def _identity(x):
     return x
 
 
-def materialise(x):
-    """Keeps XLA:CPU from computing `x` again inside every operation that reads it.
+def materialize(x):
+    """Returns `x`, and keeps XLA:CPU from fusing its computation into every operation that reads it.
 
-    An optimisation barrier goes away before XLA fuses; a call that must not be inlined stays, and costs no copy.
+    XLA removes an optimization barrier before it fuses. It keeps a call that must not be inlined, at no cost.
     """
     with set_xla_metadata(inlineable="false"):
         return _identity(x)
@@ -37,14 +36,15 @@ def _xla_kernel_gradient(x, g, padding):
 
 
 def _spans_image(x, kernel_size, padding):
-    """Whether the kernel fits the image in one place only, so that the convolution is one matrix product."""
+    """Whether kernel and image have the same size, so that the convolution is one matrix product."""
     return not any(map(any, padding)) and kernel_size == x.shape[1:3]
 
 
 def _pair_columns(kernel, left):
-    """The kernel of the same convolution over pairs of columns: `[h, w, i, o] -> [h, pairs, 2 i, 2 o]`.
+    """Rewrites a kernel for images whose columns are merged in pairs: `[h, w, i, o] -> [h, pairs, 2 i, 2 o]`.
 
-    Column b of output pair q reads column a of input pair q + j through tap `2 j + a - b + left`, if there is one.
+    Column b of output pair q reads column a of input pair q + j through tap `2 j + a - b + left`, zero if outside.
+    Returns the kernel, and the padding in pairs on the left and on the right.
     """
     height, width, inputs, outputs = kernel.shape
     first, last = -((left + 1) // 2), (width - left) // 2
@@ -63,7 +63,7 @@ def _pair_columns(kernel, left):
 
 
 def _cpu_conv(x, kernel, padding):
-    """Convolution on CPU; as fast as XLA's own at worst."""
+    """Convolution on CPU."""
     batch, height, width, inputs = x.shape
     outputs = kernel.shape[3]
     (top, bottom), (left, right) = padding
@@ -74,16 +74,16 @@ def _cpu_conv(x, kernel, padding):
     if _spans_image(x, kernel.shape[:2], padding):
         return (x.reshape(batch, -1) @ kernel.reshape(-1, outputs)).reshape(batch, 1, 1, outputs)
     if inputs == 1 and kernel.shape[0] * kernel.shape[1] <= 9:
-        # One channel leaves a matrix product nothing to sum over: multiply shifted images and add.
+        # With one input channel a matrix product would sum over one element: add shifted images instead.
         x = jnp.pad(x[..., 0], ((0, 0), *padding))
         y = sum(
             x[:, i : i + out_height, j : j + out_width, None] * kernel[i : i + 1, j : j + 1]
             for i in range(kernel.shape[0])
             for j in range(kernel.shape[1])
         )
-        return materialise(y)
+        return materialize(y)
     if inputs <= 16 and outputs <= 16 and kernel.shape[1] == 3 and not (width % 2 or out_width % 2 or left % 2):
-        # Narrow layers starve the matrix unit: two columns at a time cost a third more arithmetic, and less time.
+        # Narrow layers underuse the matrix unit. Two columns at a time take a third more arithmetic but less time.
         paired, (before, after) = _pair_columns(kernel, left)
         after -= (width - out_width) // 2
         x = x.reshape(batch, height, width // 2, 2 * inputs)
@@ -93,7 +93,7 @@ def _cpu_conv(x, kernel, padding):
 
 
 def _cpu_kernel_gradient(x, g, padding):
-    """Gradient of `sum(g * conv(x, kernel))` in the kernel, on CPU."""
+    """Gradient of `sum(g * conv(x, kernel))` with respect to the kernel, on CPU."""
     inputs, outputs = x.shape[3], g.shape[3]
     height, width = (n + sum(p) - m + 1 for n, p, m in zip(x.shape[1:3], padding, g.shape[1:3], strict=True))
     if (height, width) == (1, 1) and not any(map(any, padding)):
@@ -104,7 +104,7 @@ def _cpu_kernel_gradient(x, g, padding):
 
 
 def _padding_back(kernel, padding):
-    """The padding of the convolution that the gradient in the input is."""
+    """Padding of the convolution that computes the gradient with respect to the input."""
     return tuple((k - 1 - low, k - 1 - high) for k, (low, high) in zip(kernel.shape[:2], padding, strict=True))
 
 
@@ -116,14 +116,14 @@ def _conv(x, kernel, padding):
 
 
 def _conv_forward(x, kernel, padding):
-    x = lax.platform_dependent(x, cpu=materialise, default=lambda x: x)
+    x = lax.platform_dependent(x, cpu=materialize, default=lambda x: x)
     return _conv(x, kernel, padding), (x, kernel)
 
 
 def _conv_backward(padding, residuals, g):
     def cpu(x, kernel, g):
         size = kernel.shape[:2]
-        g = materialise(g)
+        g = materialize(g)
         if _spans_image(x, size, padding):
             dx = (g.reshape(len(x), -1) @ kernel.reshape(-1, kernel.shape[3]).T).reshape(x.shape)
         else:
@@ -139,7 +139,7 @@ def _conv_backward(padding, residuals, g):
 _conv.defvjp(_conv_forward, _conv_backward)
 
 
-# Depthwise: each channel has a kernel of its own, `[h, w, 1, c]` ------------------------------------------------------
+# Depthwise: one kernel for each channel, `[h, w, 1, c]` ---------------------------------------------------------------
 
 
 def _xla_depthwise(x, kernel, padding):
@@ -149,9 +149,9 @@ def _xla_depthwise(x, kernel, padding):
 
 
 def _shifted_rows(x, kernel_size, padding):
-    """For each tap of a kernel the image as it sees it, `[b, h, w c]`: columns and channels side by side.
+    """The shifted image that each tap of a kernel multiplies, as `[b, h, w * c]`.
 
-    The inner loop is then wide enough for the vector unit, and a tap to the right is c places further on.
+    Merging columns and channels makes the inner loop wide enough for the vector unit.
     """
     channels = x.shape[3]
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
@@ -165,18 +165,18 @@ def _shifted_rows(x, kernel_size, padding):
 
 
 def _cpu_depthwise(x, kernel, padding):
-    """Shifted images times their taps, added up: one pass over `x`."""
+    """Sum of shifted images times taps, in one pass over `x`."""
     rows = _shifted_rows(x, kernel.shape[:2], padding)
     batch, height, across = rows[0].shape
-    # Materialised, or their places are worked out again for every element, which takes longer than the products.
-    taps = materialise(jnp.tile(kernel.reshape(len(rows), 1, 1, -1), across // x.shape[3]))
-    return materialise(sum(row * tap for row, tap in zip(rows, taps, strict=True))).reshape(
+    # Materialize: XLA would otherwise recompute the tiling index for every element.
+    taps = materialize(jnp.tile(kernel.reshape(len(rows), 1, 1, -1), across // x.shape[3]))
+    return materialize(sum(row * tap for row, tap in zip(rows, taps, strict=True))).reshape(
         batch, height, -1, x.shape[3]
     )
 
 
 def _cpu_depthwise_kernel_gradient(x, g, padding):
-    """Rows first, two taps in a pass: of more sums at once the compiler vectorises only some widths."""
+    """Sums over rows first, two taps in a pass: with more sums at once XLA vectorizes only some widths."""
     kernel_size = tuple(n + sum(p) - m + 1 for n, p, m in zip(x.shape[1:3], padding, g.shape[1:3], strict=True))
     rows, (batch, height, width, channels) = _shifted_rows(x, kernel_size, padding), g.shape
     g = g.reshape(batch, height, -1)
@@ -186,7 +186,7 @@ def _cpu_depthwise_kernel_gradient(x, g, padding):
 
     sums = []
     for pair in (rows[i : i + 2] for i in range(0, len(rows), 2)):
-        sums += map(materialise, lax.reduce([row * g for row in pair], [jnp.zeros((), g.dtype)] * len(pair), add, (1,)))
+        sums += map(materialize, lax.reduce([row * g for row in pair], [jnp.zeros((), g.dtype)] * len(pair), add, (1,)))
     return jnp.stack([one.sum(0).reshape(width, channels).sum(0) for one in sums]).reshape(*kernel_size, 1, channels)
 
 
@@ -198,13 +198,13 @@ def _depthwise(x, kernel, padding):
 
 
 def _depthwise_forward(x, kernel, padding):
-    x = lax.platform_dependent(x, cpu=materialise, default=lambda x: x)
+    x = lax.platform_dependent(x, cpu=materialize, default=lambda x: x)
     return _depthwise(x, kernel, padding), (x, kernel)
 
 
 def _depthwise_backward(padding, residuals, g):
     def cpu(x, kernel, g):
-        g = materialise(g)
+        g = materialize(g)
         back = _padding_back(kernel, padding)
         return _cpu_depthwise(g, kernel[::-1, ::-1], back), _cpu_depthwise_kernel_gradient(x, g, padding)
 
@@ -217,15 +217,48 @@ def _depthwise_backward(padding, residuals, g):
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
-def conv_general_dilated(lhs, rhs, window_strides, padding, **options):
-    """`lax.conv_general_dilated` for `nn.Conv`: fast at stride 1 undilated, dense or depthwise, else XLA's own."""
-    groups = options.get("feature_group_count", 1)
-    others = [options.get(name) or 1 for name in ("lhs_dilation", "rhs_dilation")]
-    plain = all(math.prod(np.atleast_1d(one)) == 1 for one in (window_strides, *others))
-    known = options.get("dimension_numbers", _DIMENSIONS) in (_DIMENSIONS, _CONV_DIMENSIONS)
-    depthwise = groups == lhs.shape[3] == rhs.shape[3] and groups > 1
-    if not (plain and known and (groups == 1 or depthwise)):
-        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+def _fast_padding(
+    x,
+    kernel,
+    strides,
+    padding,
+    lhs_dilation=None,
+    rhs_dilation=None,
+    dimension_numbers=None,
+    feature_group_count=1,
+    **others,
+):
+    """The padding as pairs, or None for a convolution that is left to XLA's own form."""
+    if not (
+        x.ndim == kernel.ndim == 4
+        and dimension_numbers in (_DIMENSIONS, _CONV_DIMENSIONS)
+        and all(one is None or np.array_equal(one, (1, 1)) for one in (strides, lhs_dilation, rhs_dilation))
+        and all(other is None for other in others.values())  # `precision`, for instance.
+        and (feature_group_count == 1 or feature_group_count == x.shape[3] == kernel.shape[3])
+        and x.shape[3] == kernel.shape[2] * feature_group_count
+        and x.dtype == kernel.dtype
+        and jnp.issubdtype(x.dtype, jnp.floating)
+        and 0 not in x.shape + kernel.shape
+        and all(isinstance(n, int) for n in x.shape[1:])  # An exported program may have symbolic sizes.
+    ):
+        return None
+    size, window = x.shape[1:3], kernel.shape[:2]
     if isinstance(padding, str):
-        padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], (1, 1), padding)
-    return (_depthwise if depthwise else _conv)(lhs, rhs, tuple(map(tuple, padding)))
+        padding = lax.padtype_to_pads(size, window, (1, 1), padding)
+    if np.shape(padding) != (2, 2):
+        return None
+    pairs = tuple(map(tuple, padding))
+    fits = (max(pair) < k <= n + sum(pair) for n, k, pair in zip(size, window, pairs, strict=True))
+    return pairs if min(map(min, pairs)) >= 0 and all(fits) else None
+
+
+def conv_general_dilated(lhs, rhs, window_strides, padding, **options):
+    """`lax.conv_general_dilated`, for `nn.Conv(conv_general_dilated=...)`; takes the same arguments.
+
+    2-D convolutions with stride 1 and no dilation, dense or depthwise, padded by less than the kernel's size, have a
+    fast form. All others are XLA's own, as are those with a `precision` or a `preferred_element_type`.
+    """
+    padding_pairs = _fast_padding(lhs, rhs, window_strides, padding, **options)
+    if padding_pairs is None:
+        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+    return (_conv if options.get("feature_group_count", 1) == 1 else _depthwise)(lhs, rhs, padding_pairs)

@@ -1,4 +1,4 @@
-"""Dropout by a hash of places, cheap enough to be drawn again in the backward pass."""
+"""Dropout whose mask is a hash of positions, cheap enough to be computed again in the backward pass."""
 
 import math
 from functools import partial
@@ -8,55 +8,64 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mnist_jax.layers.convolution import materialise
+from mnist_jax.errors import InputError
+from mnist_jax.layers.convolution import materialize
 
 
 def _mix(h):
-    """A bijection of 32-bit words in which every input bit flips every output bit about half the time (lowbias32)."""
+    """Permutes 32-bit words so that each input bit flips each output bit about half the time (lowbias32)."""
     h = (h ^ (h >> 16)) * jnp.uint32(0x21F0AAAD)
     h = (h ^ (h >> 15)) * jnp.uint32(0x735A2D97)
     return h ^ (h >> 15)
 
 
 def keep_mask(key, rate, shape):
-    """True with probability `1 - rate`, independently in each place. The key is consumed.
+    """Boolean array, True with probability `1 - rate`, independently at each position. The key is consumed.
 
-    Each place hashes its own number with the key: a few integer operations that fuse into whatever uses the mask, so
-    that the backward pass draws it again rather than reading it from memory.
+    Each position hashes its own number with the key. These few integer operations fuse into the reader of the mask,
+    so that the backward pass computes it again rather than loading it from memory.
     """
     data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
-    place = lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
-    bits = _mix(place * jnp.uint32(0x9E3779B9) + data[0] ^ data[-1])
-    return bits >= jnp.uint32(round(rate * 2**32))
+    position = lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
+    bits = _mix(position * jnp.uint32(0x9E3779B9) + data[0] ^ data[-1])
+    return bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def dropout(x, key, rate):
-    """Zero with probability `rate`, else `x / (1 - rate)`. The key is consumed."""
-    return jnp.where(keep_mask(key, rate, x.shape), x * (1 / (1 - rate)), 0)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def dropout(x, key, rate, broadcast_dims=()):
+    """Zero with probability `rate`, below 1, else `x / (1 - rate)`. The key is consumed.
+
+    All positions along `broadcast_dims` share one draw.
+    """
+    shape = list(x.shape)
+    for dim in broadcast_dims:
+        shape[dim] = 1
+    return jnp.where(keep_mask(key, rate, shape), x * (1 / (1 - rate)), 0)
 
 
-def _dropout_forward(x, key, rate):
-    return dropout(x, key, rate), key
+def _dropout_forward(x, key, rate, broadcast_dims):
+    return dropout(x, key, rate, broadcast_dims), key
 
 
-def _dropout_backward(rate, key, g):
-    dx = dropout(g, key, rate)
-    return lax.platform_dependent(dx, cpu=materialise, default=lambda x: x), None
+def _dropout_backward(rate, broadcast_dims, key, g):
+    dx = dropout(g, key, rate, broadcast_dims)
+    return lax.platform_dependent(dx, cpu=materialize, default=lambda x: x), None
 
 
 dropout.defvjp(_dropout_forward, _dropout_backward)
 
 
-class Dropout(nn.Module):
-    """`nn.Dropout` with cheap bits: zero with probability `rate`, else `x / (1 - rate)`; stream `dropout`."""
-
-    rate: float
-    deterministic: bool
+class Dropout(nn.Dropout):
+    """`nn.Dropout` with cheaper random bits, and so another mask: same fields and arguments."""
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Floating point of any shape to the same."""
-        if self.deterministic or self.rate == 0:
-            return x
-        return dropout(x, self.make_rng("dropout"), self.rate)
+    def __call__(self, inputs: jax.Array, deterministic: bool | None = None, rng: jax.Array | None = None) -> jax.Array:
+        """Floating point of any shape to the same. Raises InputError for a rate outside [0, 1]."""
+        if not 0 <= self.rate <= 1:
+            raise InputError(f"dropout rate {self.rate} is not a probability; choose one in [0, 1]")
+        if nn.merge_param("deterministic", self.deterministic, deterministic) or self.rate == 0:
+            return inputs
+        if self.rate == 1:
+            return jnp.zeros_like(inputs)
+        key = self.make_rng(self.rng_collection) if rng is None else rng
+        return dropout(inputs, key, float(self.rate), tuple(self.broadcast_dims))

@@ -1,4 +1,4 @@
-"""2x2 max pooling, and ReLU: each with a gradient that suits the platform."""
+"""2x2 max pooling and ReLU, each with a gradient for each platform."""
 
 import flax.linen as nn
 import jax
@@ -7,17 +7,21 @@ from jax import lax
 
 
 def flax_max_pool(x):
-    """The 2x2 max pool as Flax has it, a window search."""
+    """2x2 max pool by `nn.max_pool`, a window search."""
     return nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
 
 
-@jax.custom_vjp
 def max_pool(x):
-    """Largest value of every 2x2 window. `[b, h, w, c] -> [b, h // 2, w // 2, c]`; an odd edge is dropped.
+    """`nn.max_pool(x, (2, 2), (2, 2))`: `[..., h, w, c] -> [..., h // 2, w // 2, c]`; an odd edge is dropped.
 
-    On a CPU a maximum of four strided views. The gradient goes to the first largest value of a window, rows before
-    columns, as `nn.max_pool` does it.
+    The gradient goes to the first of equal largest values, rows before columns, as Flax's does. On CPU, four
+    dimensions have a fast form: the maximum of four strided views.
     """
+    return _max_pool(x) if x.ndim == 4 else flax_max_pool(x)
+
+
+@jax.custom_vjp
+def _max_pool(x):
     return lax.platform_dependent(x, cpu=_cpu_max_pool, default=flax_max_pool)
 
 
@@ -38,7 +42,7 @@ def _max_pool_forward(x):
     first = jnp.where(jnp.maximum(a, b) >= jnp.maximum(c, d), jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3)).astype(
         jnp.int8
     )
-    return max_pool(x), (first, x)  # Of these, a platform keeps what its gradient reads.
+    return _max_pool(x), (first, x)  # Each platform keeps what its gradient reads.
 
 
 def _cpu_max_pool_gradient(first, x, g):
@@ -58,7 +62,7 @@ def _max_pool_backward(residuals, g):
     return (lax.platform_dependent(*residuals, g, cpu=_cpu_max_pool_gradient, default=default),)
 
 
-max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 @jax.custom_vjp
@@ -74,7 +78,7 @@ def _relu_forward(x):
 
 def _relu_backward(y, g):
     def tpu(y, g):
-        # Where y is compared with 0, the compiler packs the outcome into bits, and takes longer than it saves.
+        # Not a comparison with 0: the compiler would pack its result into bits, which takes longer than it saves.
         return g * jnp.sign(y)
 
     return (lax.platform_dependent(y, g, tpu=tpu, default=lambda y, g: jnp.where(y > 0, g, jnp.zeros_like(g))),)
