@@ -15,7 +15,8 @@ import jax
 import pytest
 from conftest import PREPARED, ROOT, run_script
 
-from mnist_jax import Config, InputError, cli
+from mnist_jax import Config, InputError
+from mnist_jax.cli import flags
 from mnist_jax.runs import checkpoints, directory
 
 TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py"), "--no-report"]  # Where a process is the point.
@@ -220,7 +221,7 @@ def test_the_environment_changes_nothing(environment, uninterrupted, tmp_path, o
 class Options:
     """As the scripts have it."""
 
-    config: cli.tyro.conf.OmitArgPrefixes[Config]
+    config: flags.tyro.conf.OmitArgPrefixes[Config]
 
 
 NUMERIC = [field.name for field in dataclasses.fields(Config) if field.type in (int, float)]
@@ -232,10 +233,10 @@ def test_every_number_is_accepted_or_refused_by_name(name, value):
     flag = "--" + name.replace("_", "-")
     may_be_zero = name not in ("epochs", "batch_size", "eval_batch_size", "learning_rate", "low_resolution")
     if value == "0" and may_be_zero:
-        assert getattr(cli.parse(Options, [flag, value]).config, name) == 0
+        assert getattr(flags.parse(Options, [flag, value], "train").config, name) == 0
         return
     with pytest.raises(InputError) as error:
-        cli.parse(Options, [flag, value])
+        flags.parse(Options, [flag, value], "train")
     message = str(error.value)
     assert flag in message or name.replace("_", " ") in message
     assert "\n" not in message

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mnist_jax.errors import InputError
-from mnist_jax.models import Network, abstract_variables, create_model
+from mnist_jax.models import ARCHS, Network, abstract_variables, create_model
 
 FORMAT = 1
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
@@ -42,7 +42,7 @@ def load_weights(path: Path, arch: str, model: Network) -> dict[str, Any]:
         raise InputError(f"weights {str(path)!r} cannot be read ({error}); name a finished run") from error
     if metadata.get("format") != FORMAT:
         raise InputError(
-            f"weights {str(path)!r} have format {metadata.get('format')}; expected {FORMAT}, as scripts/train.py writes"
+            f"weights {str(path)!r} have format {metadata.get('format')}; expected {FORMAT}, as a run writes"
         )
     if metadata.get("arch") != arch:
         raise InputError(f"weights {str(path)!r} are of network {metadata.get('arch')!r}; expected {arch!r}")
@@ -64,9 +64,11 @@ def load_weights(path: Path, arch: str, model: Network) -> dict[str, Any]:
 def load_pretrained(arch: str) -> tuple[Network, dict[str, Any]]:
     """A network and its trained variables, as shipped: the `default` recipe's seed 1, a seed fixed beforehand.
 
-    `model.apply(variables, standardise(images), train=False)` are the logits. Raises InputError if `arch` is not in
-    `ARCHS`, or the file in the package is damaged.
+    `model.apply(variables, standardise(images), train=False)` are the logits. Raises InputError if no weights of `arch`
+    are shipped, or the file in the package is damaged.
     """
+    if arch not in (shipped := [name for name in ARCHS if (PRETRAINED / f"{name}.safetensors").exists()]):
+        raise InputError(f"no weights of arch {arch!r} are shipped; choose from {', '.join(shipped)}")
     model = create_model(arch)
     return model, load_weights(PRETRAINED / f"{arch}.safetensors", arch, model)
 
@@ -86,7 +88,14 @@ def _describe(array: Any) -> str:
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Has `write` write beside `path`, and renames: a reader sees the old file or the new one, never a part."""
+    """Has `write` write beside `path`, and renames: a reader sees the old file or the new one, never a part.
+
+    The file has the mode that the umask gives, whatever mode `write` gives its own (safetensors: 0600).
+    """
     temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.touch()
+    mode = temporary.stat().st_mode
     write(temporary)
+    temporary.chmod(mode)
     temporary.replace(path)
