@@ -3,6 +3,8 @@
 import ast
 import dataclasses
 import json
+import logging
+import os
 import random
 import re
 import shutil
@@ -13,11 +15,12 @@ import time
 
 import jax
 import pytest
-from conftest import PREPARED, ROOT, run_script
+from conftest import PREPARED, ROOT, part, run_script
 
-from mnist_jax import Config, InputError
+from mnist_jax import Config, InputError, StorageError, make_config, save_weights
 from mnist_jax.cli import flags
 from mnist_jax.runs import checkpoints, directory
+from mnist_jax.runs.session import session
 
 TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py"), "--no-report"]  # Where a process is the point.
 # A constant rate, so that more epochs may follow; 30 steps an epoch.
@@ -31,7 +34,7 @@ def train(*args):
 
 def begin(environment, *args):
     return subprocess.Popen(
-        [*TRAIN, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [*TRAIN, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
     )
 
 
@@ -189,6 +192,57 @@ def test_damage_is_said_aloud_and_mended(uninterrupted, run_dir):
     assert f"warning: checkpoint {run_dir / 'checkpoints' / '90'} is damaged: " in out
     assert f"resuming {run_dir} after step 60" in out
     assert outcome(run_dir) == uninterrupted
+
+
+def test_only_its_hashes_condemn_a_checkpoint(run_dir, monkeypatch):
+    """An error while an intact one is read is said in one line; nothing is renamed."""
+
+    def fail(*_):
+        raise RuntimeError("too little\nmemory")
+
+    before = sorted((run_dir / "checkpoints").iterdir())
+    monkeypatch.setattr(checkpoints, "_read_checkpoint", fail)
+    status, out, err = train("--resume", run_dir)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "checkpoints/90 cannot be read (RuntimeError: too little memory)" in err
+    assert sorted((run_dir / "checkpoints").iterdir()) == before
+
+
+def test_a_save_that_failed_leaves_logging_as_it_was(run_dir, monkeypatch):
+    config = directory.load_config(run_dir)
+    progress = checkpoints.resume(run_dir, config, 300).progress
+    monkeypatch.setattr(checkpoints, "_hashes", {}.pop)  # Raises KeyError.
+    logging.disable(logging.DEBUG)
+    (run_dir / "checkpoints" / "90.sha256").unlink()
+    hook = sys.unraisablehook
+    with pytest.raises(StorageError, match="--resume"):
+        checkpoints.save_checkpoint(run_dir, config, progress, 300)
+    assert (logging.root.manager.disable, sys.unraisablehook) == (logging.DEBUG, hook)
+    logging.disable(logging.NOTSET)
+
+
+def test_a_session_by_itself(monkeypatch, mnist, tmp_path):
+    """It locks the run, times the saving of the weights too, and gives files the mode of the umask."""
+
+    def slowly(*args):
+        time.sleep(0.2)
+        save_weights(*args)
+
+    monkeypatch.setattr(directory, "save_weights", slowly)
+    config = make_config("reference", arch="gap", epochs=2, batch_size=100, run_dir=str(tmp_path / "run"))
+    told, before = [], os.umask(0o027)
+    with session(config, 300) as run:
+        with pytest.raises(InputError, match="is being written by"), directory.lock(run.run_dir):
+            pass
+        _, history = run.fit(part(mnist, 300, 100), tell=told.append)
+        summary, page = run.finish(history[-1]._asdict())
+    os.umask(before)
+    assert told == history == directory.load_epochs(run.run_dir)
+    assert summary["seconds_of"]["saving"] >= 0.2
+    assert (json.loads((run.run_dir / "summary.json").read_text()), page) == (summary, None)
+    files = [path for path in run.run_dir.glob("[a-z]*") if path.is_file()]
+    assert {path.name: path.stat().st_mode & 0o777 for path in files} == {path.name: 0o640 for path in files}
+    assert len(files) == 4
 
 
 def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path):
