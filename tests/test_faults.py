@@ -234,8 +234,8 @@ def test_a_session_by_itself(monkeypatch, mnist, tmp_path):
     with session(config, 300) as run:
         with pytest.raises(InputError, match="is being written by"), directory.lock(run.run_dir):
             pass
-        _, history = run.fit(part(mnist, 300, 100), tell=told.append)
-        summary, page = run.finish(history[-1]._asdict())
+        state, history = run.fit(part(mnist, 300, 100), tell=told.append)
+        summary, page = run.finish(state.variables, history[-1]._asdict())
     os.umask(before)
     assert told == history == directory.load_epochs(run.run_dir)
     assert summary["seconds_of"]["saving"] >= 0.2

@@ -79,7 +79,7 @@ def main(options: Options) -> int:
     mnist = data.load_mnist(config.data_source, config.data_dir)
     if config.held_out:
         mnist = data.hold_out(mnist, config.held_out)
-    scored, num_examples = "held-out" if config.held_out else "test", len(mnist.train.labels)
+    num_examples = len(mnist.train.labels)
     steps = training.steps_per_epoch(num_examples, config.batch_size)
 
     console = Console(highlight=False, soft_wrap=True, quiet=not devices.is_writer())
@@ -109,7 +109,7 @@ def main(options: Options) -> int:
                     mnist,
                     mesh=mesh,
                     on_step=show,
-                    tell=lambda metrics: console.print(analysis.epoch_line(metrics, config.epochs, scored)),
+                    tell=lambda metrics: console.print(analysis.epoch_line(metrics, config.epochs, run.scored_on)),
                     tensorboard=options.tensorboard,
                 )
         except training.Stopped:
@@ -117,7 +117,7 @@ def main(options: Options) -> int:
             console.print(called("train", "--resume", run.run_dir))
             return run.status
 
-        conditions = analysis.objective(state.params, config.epochs, history[-1].test_accuracy, scored)
+        conditions = analysis.objective(state.params, config.epochs, history[-1].test_accuracy, run.scored_on)
         met = all(condition.met for condition in conditions)
         verdict = {"objective": [condition._asdict() for condition in conditions], "objective_met": met}
         write = None
@@ -125,7 +125,7 @@ def main(options: Options) -> int:
             from mnist_jax.pages.report import write_report
 
             write = partial(write_report, scored=mnist.test)
-        summary, page = run.finish(history[-1]._asdict() | verdict, write)
+        summary, page = run.finish(state.variables, history[-1]._asdict() | verdict, write)
     columns = ("condition", "value", "asked for", "")
     table = Table(*columns, title=f"objective {'met' if met else 'not met'}", box=box.SIMPLE_HEAD)
     for condition in conditions:

@@ -1,6 +1,7 @@
 """A run with a life: `with session(config, ...) as run: run.fit(data); run.finish(summary)`."""
 
 import contextlib
+import dataclasses
 import itertools
 import shlex
 import signal
@@ -51,37 +52,41 @@ class Clock:
         return {"seconds": sum(parts.values()), "seconds_of": parts}
 
 
+@dataclasses.dataclass
 class Session:
-    """A run that is being written: see `session`, which makes it.
+    """A run that is being written; `session` makes it.
 
     Attributes:
       config: every setting of the run.
-      run_dir: where it is written.
-      progress: where it goes on from; None for the very start.
-      damaged: a line for each damaged checkpoint that was passed over.
+      num_examples: how many training images it has.
+      run_dir: its directory.
+      keep: how many checkpoints stay.
+      checkpoint_every: epochs from one checkpoint to the next; the last epoch always has one.
       clock: where the seconds go; `fit` and `finish` end the parts `data`, `training`, `saving` and `report`.
-      background: a thread that saves, and has time for other work before the first epoch ends.
+      progress: where the run goes on from; None for the very start.
+      damaged: a line for each damaged checkpoint that was passed over.
       received: the signals that came during `fit`.
+      background: the thread that saves; free for other work until the first epoch ends.
     """
 
-    def __init__(self, config: Config, run_dir: Path, num_examples: int, clock: Clock, keep: int, every: int) -> None:
-        """As `session`, in a directory that is there and locked."""
-        self.config, self.run_dir, self.clock = config, run_dir, clock
-        self.progress: Progress | None = None
-        self.damaged: tuple[str, ...] = ()
-        self.background = ThreadPoolExecutor(1)
-        self.received: list[int] = []
-        self._num_examples, self._keep, self._every = num_examples, keep, every
-        self._variables: dict[str, Any] = {}
-        self._scored = "held-out" if config.held_out else "test"
+    config: Config
+    num_examples: int
+    run_dir: Path
+    keep: int = 3
+    checkpoint_every: int = 1
+    clock: Clock = dataclasses.field(default_factory=Clock)
+    progress: Progress | None = None
+    damaged: tuple[str, ...] = ()
+    received: list[int] = dataclasses.field(default_factory=list)
+    background: ThreadPoolExecutor = dataclasses.field(default_factory=lambda: ThreadPoolExecutor(1))
 
-    def resume(self) -> None:
+    def _resume(self) -> None:
         """Goes on from the newest intact checkpoint; every process of the run has to call it."""
         if devices.is_writer():
-            self.progress, self.damaged = checkpoints.resume(self.run_dir, self.config, self._num_examples)
+            self.progress, self.damaged = checkpoints.resume(self.run_dir, self.config, self.num_examples)
             directory.save_config(self.run_dir, self.config)
             directory.save_epochs(self.run_dir, self.progress.history if self.progress else ())
-        self.progress = checkpoints.share(self.progress, self.config, self._num_examples)
+        self.progress = checkpoints.share(self.progress, self.config, self.num_examples)
 
     def fit(
         self, data: Mnist, *, tell: Callable[[EpochMetrics], None], tensorboard: bool = False, **options: Any
@@ -105,7 +110,10 @@ class Session:
 
             def finish(progress: Progress) -> None:
                 metrics = progress.history[-1]
-                self._save(progress, checkpoint=not metrics.epoch % self._every or metrics.epoch == self.config.epochs)
+                self._save(
+                    progress,
+                    checkpoint=not metrics.epoch % self.checkpoint_every or metrics.epoch == self.config.epochs,
+                )
                 if events:
                     self._write_events(events, metrics)
                 tell(metrics)
@@ -139,21 +147,19 @@ class Session:
                     f"another process is lost; start all of them again with --resume {shlex.quote(str(self.run_dir))} "
                     "to go on from the last epoch"
                 ) from error
-        self._variables = state.variables
         return state, history
 
     def finish(
-        self, summary: dict[str, Any], write_report: Callable[[Path], Path] | None = None
+        self, variables: dict[str, Any], summary: dict[str, Any], write_report: Callable[[Path], Path] | None = None
     ) -> tuple[dict[str, Any], Path | None]:
-        """Writes the weights and summary.json, then a report, for which `write_report(run_dir)` returns its page.
+        """Writes the final weights and summary.json, then a report: `write_report(run_dir)` returns its page.
 
-        Returns:
-          The summary as it was written last, with the seconds, and the page, if any.
+        Returns the summary as it was written last, with environment and seconds, and the page, if any.
         """
         page, write = None, devices.is_writer()
-        summary = {**summary, "scored_on": self._scored, "environment": environment()}
+        summary = {**summary, "scored_on": self.scored_on, "environment": environment()}
         if write:
-            directory.save_variables(self.run_dir, self.config, self._variables)
+            directory.save_variables(self.run_dir, self.config, variables)
         self.clock.end("saving")
         summary |= self.clock.seconds()
         if write:
@@ -166,6 +172,11 @@ class Session:
         return summary, page
 
     @property
+    def scored_on(self) -> str:
+        """Which images are scored: "test" or "held-out"."""
+        return "held-out" if self.config.held_out else "test"
+
+    @property
     def status(self) -> int:
         """The exit status of a process that was stopped: 128 and the signal."""
         return 128 + (self.received[0] if self.received else signal.SIGTERM)  # Another process was told to.
@@ -173,7 +184,7 @@ class Session:
     def _save(self, progress: Progress, checkpoint: bool = True) -> None:
         if devices.is_writer():
             if checkpoint:
-                checkpoints.save_checkpoint(self.run_dir, self.config, progress, self._num_examples, self._keep)
+                checkpoints.save_checkpoint(self.run_dir, self.config, progress, self.num_examples, self.keep)
             directory.save_epochs(self.run_dir, progress.history)
 
     def _event_writer(self) -> Any:
@@ -186,46 +197,35 @@ class Session:
 
     def _write_events(self, events: Any, metrics: EpochMetrics) -> None:
         """Writes losses and accuracies of an epoch, and the learning rate of its last step."""
-        steps = training.steps_per_epoch(self._num_examples, self.config.batch_size)
+        steps = training.steps_per_epoch(self.num_examples, self.config.batch_size)
         rate = make_schedule(self.config, steps * self.config.epochs)(steps * metrics.epoch - 1)
         with directory.storing(self.run_dir):
             for figure, name in itertools.product(("loss", "accuracy"), ("train", "test")):
-                told = self._scored if name == "test" else name
+                told = self.scored_on if name == "test" else name
                 events.add_scalar(f"{figure}/{told}", getattr(metrics, f"{name}_{figure}"), metrics.epoch)
             events.add_scalar("learning_rate", float(rate), metrics.epoch)
             events.flush()
 
 
 @contextlib.contextmanager
-def session(
-    config: Config,
-    num_examples: int,
-    *,
-    resume: Path | None = None,
-    clock: Clock | None = None,
-    keep: int = 3,
-    checkpoint_every: int = 1,
-) -> Iterator[Session]:
+def session(config: Config, num_examples: int, *, resume: Path | None = None, **options: Any) -> Iterator[Session]:
     """A run on disk, from its directory to its summary; no other process can write to it meanwhile.
 
     Args:
       config: every setting; `config.run_dir` is where to write, by default runs/TIME-ARCH-RECIPE.
       num_examples: how many training images it has.
       resume: in place of a new run, the directory of one to go on with.
-      clock: where the seconds go; begun earlier, it counts more of them.
-      keep: how many checkpoints stay.
-      checkpoint_every: epochs from one checkpoint to the next; the last epoch always has one.
+      options: `keep`, `checkpoint_every` and `clock` of the `Session`.
 
     Raises InputError if the directory holds a run already, cannot be written, is in use, or as `checkpoints.resume`.
     """
-    run_dir = resume or (Path(config.run_dir) if config.run_dir else _new_run_dir(config))
+    run = Session(config, num_examples, resume or Path(config.run_dir or _new_run_dir(config)), **options)
     writer = devices.is_writer()
     if writer and not resume:
-        directory.create_run(run_dir, config)
-    with directory.lock(run_dir) if writer else contextlib.nullcontext():
-        run = Session(config, run_dir, num_examples, clock or Clock(), keep, checkpoint_every)
+        directory.create_run(run.run_dir, config)
+    with directory.lock(run.run_dir) if writer else contextlib.nullcontext():
         if resume:
-            run.resume()
+            run._resume()
         yield run
 
 
