@@ -1,17 +1,13 @@
-"""How XLA compiles and a process allocates, what a Ctrl-C does: what a training takes beside its program."""
+"""How XLA compiles and a process allocates: what speed takes beside the program itself."""
 
-import contextlib
 import ctypes
-import faulthandler
 import importlib.metadata
 import os
 import platform
 import re
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -146,39 +142,6 @@ def use_compilation_cache() -> Path | None:
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     return directory
-
-
-def leave(number: int, frame: Any) -> None:
-    """A signal handler that does nothing: whoever installs it hears of the signal in another way."""
-
-
-@contextlib.contextmanager
-def interrupts() -> Iterator[Callable[[], bool]]:
-    """Says, in place of raising KeyboardInterrupt, whether there was a Ctrl-C; a second one does what it did before.
-
-    Only on the main thread, and where SIGINT is neither ignored nor handled by `leave`; else it always says no.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is leave or not callable(before):
-        yield lambda: False
-        return
-    if not faulthandler.is_enabled():
-        # It gives handlers a stack of their own. On that of the main thread, in the midst of XLA's matrix kernels, they
-        # corrupted the heap: on one core, 8 signals of 40 ended in a crash, and with it none of 80.
-        with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):
-            faulthandler.enable(sys.__stderr__)
-    received: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        if received:
-            before(number, frame)
-        received.append(number)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: bool(received)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @cache

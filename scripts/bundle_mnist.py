@@ -1,11 +1,12 @@
 """Writes the arrays shipped in the package from a prepared TFDS directory."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from mnist_jax import cli
+from mnist_jax.cli import run
 from mnist_jax.data import BUNDLED, load_mnist
 
 
@@ -36,4 +37,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, Options)
+    run(main, Options, sys.argv[1:], "bundle-mnist")

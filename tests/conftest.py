@@ -12,10 +12,14 @@ import jax
 import optax
 import pytest
 
-from mnist_jax import EpochMetrics, Setup, Split, Trained, init_state, load_dataset, make_config
-from mnist_jax.lab.analysis import objective
-from mnist_jax.runs import directory
-from mnist_jax.runtime import use_compilation_cache
+os.environ["MNIST_JAX_LEAVE_PROCESS"] = "1"  # Else importing the package would have the user's cache.
+
+from mnist_jax import EpochMetrics, Setup, Split, Trained, cli, init_state, load_dataset, make_config  # noqa: E402
+from mnist_jax.lab.analysis import objective  # noqa: E402
+from mnist_jax.runs import directory  # noqa: E402
+from mnist_jax.runtime import use_compilation_cache  # noqa: E402
+
+del os.environ["MNIST_JAX_LEAVE_PROCESS"]
 
 if sys.platform == "linux" and "PYTEST_XDIST_WORKER" in os.environ:  # A core for each, and no waiting for threads.
     cores = sorted(os.sched_getaffinity(0))
@@ -85,7 +89,8 @@ def finished_run(run_dir, variables, accuracies, **settings):
     }
     directory.create_run(run_dir, config)
     directory.save_epochs(run_dir, history)
-    directory.save_result(run_dir, config, variables, summary)
+    directory.save_trained(run_dir, trained)
+    directory.save_summary(run_dir, summary)
     return run_dir
 
 
@@ -96,20 +101,30 @@ def environment(tmp_path_factory):
     if "PYTEST_XDIST_WORKER" in os.environ:
         directory = directory.parent
     os.environ["XDG_CACHE_HOME"] = str(directory / "cache")
+    os.environ.pop("UV", None)  # It says that a script was called by `uv run`; these are not, though pytest may be.
     use_compilation_cache()
     return dict(os.environ)
 
 
 def run_script(name, *args, encoding="utf-8"):
     """Runs a script in this process: (exit status, standard output, standard error)."""
+    with mock.patch.object(sys, "argv", [name, *map(str, args)]):
+        return finished(lambda: runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__"), encoding)
+
+
+def run_command(*args):
+    """Runs `mnist-jax` in this process, as `run_script`."""
+    return finished(lambda: cli.main([*map(str, args)]))
+
+
+def finished(call, encoding="utf-8"):
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) for _ in range(2))
     with (
-        mock.patch.object(sys, "argv", [name, *map(str, args)]),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         pytest.raises(SystemExit) as stop,
     ):
-        runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+        call()
     return stop.value.code or 0, *(stream.buffer.getvalue().decode(encoding) for stream in (out, err))
 
 

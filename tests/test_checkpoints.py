@@ -10,7 +10,7 @@ from conftest import part
 
 from mnist_jax import InputError, Stopped, StorageError, fit, load_run, make_config
 from mnist_jax.runs.checkpoints import resume, save_checkpoint
-from mnist_jax.runs.directory import create_run, load_config, lock, save_epochs, save_result
+from mnist_jax.runs.directory import create_run, load_config, lock, save_epochs, save_variables
 from mnist_jax.training import Progress
 
 CONFIG = make_config("reference", arch="gap", epochs=3, batch_size=100, average_decay=0.9, optimizer="adamw")
@@ -204,6 +204,6 @@ def test_what_cannot_be_written_says_so_and_harms_nothing(run, monkeypatch):
         save_epochs(run_dir, seen[0].history)
     assert (run_dir / "metrics.jsonl").read_bytes() == before
     with pytest.raises(StorageError, match=r"cannot write to run dir .*--resume"):
-        save_result(run_dir, CONFIG, seen[0].state.variables, {"a": 1})
+        save_variables(run_dir, CONFIG, seen[0].state.variables)
     monkeypatch.undo()
     same(resume(run_dir, CONFIG, 500).progress, seen[-1])

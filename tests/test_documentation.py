@@ -113,6 +113,7 @@ def test_commands_work_in_their_order(script, mnist, monkeypatch, tmp_path):
         name = Path(command[start]).name
         arguments = [part.replace("RUN_DIR", ran or "") for part in command[start + 1 :]]
         arguments = [str(PREPARED) if part == "DIR" else part for part in arguments]
+        monkeypatch.chdir(ROOT if "--table" in arguments else tmp_path)
         status, out, err = script(name, *arguments, *([] if "--resume" in arguments else shorter.get(name, [])))
         if name in ("time_to_target.py", "estimate_tpu.py") and status == 2:
             assert "is not installed" in err

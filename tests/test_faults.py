@@ -3,6 +3,8 @@
 import ast
 import dataclasses
 import json
+import logging
+import os
 import random
 import re
 import shutil
@@ -13,10 +15,12 @@ import time
 
 import jax
 import pytest
-from conftest import PREPARED, ROOT, run_script
+from conftest import PREPARED, ROOT, part, run_script
 
-from mnist_jax import Config, InputError, cli
+from mnist_jax import Config, InputError, StorageError, make_config, save_weights
+from mnist_jax.cli import flags
 from mnist_jax.runs import checkpoints, directory
+from mnist_jax.runs.session import session
 
 TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py"), "--no-report"]  # Where a process is the point.
 # A constant rate, so that more epochs may follow; 30 steps an epoch.
@@ -30,7 +34,7 @@ def train(*args):
 
 def begin(environment, *args):
     return subprocess.Popen(
-        [*TRAIN, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [*TRAIN, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
     )
 
 
@@ -190,6 +194,57 @@ def test_damage_is_said_aloud_and_mended(uninterrupted, run_dir):
     assert outcome(run_dir) == uninterrupted
 
 
+def test_only_its_hashes_condemn_a_checkpoint(run_dir, monkeypatch):
+    """An error while an intact one is read is said in one line; nothing is renamed."""
+
+    def fail(*_):
+        raise RuntimeError("too little\nmemory")
+
+    before = sorted((run_dir / "checkpoints").iterdir())
+    monkeypatch.setattr(checkpoints, "_read_checkpoint", fail)
+    status, out, err = train("--resume", run_dir)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "checkpoints/90 cannot be read (RuntimeError: too little memory)" in err
+    assert sorted((run_dir / "checkpoints").iterdir()) == before
+
+
+def test_a_save_that_failed_leaves_logging_as_it_was(run_dir, monkeypatch):
+    config = directory.load_config(run_dir)
+    progress = checkpoints.resume(run_dir, config, 300).progress
+    monkeypatch.setattr(checkpoints, "_hashes", {}.pop)  # Raises KeyError.
+    logging.disable(logging.DEBUG)
+    (run_dir / "checkpoints" / "90.sha256").unlink()
+    hook = sys.unraisablehook
+    with pytest.raises(StorageError, match="--resume"):
+        checkpoints.save_checkpoint(run_dir, config, progress, 300)
+    assert (logging.root.manager.disable, sys.unraisablehook) == (logging.DEBUG, hook)
+    logging.disable(logging.NOTSET)
+
+
+def test_a_session_by_itself(monkeypatch, mnist, tmp_path):
+    """It locks the run, times the saving of the weights too, and gives files the mode of the umask."""
+
+    def slowly(*args):
+        time.sleep(0.2)
+        save_weights(*args)
+
+    monkeypatch.setattr(directory, "save_weights", slowly)
+    config = make_config("reference", arch="gap", epochs=2, batch_size=100, run_dir=str(tmp_path / "run"))
+    told, before = [], os.umask(0o027)
+    with session(config, 300) as run:
+        with pytest.raises(InputError, match="is being written by"), directory.lock(run.run_dir):
+            pass
+        state, history = run.fit(part(mnist, 300, 100), tell=told.append)
+        summary, page = run.finish(state.variables, history[-1]._asdict())
+    os.umask(before)
+    assert told == history == directory.load_epochs(run.run_dir)
+    assert summary["seconds_of"]["saving"] >= 0.2
+    assert (json.loads((run.run_dir / "summary.json").read_text()), page) == (summary, None)
+    files = [path for path in run.run_dir.glob("[a-z]*") if path.is_file()]
+    assert {path.name: path.stat().st_mode & 0o777 for path in files} == {path.name: 0o640 for path in files}
+    assert len(files) == 4
+
+
 def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path):
     status, _, err = train(*FLAGS, "--epochs", 3, "--learning-rate", "1e6", "--run-dir", tmp_path / "run")
     assert status == 3
@@ -220,7 +275,7 @@ def test_the_environment_changes_nothing(environment, uninterrupted, tmp_path, o
 class Options:
     """As the scripts have it."""
 
-    config: cli.tyro.conf.OmitArgPrefixes[Config]
+    config: flags.tyro.conf.OmitArgPrefixes[Config]
 
 
 NUMERIC = [field.name for field in dataclasses.fields(Config) if field.type in (int, float)]
@@ -232,10 +287,10 @@ def test_every_number_is_accepted_or_refused_by_name(name, value):
     flag = "--" + name.replace("_", "-")
     may_be_zero = name not in ("epochs", "batch_size", "eval_batch_size", "learning_rate", "low_resolution")
     if value == "0" and may_be_zero:
-        assert getattr(cli.parse(Options, [flag, value]).config, name) == 0
+        assert getattr(flags.parse(Options, [flag, value], "train").config, name) == 0
         return
     with pytest.raises(InputError) as error:
-        cli.parse(Options, [flag, value])
+        flags.parse(Options, [flag, value], "train")
     message = str(error.value)
     assert flag in message or name.replace("_", " ") in message
     assert "\n" not in message

@@ -1,6 +1,7 @@
 """The scripts as a user runs them: what they print, what they write, how they refuse."""
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -10,9 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import PREPARED, ROOT, run_script
+from conftest import PREPARED, ROOT, run_command, run_script
+from PIL import Image
 
-from mnist_jax import ARCHS, Config, make_config
+from mnist_jax import ARCHS, Config, cli, make_config
+from mnist_jax.cli.program import called
 from mnist_jax.lab import baselines, benchmark, trials
 
 SMALL_DATA = ["--data-source", "tfds", "--data-dir", str(PREPARED)]
@@ -140,6 +143,7 @@ def test_search_tries_every_combination_once_on_held_out_images(script, tmp_path
     assert "the loss or its gradient is not finite" in printed
     lines = log.read_text().splitlines()
     tried = [json.loads(line) for line in lines]
+    tried.sort(key=lambda trial: trial["config"]["learning_rate"])  # They finish in any order.
     assert [trial["config"]["learning_rate"] for trial in tried] == [0.01, 1e6]
     assert all((trial["config"]["held_out"], trial["config"]["seed"]) == (100, 1001) for trial in tried)
     assert ("diverged" in tried[0], "diverged" in tried[1]) == (False, True)
@@ -182,7 +186,8 @@ train.py --process-id 1                     | --coordinator | give them
 evaluate.py                                 | run dir or --arch
 evaluate.py absent                          | 'absent' | run
 evaluate.py run --batch-size 0              | batch size 0 | choose
-evaluate.py --arch bn                       | 'bn' | choose
+evaluate.py --arch bn                       | 'bn' are shipped; choose from basic
+evaluate.py --arch 16-pool-s24p-pool-32     | '16-pool-s24p-pool-32' are shipped; choose from basic
 evaluate.py run --arch gap                  | one of the two
 predict.py                                  | no file is given
 predict.py x.png --arch bn                  | 'bn'
@@ -192,6 +197,7 @@ export.py --arch gap --format pdf --out x   | 'pdf'
 export.py --arch bn --out x                 | 'bn'
 compare.py                                  | no run
 compare.py absent                           | 'absent'
+reproduce.py --table                        | README.md and results/
 reproduce.py --seeds 0                      | seeds 0 | choose
 reproduce.py --jobs 0                       | jobs 0 | choose
 search.py --jobs 2 --scheduler localhost:1  | jobs 2 | drop one
@@ -202,8 +208,6 @@ search.py --vary optimizer=adam             | 'adam' | choose
 benchmark.py --arch bn                      | 'bn' | bn_dropout
 benchmark.py --rounds 0                     | rounds 0 | choose
 benchmark.py --contenders numpy             | 'numpy' | flax
-benchmark.py --together -1                  | together -1 | choose
-benchmark.py --jobs -1                      | jobs -1 | choose
 benchmark.py --device gpu                   | JAX finds no GPU or TPU here
 benchmark.py --device npu                   | 'npu' | choose
 """
@@ -250,17 +254,66 @@ def test_what_could_not_be_written_is_said_with_its_own_status(script, command, 
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "scripts").glob("*.py")))
-def test_help_is_complete_and_fits(script, monkeypatch, name):
+def test_help_is_complete_and_fits(monkeypatch, name):
     monkeypatch.setenv("COLUMNS", "100")
-    status, out, _ = script(name, "--help")
-    assert status == 0
-    assert out.startswith(f"usage: {name} ")
-    assert max(map(len, out.splitlines())) <= 100
-    assert "Example: python scripts/" in out
+    monkeypatch.chdir(ROOT)
+    called = {f"python scripts/{name}": run_script(name, "--help")}
+    if name != "bundle_mnist.py":
+        command = name[:-3].replace("_", "-")
+        called[f"mnist-jax {command}"] = run_command(command, "--help")
+    for call, (status, out, _) in called.items():
+        assert status == 0
+        assert out.startswith(f"usage: {call.removeprefix('python scripts/')} ")
+        assert max(map(len, out.splitlines())) <= 100
+        assert f"Example: {call} " in out
 
 
 def test_help_shows_the_defaults_of_the_recipe(script):
     assert "0.01" in script("train.py", "--recipe", "reference", "--help")[1]
+
+
+def test_the_command_lists_its_commands_and_refuses_others(monkeypatch):
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name="mnist-jax") or [None]
+    assert entry is None or entry.load() is cli.main  # None where it was installed before it had a command.
+    status, out, _ = run_command("--help")
+    assert status == 0
+    names = {path.stem.replace("_", "-") for path in (ROOT / "scripts").glob("*.py")} - {"bundle-mnist"}
+    assert set(re.findall(r"^  ([a-z-]+) {2,}\w", out, re.MULTILINE)) == names == set(cli.COMMANDS)
+    assert run_command("--version")[:2] == (0, f"mnist-jax {importlib.metadata.version('mnist-jax')}\n")
+    for args in ([], ["trane"]):
+        assert_refused(run_command(*args), "unknown command", "choose from train, evaluate, ")
+    assert_refused(run_command("train", "--epochs", "0"), "epochs 0", "choose", "; see --help")
+
+
+@pytest.mark.parametrize(
+    ("typed", "uv", "printed"),
+    [
+        (["python", "scripts/train.py"], False, "python scripts/train.py"),
+        (["python3", f"{ROOT}/scripts/train.py"], False, "python3 scripts/train.py"),
+        (["/usr/bin/python", "scripts/train.py"], True, "uv run scripts/train.py"),
+        (["python", "/opt/bin/mnist-jax"], False, "mnist-jax train"),
+    ],
+)
+def test_what_to_type_next_is_as_it_was_called(monkeypatch, typed, uv, printed):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "orig_argv", typed)
+    monkeypatch.setattr(sys, "argv", typed[1:])
+    if uv:
+        monkeypatch.setenv("UV", "uv")
+    assert called("train", "--resume", Path("my runs/a")) == f"{printed} --resume 'my runs/a'"
+
+
+def test_the_command_from_an_empty_folder(script, mnist):
+    """Train, predict and export, with everything written to the current folder."""
+    status, out, _ = run_command("train", *SMALL_RUN, "--epochs", "1", "--run-dir", "my run")
+    assert status == 0
+    Image.fromarray(255 - mnist.test.images[0, ..., 0]).save("digit.png")
+    status, out, _ = run_command("predict", "digit.png")
+    assert (status, out[:12]) == (0, "digit.png: 2")
+    for network in (["my run"], ["--arch", "swift"]):
+        assert run_command("export", *network, "--out", "digit.html")[0] == 0
+    assert run_command("evaluate", "my run", *SMALL_DATA)[0] == 0
+    assert {path.name for path in Path().iterdir()} == {"my run", "digit.png", "digit.html"}
 
 
 REFUSALS = {
@@ -286,10 +339,13 @@ def test_a_process_of_its_own_refuses_in_one_line():
     assert (result.returncode, result.stdout, result.stderr) == (2, "", error)
 
 
-def test_importing_the_package_needs_neither_tyro_nor_tensorflow():
-    code = (
-        "import sys, mnist_jax; print(sorted({'tyro', 'tensorflow', 'tensorflow_datasets', 'rich'} & set(sys.modules)))"
-    )
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert result.stdout in ("[]\n", "['rich']\n")
+def test_the_package_and_the_list_of_commands_are_light():
+    """Flax imports rich."""
+    code = """
+import atexit, sys, mnist_jax.cli
+heavy = {"tyro", "tensorflow", "tensorflow_datasets", "orbax.checkpoint", "matplotlib", "jinja2"}
+atexit.register(lambda: print(heavy & set(sys.modules)))
+mnist_jax.cli.main(["--help"])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.endswith("set()\n")

@@ -15,7 +15,7 @@ from mnist_jax.errors import InputError
 from mnist_jax.losses import Loss
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.values import NUMBERS, Augment, Vary, make_setup, total_steps
-from mnist_jax.runtime import interrupts
+from mnist_jax.signals import interrupts
 from mnist_jax.steps import Metrics, Setup, Streams, TrainState
 from mnist_jax.training import EpochMetrics, Lanes, Plan, Progress, begin, train
 

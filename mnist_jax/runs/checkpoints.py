@@ -73,8 +73,10 @@ def save_checkpoint(run_dir: Path, config: Config, progress: Progress, num_examp
 def resume(run_dir: Path, config: Config, num_examples: int) -> Resumed:
     """The newest intact checkpoint of a locked run; damaged ones that are newer are set aside as `STEP.damaged`.
 
-    Raises InputError if a setting differs that may not, the number of training images differs, or every checkpoint is
-    damaged.
+    Only its hashes say whether a checkpoint is damaged. One that is intact and cannot be read stays where it is.
+
+    Raises InputError if a setting differs that may not, the number of training images differs, an intact checkpoint
+    cannot be read, or every checkpoint is damaged.
     """
     _require_same(load_config(run_dir), config)
     directory = (run_dir / CHECKPOINTS).absolute()
@@ -82,28 +84,21 @@ def resume(run_dir: Path, config: Config, num_examples: int) -> Resumed:
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
     for step in sorted((int(name) for name in names if name.isdecimal()), reverse=True):
         try:
-            _verify(directory / str(step))
-            tensors, record = _read_checkpoint(run_dir, step)
+            if not (reason := _damage(directory / str(step))):
+                return Resumed(_restore(run_dir, step, config, num_examples), tuple(damaged))
+        except InputError:
+            raise
         except Exception as error:  # Orbax and TensorStore raise whatever they stumble over.
-            reason = " ".join(str(error).split())[:200]
-            damaged.append(f"checkpoint {directory / str(step)} is damaged: {reason}")
-            with storing(run_dir):
-                taken = len(list(directory.glob(f"{step}.damaged*")))
-                (directory / str(step)).rename(directory / f"{step}.damaged{taken or ''}")
-                (directory / f"{step}.sha256").unlink(missing_ok=True)
-            continue
-        trained = make_config(**record["config"])
-        _require_same(trained, config)
-        if record["num_examples"] != num_examples:
+            what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise InputError(
-                f"the run in {str(run_dir)!r} trains on {record['num_examples']} images, not {num_examples}; "
-                "give it the same data"
-            )
-        expected = abstract_progress(config, num_examples)
-        arrays = [jax.numpy.asarray(tensors[name]) for name in _named(expected)]
-        history = tuple(EpochMetrics(**metrics) for metrics in record["history"])
-        progress = jax.tree.unflatten(jax.tree.structure(expected), arrays)._replace(history=history)
-        return Resumed(progress, tuple(damaged))
+                f"checkpoint {directory / str(step)} cannot be read ({what}), though its hashes are right; "
+                "resume with the versions that wrote it, or remove it to go on from the one before"
+            ) from error
+        damaged.append(f"checkpoint {directory / str(step)} is damaged: {reason}")
+        with storing(run_dir):
+            taken = len(list(directory.glob(f"{step}.damaged*")))
+            (directory / str(step)).rename(directory / f"{step}.damaged{taken or ''}")
+            (directory / f"{step}.sha256").unlink(missing_ok=True)
     if damaged:
         raise InputError(f"{'; '.join(damaged)}; no checkpoint is intact, so start again in another --run-dir")
     return Resumed(None, ())
@@ -122,6 +117,21 @@ def share(progress: Progress | None, config: Config, num_examples: int) -> Progr
     history = np.zeros((epochs, len(EpochMetrics._fields))) if not progress.history else np.array(progress.history)
     arrays, history = from_writer((progress._replace(history=()), history))
     return arrays._replace(history=tuple(EpochMetrics(int(row[0]), *map(float, row[1:])) for row in history))
+
+
+def _restore(run_dir: Path, step: int, config: Config, num_examples: int) -> Progress:
+    """The progress of an intact checkpoint; raises InputError if its config or its number of images is another."""
+    tensors, record = _read_checkpoint(run_dir, step)
+    _require_same(make_config(**record["config"]), config)
+    if record["num_examples"] != num_examples:
+        raise InputError(
+            f"the run in {str(run_dir)!r} trains on {record['num_examples']} images, not {num_examples}; "
+            "give it the same data"
+        )
+    expected = abstract_progress(config, num_examples)
+    arrays = [jax.numpy.asarray(tensors[name]) for name in _named(expected)]
+    history = tuple(EpochMetrics(**metrics) for metrics in record["history"])
+    return jax.tree.unflatten(jax.tree.structure(expected), arrays)._replace(history=history)
 
 
 def _read_checkpoint(run_dir: Path, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -148,18 +158,20 @@ def _hashes(checkpoint: Path) -> dict[str, str]:
     }
 
 
-def _verify(checkpoint: Path) -> None:
-    """Raises ValueError, with the reason, unless every file of a checkpoint is what was saved."""
+def _damage(checkpoint: Path) -> str:
+    """Why a checkpoint is damaged; empty if every file is what was saved."""
     hashes = checkpoint.with_name(checkpoint.name + ".sha256")
     if not hashes.exists():
-        raise ValueError("it was not saved to the end")
-    saved = dict(reversed(line.split("  ", 1)) for line in hashes.read_text(encoding="utf-8")[:-1].split("\n"))
+        return "it was not saved to the end"
+    try:
+        saved = dict(reversed(line.split("  ", 1)) for line in hashes.read_text(encoding="utf-8")[:-1].split("\n"))
+    except ValueError:
+        return f"{hashes.name} is not what was saved"
     found = _hashes(checkpoint)
     for name in sorted(saved.keys() | found.keys()):
         if saved.get(name) != found.get(name):
-            raise ValueError(f"{name} is {'missing' if name not in found else 'not what was saved'}")
-    if not saved:
-        raise ValueError(f"{hashes.name} is empty")
+            return f"{name} is {'missing' if name not in found else 'not what was saved'}"
+    return ""
 
 
 @contextlib.contextmanager
@@ -197,9 +209,11 @@ def _require_same(trained: Config, config: Config) -> None:
 @contextlib.contextmanager
 def _quiet_threads() -> Iterator[None]:
     """Keeps what a failed write leaves running in Orbax's threads from printing until the process ends."""
-    hook = sys.unraisablehook
+    hook, level = sys.unraisablehook, logging.root.manager.disable
     sys.unraisablehook = lambda unraisable: None
     logging.disable()
-    yield
-    sys.unraisablehook = hook
-    logging.disable(logging.NOTSET)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        logging.disable(level)

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import platform
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,11 +115,10 @@ def load_epochs(run_dir: Path) -> list[EpochMetrics]:
     return [EpochMetrics(**json.loads(line)) for line in lines]
 
 
-def save_result(run_dir: Path, trained: Trained, summary: dict[str, Any]) -> None:
-    """Writes the final weights and the summary of a run; raises StorageError if one of them cannot be written."""
+def save_trained(run_dir: Path, trained: Trained) -> None:
+    """Writes the final weights of a run; raises StorageError if they cannot be written."""
     with storing(run_dir):
         save_weights(run_dir / WEIGHTS, trained)
-    save_summary(run_dir, summary)
 
 
 def save_summary(run_dir: Path, summary: dict[str, Any]) -> None:
@@ -165,5 +165,5 @@ def _unwritable(run_dir: Path, error: Exception) -> StorageError:
     reason = " ".join(str(error).split())[:300]
     return StorageError(
         f"cannot write to run dir {str(run_dir)!r}: {reason}; what was saved before is intact: make room or mend the "
-        f"permissions, then go on with --resume {run_dir}"
+        f"permissions, then go on with --resume {shlex.quote(str(run_dir))}"
     )

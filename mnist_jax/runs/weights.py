@@ -133,7 +133,14 @@ def _describe(array: Any) -> str:
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Has `write` write beside `path`, and renames: a reader sees the old file or the new one, never a part."""
+    """Has `write` write beside `path`, and renames: a reader sees the old file or the new one, never a part.
+
+    The file has the mode that the umask gives, whatever mode `write` gives its own (safetensors: 0600).
+    """
     temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.touch()
+    mode = temporary.stat().st_mode
     write(temporary)
+    temporary.chmod(mode)
     temporary.replace(path)

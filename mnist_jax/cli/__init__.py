@@ -1,0 +1,73 @@
+"""The command `mnist-jax`."""
+
+import importlib
+import importlib.metadata
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeVar
+
+from mnist_jax.cli.program import fail
+from mnist_jax.errors import DivergedError, InputError, LostError, StorageError
+from mnist_jax.runtime import reuse_freed_memory, use_compilation_cache
+
+T = TypeVar("T")
+
+# Every command, and its line in `mnist-jax --help`; each is a module with `Options` and `main(options)`.
+COMMANDS = {
+    "train": "train a network, report every epoch, say whether the objective is met",
+    "evaluate": "score trained weights on the test images",
+    "predict": "say which digit a picture shows",
+    "export": "write a trained network as a page to draw on, StableHLO or ONNX",
+    "compare": "put finished runs side by side on one page",
+    "search": "try settings on held-out training images",
+    "reproduce": "train a recipe over many seeds",
+    "benchmark": "time a training step and scoring against plain Flax and PyTorch",
+    "time-to-target": "time a whole run against the notebook's recipe in PyTorch",
+    "estimate-tpu": "ask the TPU's compiler how many cycles a step takes",
+}
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Runs one command, given as `train --arch gap`, by default on the arguments of the process; exits."""
+    name, *rest = (sys.argv[1:] if args is None else args) or ("",)
+    if name in ("-h", "--help"):
+        lines = (f"  {command:16}{line}" for command, line in COMMANDS.items())
+        print("usage: mnist-jax COMMAND ...", "", *lines, "", "mnist-jax COMMAND --help: its flags", sep="\n")
+        sys.exit()
+    if name == "--version":
+        print(f"mnist-jax {importlib.metadata.version('mnist-jax')}")
+        sys.exit()
+    if name not in COMMANDS:
+        fail(f"unknown command {name!r}; choose from {', '.join(COMMANDS)}", 2)
+    command = importlib.import_module(f"mnist_jax.cli.{name.replace('-', '_')}")
+    run(command.main, command.Options, rest, name)
+
+
+def script(command: str) -> NoReturn:
+    """Runs a command for the file in `scripts/` that is named after it."""
+    main([command, *sys.argv[1:]])
+
+
+def run(main: Callable[[T], int | None], options: type[T], args: Sequence[str], command: str) -> NoReturn:
+    """Parses the flags, runs a command and exits.
+
+    An error that a user can cause ends in one line and the status of the error, Ctrl-C in status 130.
+    """
+    from mnist_jax.cli.flags import parse  # It imports tyro, which the list of commands does without.
+
+    try:
+        parsed = parse(options, args, command)
+        reuse_freed_memory()
+        if getattr(parsed, "compilation_cache", False):
+            use_compilation_cache()
+        sys.exit(main(parsed))
+    except (InputError, DivergedError, StorageError) as error:
+        fail(str(error), error.status)
+    except LostError as error:
+        sys.stdout.flush()
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(error.status)  # A normal exit would wait for the lost process.
+    except KeyboardInterrupt:
+        fail("interrupted", status=128 + signal.SIGINT)

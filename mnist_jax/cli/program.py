@@ -1,0 +1,69 @@
+"""A command as a process: how it was called, what it writes, and how it ends."""
+
+import contextlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mnist_jax.errors import InputError, StorageError
+
+
+def called(command: str, *args: str | Path) -> str:
+    """How to call a command in the way this process was called, with these arguments, quoted for a shell.
+
+    `python scripts/train.py` and `uv run scripts/train.py` for a script given by its path, else `mnist-jax train`.
+    """
+    script = Path(sys.argv[0])
+    words = ["mnist-jax", command]
+    if script.name == script_name(command):
+        if script.is_absolute() and script.is_relative_to(Path.cwd()):
+            script = script.relative_to(Path.cwd())
+        python = "python" if Path(sys.orig_argv[0]).is_absolute() else sys.orig_argv[0]
+        words = ["uv", "run", script] if "UV" in os.environ else [python, script]
+    return shlex.join(map(str, [*words, *args]))
+
+
+def script_name(command: str) -> str:
+    """The file in `scripts/` that runs a command."""
+    return command.replace("-", "_") + ".py"
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """Prints an error in one line and exits."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(status)
+
+
+def require_at_least(least: int, options: Any, *names: str) -> None:
+    """Raises InputError if one of these options is below `least`."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise InputError(f"{name.replace('_', ' ')} {value} cannot be used; choose {least} or more")
+
+
+def require_folder(path: Path | None, flag: str) -> None:
+    """Raises InputError, before long work, if the file that a flag names cannot be written."""
+    if path and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+        reason = "it is a folder" if path.is_dir() else f"folder {str(path.parent)!r} is not there, or is read-only"
+        raise InputError(f"{flag} {str(path)!r} cannot be written: {reason}; name another file")
+
+
+@contextlib.contextmanager
+def writing(path: Path, flag: str) -> Iterator[None]:
+    """Raises StorageError, with the file and its flag, for an OSError in the block."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot write {str(path)!r} ({error.strerror}); name another with {flag}") from error
+
+
+def write_json(path: Path | None, values: dict[str, Any]) -> None:
+    """Writes measurements to the file of `--json`, if one was given."""
+    if path:
+        with writing(path, "--json"):
+            path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

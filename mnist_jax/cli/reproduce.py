@@ -1,0 +1,109 @@
+"""Trains a recipe over many seeds and keeps every seed's history in `results/`."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import tyro
+
+from mnist_jax.cli.program import require_at_least, writing
+from mnist_jax.cli.series import Workers, run_trials
+from mnist_jax.errors import DivergedError, InputError
+from mnist_jax.lab import analysis, jobs, tables, trials
+from mnist_jax.pages import ladder
+from mnist_jax.recipes import Config
+from mnist_jax.runs import weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Trains a recipe over many seeds, keeps every seed's history, and summarises them.
+
+    Each finished seed is appended to the results file at once; seeds that are there already are not trained again,
+    so that an interrupted series continues where it stopped, on as many cores or machines as it is given then.
+
+    Exit status: 0 done, 2 bad input, 3 training diverged, 4 cannot write, 5 a worker or the scheduler lost, 130
+    interrupted, 143 terminated.
+
+    Example: mnist-jax reproduce --recipe reference --arch gap --seeds 5
+    """
+
+    config: tyro.conf.OmitArgPrefixes[Config]
+    workers: tyro.conf.OmitArgPrefixes[Workers] = dataclasses.field(default_factory=Workers)
+    seeds: int = 5
+    """How many seeds, from --seed on."""
+    out: Path | None = None
+    """File to append to; results/RECIPE-ARCH.jsonl if not given."""
+    together: int | None = None
+    """How many seeds a training has, in one program; if not given, one on CPU and all on GPU or TPU."""
+    weights_dir: Path | None = None
+    """Directory to save each seed's final weights in, as RECIPE-ARCH-SEED.safetensors."""
+    table: bool = False
+    """Train nothing; write the tables of README.md and the figures in results/, both in the current directory."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache directory for the next start."""
+
+
+def main(options: Options) -> None:
+    """Trains what is missing, then prints the statistics."""
+    if options.table:
+        readme, results = Path("README.md"), Path("results")
+        if not (readme.exists() and results.is_dir()):
+            raise InputError(
+                f"--table needs README.md and results/, which {str(Path.cwd())!r} lacks; go where they are"
+            )
+        readme.write_text(tables.insert_tables(readme.read_text("utf-8"), results), "utf-8")
+        ladder.write_figures(results)
+        return
+    require_at_least(1, options, "seeds", "together")
+    config = options.config
+    out = options.out or Path("results") / f"{config.recipe}-{config.arch}.jsonl"
+    finished = {}
+    for trial in trials.read(out):
+        ran = trials.config_of(trial)
+        if dataclasses.replace(ran, seed=config.seed) != config:
+            raise InputError(f"results {str(out)!r} are of another config; name another file with --out")
+        finished[ran.seed] = trial
+
+    if options.weights_dir:
+        with writing(options.weights_dir, "--weights-dir"):
+            options.weights_dir.mkdir(parents=True, exist_ok=True)
+    trials.append(out)  # Ahead of the first training, whether it can be written.
+    jobs.dataset(config.data_source, config.data_dir, config.held_out)  # Whether it can be had.
+    seeds = range(config.seed, config.seed + options.seeds)
+    missing = [seed for seed in seeds if seed not in finished]
+    one = options.workers.scheduler or jax.default_backend() == "cpu"
+    together = options.together or (1 if one else max(len(missing), 1))
+    tasks = [jobs.Task(config, tuple(missing[i : i + together])) for i in range(0, len(missing), together)]
+    diverged = []
+
+    def label(task: jobs.Task) -> str:
+        return f"seed {', '.join(map(str, task.seeds))}"
+
+    def record(task: jobs.Task, result: jobs.Result | DivergedError) -> tuple[str, str]:
+        if isinstance(result, DivergedError):
+            diverged.append(f"{label(task)}: {result}")
+            return diverged[-1], ""
+        lines = []
+        for seed, (trial, variables) in zip(task.seeds, result, strict=True):
+            if options.weights_dir:
+                path = options.weights_dir / f"{config.recipe}-{config.arch}-{seed}.safetensors"
+                weights.save_weights(path, config.arch, variables)
+            trials.append(out, trial)
+            finished[seed] = trial
+            accuracy = trial["history"][-1]["test_accuracy"]
+            lines.append(f"seed {seed}  test accuracy {accuracy:.2%}  {trial['seconds']:.0f} s")
+        return "\n".join(lines), analysis.mean_text(tables.last_epoch([finished[i] for i in seeds if i in finished]))
+
+    run_trials(tasks, options.workers, label, record)
+    if diverged:
+        raise DivergedError("; ".join(diverged))
+    chosen = [finished[seed] for seed in seeds]
+    result = analysis.seed_statistics(tables.last_epoch(chosen))
+    spread = "" if result.std is None else f" +- {result.std:.2%} (standard error {result.stderr:.3%})"
+    print(
+        f"{config.arch}, {config.recipe}, last of {config.epochs} epochs, {result.n} seeds: "
+        f"mean {result.mean:.3%}{spread}, min {result.min:.2%}, max {result.max:.2%}, "
+        f"{result.share:.0%} at or above {analysis.TARGET_ACCURACY:.2%}; "
+        f"best epoch, for comparison: mean {analysis.seed_statistics(tables.best_epoch(chosen)).mean:.3%}"
+    )

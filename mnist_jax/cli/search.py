@@ -1,0 +1,129 @@
+"""Tries settings on held-out training images and keeps every trial in `results/`."""
+
+import dataclasses
+import itertools
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from mnist_jax.cli.program import require_at_least
+from mnist_jax.cli.series import Workers, run_trials
+from mnist_jax.errors import DivergedError, InputError
+from mnist_jax.lab import analysis, jobs, tables, trials
+from mnist_jax.models import ARCHS, layers_of
+from mnist_jax.recipes import Config, make_config, make_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Tries settings, and networks, on held-out training images: every combination of the values, some seeds each.
+
+    Trains on the first 50,000 training images and scores the last 10,000; the test images are never looked at. Each
+    finished trial is appended to the log at once, and one that is there already is not run again. Prints the settings,
+    best first.
+
+    Exit status: 0 done, 2 bad input, 5 a worker or the scheduler lost, 130 interrupted, 143 terminated.
+
+    Networks may be written as layouts: --vary arch=16-pool-s24p-pool-32,16-s24-pool-32 tries two.
+
+    Example: mnist-jax search --arch gap --vary learning_rate=0.01,0.02 weight_decay=0,0.01 --seeds 2
+    """
+
+    config: tyro.conf.OmitArgPrefixes[Config]
+    workers: tyro.conf.OmitArgPrefixes[Workers] = dataclasses.field(default_factory=Workers)
+    vary: tuple[str, ...] = ()
+    """Settings and the values to try, as in learning_rate=0.01,0.02; every combination is tried."""
+    seeds: int = 1
+    """How many seeds of each, from 1001 on: none of them is a seed of the final runs."""
+    log: Path | None = None
+    """File to append to; results/search-ARCH.jsonl if not given, or search-layouts.jsonl for networks by layout."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache directory for the next start."""
+
+
+def main(options: Options) -> None:
+    """Runs what is missing, then prints the ranking."""
+    require_at_least(1, options, "seeds")
+    base = dataclasses.replace(options.config, held_out=options.config.held_out or 10_000)
+    settings = dict(map(parse, options.vary))
+    configs = list(combinations(base, settings))
+    named = base.arch if "arch" not in settings and base.arch in ARCHS else "layouts"
+    log = options.log or Path("results") / f"search-{named}.jsonl"
+    finished = {trials.config_of(trial): trial for trial in trials.read(log)}
+    trials.append(log)  # Ahead of the first training, whether it can be written.
+    jobs.dataset(base.data_source, base.data_dir, base.held_out)  # Whether it can be had.
+    seeds = range(1001, 1001 + options.seeds)
+    wanted = [dataclasses.replace(config, seed=seed) for config, seed in itertools.product(configs, seeds)]
+    tasks = [jobs.Task(config, (config.seed,)) for config in wanted if config not in finished]
+
+    def name(task: jobs.Task) -> str:
+        return f"{label(task.config, settings)}  seed {task.config.seed}"
+
+    def record(task: jobs.Task, result: jobs.Result | DivergedError) -> tuple[str, str]:
+        config = task.config
+        if isinstance(result, DivergedError):
+            finished[config] = {"config": dataclasses.asdict(config), "diverged": str(result)}
+            trials.append(log, finished[config])
+            return f"{name(task)}: {result}", f"{label(config, settings)}: diverged"
+        ((finished[config], _),) = result
+        trials.append(log, finished[config])
+        (accuracy,) = tables.last_epoch([finished[config]])
+        alike = [finished.get(dataclasses.replace(config, seed=seed), {}) for seed in seeds]
+        mean = analysis.mean_text(tables.last_epoch([trial for trial in alike if "history" in trial]))
+        return (
+            f"{name(task)}: {accuracy:.2%}  {finished[config]['seconds']:.0f} s",
+            f"{label(config, settings)}: {mean}",
+        )
+
+    run_trials(tasks, options.workers, name, record)
+
+    columns = ("setting", "accuracy", "loss", "training accuracy", "seeds", "seconds", "parameters")
+    table = Table(*columns, "million multiply-adds", box=box.SIMPLE_HEAD)
+    rows = []
+    for config in configs:
+        done = [finished[dataclasses.replace(config, seed=seed)] for seed in seeds]
+        if not any("diverged" in trial for trial in done):
+            mean = [
+                statistics.fmean(trial["history"][-1][name] for trial in done)
+                for name in ("test_accuracy", "test_loss")
+            ]
+            train, seconds = (statistics.fmean(trial[name] for trial in done) for name in ("train_accuracy", "seconds"))
+            rows.append((*mean, train, seconds, config))
+    for accuracy, loss, train, seconds, config in sorted(rows, key=lambda row: (-row[0], row[1])):
+        layers = layers_of(make_model(config))
+        sizes = [sum(layer.params for layer in layers), sum(layer.multiply_adds for layer in layers) / 1e6]
+        figures = (f"{accuracy:.3%}", f"{loss:.5f}", f"{train:.3%}", str(options.seeds), f"{seconds:.0f}")
+        table.add_row(label(config, settings), *figures, f"{sizes[0]:,}", f"{sizes[1]:.2f}")
+    Console(highlight=False, soft_wrap=True).print(table)
+
+
+def parse(text: str) -> tuple[str, list]:
+    """`learning_rate=0.01,0.02` as a name and its values, each of the setting's type."""
+    name, _, values = text.partition("=")
+    types = {field.name: type(getattr(make_config(), field.name)) for field in dataclasses.fields(Config)}
+    name = name.replace("-", "_")
+    if name not in types or name == "seed":
+        raise InputError(f"unknown setting {name!r} in --vary {text!r}; choose from {', '.join(types)}")
+    try:
+        kind = {bool: {"True": True, "False": False}.__getitem__}.get(types[name], types[name])
+        return name, [kind(value) for value in values.split(",")]
+    except (ValueError, KeyError):
+        raise InputError(
+            f"cannot use --vary {text!r}; write {name}=VALUE,VALUE with {types[name].__name__} values"
+        ) from None
+
+
+def combinations(base: Config, settings: dict[str, Sequence]) -> Iterator[Config]:
+    """Every combination of the settings' values, on top of a base."""
+    for values in itertools.product(*settings.values()):
+        yield dataclasses.replace(base, **dict(zip(settings, values, strict=True)))
+
+
+def label(config: Config, settings: dict[str, Sequence]) -> str:
+    """What sets a config apart, in words."""
+    return ", ".join(f"{name} {getattr(config, name)}" for name in settings) or f"{config.arch}, {config.recipe}"

@@ -1,0 +1,102 @@
+"""A series of trainings under a progress bar, by the workers that the flags ask for."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import inf
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mnist_jax.cli.program import fail, require_at_least
+from mnist_jax.errors import DivergedError, InputError, LostError
+from mnist_jax.lab import cluster, jobs
+from mnist_jax.signals import catch_signals
+from mnist_jax.training import Stopped
+
+
+@dataclasses.dataclass(frozen=True)
+class Workers:
+    """Who trains: flags of the commands that train many times."""
+
+    jobs: int | None = None
+    """How many trainings at once, each with its share of the cores. Default: on a CPU one per core, as far as memory
+    allows; on a GPU or TPU one."""
+    scheduler: str | None = None
+    """HOST:PORT of a Dask scheduler whose workers are to train, one training each; needs the extra cluster."""
+
+
+def open_pool(
+    tasks: Sequence[jobs.Task], workers: Workers, stop: Callable[[], bool]
+) -> contextlib.AbstractContextManager[jobs.Pool]:
+    """The workers asked for; they use the compilation cache if this process does.
+
+    By default those of this machine: on a CPU one for each core, as far as memory allows and there are tasks, else one.
+
+    Raises InputError for an impossible number, or if both flags are given; and as `cluster.connect`.
+    """
+    count, cached = workers.jobs, bool(jax.config.jax_compilation_cache_dir)
+    require_at_least(1, workers, "jobs")
+    if workers.scheduler and count:
+        raise InputError(f"jobs {count} cannot be used with --scheduler, which has the workers it has; drop one")
+    if not tasks:
+        return contextlib.nullcontext()
+    if workers.scheduler:
+        return cluster.connect(workers.scheduler, tasks[0].config, cached)
+    if jax.default_backend() != "cpu":
+        if count and count > 1:
+            raise InputError(f"jobs {count} cannot share a {jax.default_backend()}; leave --jobs out")
+        return jobs.here(stop)
+    count = count or min(jobs.default_jobs(task.config.arch for task in tasks), len(tasks))
+    return jobs.here(stop) if count == 1 else jobs.processes(count, cached)
+
+
+def run_trials(
+    tasks: Sequence[jobs.Task],
+    workers: Workers,
+    label: Callable[[jobs.Task], str],
+    record: Callable[[jobs.Task, jobs.Result | DivergedError], tuple[str, str]],
+) -> None:
+    """Trains all tasks under a progress bar, and prints a line for each that is finished.
+
+    Args:
+      tasks: what to train.
+      workers: who trains.
+      label: the name of a task.
+      record: stores the outcome; returns text to print and a note for the progress bar.
+
+    Raises LostError at the end if a task's worker died each time. After SIGINT or SIGTERM the process exits, the
+    workers before it.
+    """
+    console, lost = Console(highlight=False, soft_wrap=True), []
+    columns = ("trials", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+
+    def on_death(task: jobs.Task, times: int) -> None:
+        then = "it is run again" if times < jobs.ATTEMPTS else "it is given up"
+        console.print(f"{label(task)}: its worker died; {then}")
+
+    with catch_signals() as received:
+        stop = partial(bool, received)
+        try:
+            with (
+                open_pool(tasks, workers, stop) as pool,
+                Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=inf) as bar,
+            ):
+                if tasks and not pool.size():
+                    console.print(f"scheduler {workers.scheduler!r} has no workers yet; waiting for the first")
+                row = bar.add_task("", total=len(tasks), note="")
+                bar.advance(row, 0)  # The clock of the first trial starts here.
+                for task, outcome in jobs.run(tasks, pool, on_death, stop):
+                    if isinstance(outcome, LostError):
+                        lost.append(f"{label(task)}: {outcome}")
+                    else:
+                        lines, note = record(task, outcome)
+                        console.print(lines)
+                        bar.update(row, note=note)
+                    bar.advance(row)
+        except Stopped:
+            fail("interrupted; the same command goes on after what is finished", 128 + received[0])
+    if lost:
+        raise LostError("; ".join(lost) + "; the same command tries again")

@@ -1,0 +1,172 @@
+"""Trains a network, reports every epoch, and says whether the objective is met."""
+
+import dataclasses
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import jax
+import tyro
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mnist_jax import data, devices, models, training
+from mnist_jax.cli.program import called, require_at_least
+from mnist_jax.errors import InputError
+from mnist_jax.lab import analysis
+from mnist_jax.recipes import Config, make_model
+from mnist_jax.runs.session import Clock, session
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Trains a network on MNIST, reports every epoch, and says whether the objective is met.
+
+    The objective: 99.4% test accuracy, fewer than 10,000 parameters, fewer than 15 epochs, no fully connected
+    layer. Writes to a run directory config.json, metrics.jsonl (a line per epoch), checkpoints, summary.json and
+    weights.safetensors, and report.html to look at.
+
+    Ctrl-C, or SIGTERM, finishes the step, saves, and prints the command that goes on; a second one leaves at once.
+
+    Exit status: 0 done, 1 objective not met (with --require-objective), 2 bad input, 3 training diverged, 4 cannot
+    write, 5 another process lost, 130 interrupted, 143 terminated.
+
+    Example: mnist-jax train --arch bn_dropout
+    """
+
+    config: tyro.conf.OmitArgPrefixes[Config]
+    resume: Path | None = None
+    """Go on with the run in this directory, from its newest intact checkpoint and with its settings."""
+    checkpoint_every: int = 1
+    """Epochs from one checkpoint to the next."""
+    keep: int = 3
+    """How many checkpoints to keep."""
+    devices: str | None = None
+    """How many devices to split every batch over, or all; if not given, all GPUs or TPU cores, and one CPU."""
+    coordinator: str | None = None
+    """Of several processes: HOST:PORT where process 0 listens; not needed on a TPU pod, under Slurm or MPI."""
+    num_processes: int | None = None
+    """Of several processes: how many there are."""
+    process_id: int | None = None
+    """Of several processes: which one this is, from 0; process 0 prints and writes."""
+    report: bool = True
+    """Write report.html, and the figures it shows."""
+    tensorboard: bool = False
+    """Write what TensorBoard reads to RUN_DIR/tensorboard too; needs the extra tensorboard."""
+    require_objective: bool = False
+    """Exit with status 1 if the objective is not met."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache directory for the next start."""
+
+
+def main(options: Options) -> int:
+    """Trains, prints and writes; returns the exit status."""
+    clock, config = Clock(), options.config
+    require_at_least(1, options, "checkpoint_every", "keep")
+    if options.tensorboard and not importlib.util.find_spec("tensorboardX"):
+        raise InputError(
+            "--tensorboard needs tensorboardX, which is not installed: pip install 'mnist-jax[tensorboard]'"
+        )
+    devices.join_processes(options.coordinator, options.num_processes, options.process_id)
+    mesh = devices.choose_mesh(options.devices)
+    if mesh:
+        devices.require_divisible(config.batch_size, mesh)
+    mnist = data.load_mnist(config.data_source, config.data_dir)
+    if config.held_out:
+        mnist = data.hold_out(mnist, config.held_out)
+    num_examples = len(mnist.train.labels)
+    steps = training.steps_per_epoch(num_examples, config.batch_size)
+
+    console = Console(highlight=False, soft_wrap=True, quiet=not devices.is_writer())
+    with session(
+        config,
+        num_examples,
+        resume=options.resume,
+        clock=clock,
+        keep=options.keep,
+        checkpoint_every=options.checkpoint_every,
+    ) as run:
+        for line in run.damaged:
+            console.print(f"warning: {line}")
+        if options.resume:
+            console.print(f"resuming {run.run_dir} after step {int(run.progress.state.step) if run.progress else 0}")
+        console.print(layer_table(config.arch, make_model(config)))
+        count = mesh.size if mesh else 1
+        console.print(
+            f"{config.epochs} epochs of {steps} steps of {config.batch_size} on {count} x "
+            f"{jax.devices()[0].device_kind}"
+        )
+        if options.report:  # Drawing takes a second to import: do it while the first step is compiled.
+            run.background.submit(importlib.import_module, "mnist_jax.pages.report")
+        try:
+            with progress_bar(console, config, steps) as show:
+                state, history = run.fit(
+                    mnist,
+                    mesh=mesh,
+                    on_step=show,
+                    tell=lambda metrics: console.print(analysis.epoch_line(metrics, config.epochs, run.scored_on)),
+                    tensorboard=options.tensorboard,
+                )
+        except training.Stopped:
+            console.print(f"stopped after step {int(run.progress.state.step)}; to go on:")
+            console.print(called("train", "--resume", run.run_dir))
+            return run.status
+
+        conditions = analysis.objective(state.params, config.epochs, history[-1].test_accuracy, run.scored_on)
+        met = all(condition.met for condition in conditions)
+        verdict = {"objective": [condition._asdict() for condition in conditions], "objective_met": met}
+        write = None
+        if options.report:
+            from mnist_jax.pages.report import write_report
+
+            write = partial(write_report, scored=mnist.test)
+        summary, page = run.finish(state.variables, history[-1]._asdict() | verdict, write)
+    columns = ("condition", "value", "asked for", "")
+    table = Table(*columns, title=f"objective {'met' if met else 'not met'}", box=box.SIMPLE_HEAD)
+    for condition in conditions:
+        table.add_row(condition.name, condition.value, condition.target, "met" if condition.met else "not met")
+    console.print(table)
+    parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in summary["seconds_of"].items())
+    console.print(f"{summary['seconds']:.1f} s in all: {parts}")
+    console.print(f"the run is in {run.run_dir}" + (f", to be looked at in {page}" if page else ""))
+    return int(options.require_objective and not met)
+
+
+def layer_table(arch: str, model: models.Network) -> Table:
+    """The network, a line per layer (`nn.tabulate` takes a hundred lines to say it)."""
+    layers = models.layers_of(model)
+    total = sum(layer.params for layer in layers)
+    table = Table("layer", "type", "output", title=arch, show_footer=True, box=box.SIMPLE_HEAD)
+    table.add_column("parameters", f"{total:,}", justify="right")
+    for layer in layers:
+        shape = "x".join(map(str, layer.shape))
+        table.add_row(layer.name, layer.kind, shape, f"{layer.params:,}" if layer.params else "")
+    return table
+
+
+@contextmanager
+def progress_bar(console: Console, config: Config, steps: int) -> Iterator:
+    """A bar over the steps of the run, for `fit`'s `on_step`; nothing where the output is not a terminal."""
+    columns = (
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.2%}"),
+        TextColumn("{task.fields[rate]:,.0f} images/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=steps * config.epochs, epoch=1, loss=0.0, accuracy=0.0, rate=0.0)
+
+        def show(epoch: int, i: int, totals: training.Metrics) -> None:
+            loss, accuracy = totals.mean()
+            done = (epoch - 1) * steps + i + 1
+            rate = (progress.tasks[task].speed or 0) * config.batch_size
+            progress.update(task, completed=done, epoch=epoch, loss=loss, accuracy=accuracy, rate=rate)
+
+        yield show if console.is_terminal else None

@@ -1,0 +1,236 @@
+"""A run with a life: `with session(config, ...) as run: run.fit(data); run.finish(summary)`."""
+
+import contextlib
+import dataclasses
+import itertools
+import shlex
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import psutil
+
+from mnist_jax import devices, training
+from mnist_jax.data import Mnist
+from mnist_jax.errors import InputError, LostError
+from mnist_jax.optimizers import make_schedule
+from mnist_jax.recipes import Config
+from mnist_jax.runs import checkpoints, directory
+from mnist_jax.runtime import compilations, environment, seconds_within
+from mnist_jax.signals import catch_signals
+from mnist_jax.training import EpochMetrics, Progress, TrainState
+
+
+class Clock:
+    """Where the seconds of a process go, from its start on."""
+
+    def __init__(self) -> None:
+        """Ends the part `starting`; compilations are noted from here on."""
+        compilations()
+        now = time.perf_counter()
+        self._moments = {"begin": psutil.Process().create_time() - time.time() + now, "starting": now}
+
+    def end(self, part: str) -> None:
+        """Ends a part; the next one begins."""
+        self._moments[part] = time.perf_counter()
+
+    def seconds(self) -> dict[str, Any]:
+        """`seconds` in all, and `seconds_of` each part that has ended.
+
+        `training` includes the epochs' scores and checkpoints, but not compiling, which is a part of its own.
+        """
+        moments = self._moments
+        spent = {name: end - begin for (_, begin), (name, end) in itertools.pairwise(moments.items())}
+        compiling = seconds_within(compilations(), moments["data"], moments["training"])
+        parts = {name: spent.pop(name) for name in ("starting", "data")} | {"compiling": compiling} | spent
+        parts["training"] -= compiling
+        return {"seconds": sum(parts.values()), "seconds_of": parts}
+
+
+@dataclasses.dataclass
+class Session:
+    """A run that is being written; `session` makes it.
+
+    Attributes:
+      config: every setting of the run.
+      num_examples: how many training images it has.
+      run_dir: its directory.
+      keep: how many checkpoints stay.
+      checkpoint_every: epochs from one checkpoint to the next; the last epoch always has one.
+      clock: where the seconds go; `fit` and `finish` end the parts `data`, `training`, `saving` and `report`.
+      progress: where the run goes on from; None for the very start.
+      damaged: a line for each damaged checkpoint that was passed over.
+      received: the signals that came during `fit`.
+      background: the thread that saves; free for other work until the first epoch ends.
+    """
+
+    config: Config
+    num_examples: int
+    run_dir: Path
+    keep: int = 3
+    checkpoint_every: int = 1
+    clock: Clock = dataclasses.field(default_factory=Clock)
+    progress: Progress | None = None
+    damaged: tuple[str, ...] = ()
+    received: list[int] = dataclasses.field(default_factory=list)
+    background: ThreadPoolExecutor = dataclasses.field(default_factory=lambda: ThreadPoolExecutor(1))
+
+    def _resume(self) -> None:
+        """Goes on from the newest intact checkpoint; every process of the run has to call it."""
+        if devices.is_writer():
+            self.progress, self.damaged = checkpoints.resume(self.run_dir, self.config, self.num_examples)
+            directory.save_config(self.run_dir, self.config)
+            directory.save_epochs(self.run_dir, self.progress.history if self.progress else ())
+        self.progress = checkpoints.share(self.progress, self.config, self.num_examples)
+
+    def fit(
+        self, data: Mnist, *, tell: Callable[[EpochMetrics], None], tensorboard: bool = False, **options: Any
+    ) -> tuple[TrainState, list[EpochMetrics]]:
+        """`training.fit` of this run, with `options`; saves every epoch while the next one runs.
+
+        Args:
+          data: the run's data.
+          tell: called with the metrics of each epoch, from another thread, once the epoch is on disk.
+          tensorboard: whether to write RUN_DIR/tensorboard too; needs tensorboardX.
+          options: more arguments of `training.fit`.
+
+        Raises:
+          Stopped: SIGINT or SIGTERM came, here or in another process; where the run stands is saved.
+          StorageError: the run cannot be written.
+          LostError: another process is lost.
+        """
+        log = self._event_writer() if tensorboard and devices.is_writer() else contextlib.nullcontext()
+        with log as events, self.background as background, catch_signals() as self.received:
+            saved: Future[None] = background.submit(lambda: None)
+
+            def finish(progress: Progress) -> None:
+                metrics = progress.history[-1]
+                self._save(
+                    progress,
+                    checkpoint=not metrics.epoch % self.checkpoint_every or metrics.epoch == self.config.epochs,
+                )
+                if events:
+                    self._write_events(events, metrics)
+                tell(metrics)
+
+            def on_epoch(progress: Progress) -> None:
+                """Has an epoch saved, then told of, while the next one runs: what was told of is never lost."""
+                nonlocal saved
+                saved.result()
+                copy = jax.tree.map(np.array, progress._replace(history=()))  # The next step takes its arrays.
+                saved = background.submit(finish, copy._replace(history=progress.history))
+
+            def stop() -> bool:
+                return bool(self.received) or (saved.done() and saved.exception() is not None)
+
+            self.clock.end("data")
+            try:
+                state, history = training.fit(
+                    self.config, data, progress=self.progress, on_epoch=on_epoch, stop=stop, **options
+                )
+                self.clock.end("training")
+                saved.result()
+            except training.Stopped as stopped:
+                saved.result()
+                (self.progress,) = stopped.args
+                self._save(self.progress)
+                raise
+            except (jax.errors.JaxRuntimeError, ValueError) as error:  # Of either kind, by the moment of the loss.
+                if jax.process_count() == 1 or isinstance(error, InputError):
+                    raise
+                raise LostError(
+                    f"another process is lost; start all of them again with --resume {shlex.quote(str(self.run_dir))} "
+                    "to go on from the last epoch"
+                ) from error
+        return state, history
+
+    def finish(
+        self, variables: dict[str, Any], summary: dict[str, Any], write_report: Callable[[Path], Path] | None = None
+    ) -> tuple[dict[str, Any], Path | None]:
+        """Writes the final weights and summary.json, then a report: `write_report(run_dir)` returns its page.
+
+        Returns the summary as it was written last, with environment and seconds, and the page, if any.
+        """
+        page, write = None, devices.is_writer()
+        summary = {**summary, "scored_on": self.scored_on, "environment": environment()}
+        if write:
+            directory.save_variables(self.run_dir, self.config, variables)
+        self.clock.end("saving")
+        summary |= self.clock.seconds()
+        if write:
+            directory.save_summary(self.run_dir, summary)
+        if write and write_report:
+            page = write_report(self.run_dir)
+            self.clock.end("report")
+            summary |= self.clock.seconds()
+            directory.save_summary(self.run_dir, summary)
+        return summary, page
+
+    @property
+    def scored_on(self) -> str:
+        """Which images are scored: "test" or "held-out"."""
+        return "held-out" if self.config.held_out else "test"
+
+    @property
+    def status(self) -> int:
+        """The exit status of a process that was stopped: 128 and the signal."""
+        return 128 + (self.received[0] if self.received else signal.SIGTERM)  # Another process was told to.
+
+    def _save(self, progress: Progress, checkpoint: bool = True) -> None:
+        if devices.is_writer():
+            if checkpoint:
+                checkpoints.save_checkpoint(self.run_dir, self.config, progress, self.num_examples, self.keep)
+            directory.save_epochs(self.run_dir, progress.history)
+
+    def _event_writer(self) -> Any:
+        """A writer of TensorBoard's event files; events of epochs that are trained again are dropped."""
+        from tensorboardX import SummaryWriter
+
+        purge = len(self.progress.history) + 1 if self.progress else None
+        with directory.storing(self.run_dir):
+            return SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=purge)
+
+    def _write_events(self, events: Any, metrics: EpochMetrics) -> None:
+        """Writes losses and accuracies of an epoch, and the learning rate of its last step."""
+        steps = training.steps_per_epoch(self.num_examples, self.config.batch_size)
+        rate = make_schedule(self.config, steps * self.config.epochs)(steps * metrics.epoch - 1)
+        with directory.storing(self.run_dir):
+            for figure, name in itertools.product(("loss", "accuracy"), ("train", "test")):
+                told = self.scored_on if name == "test" else name
+                events.add_scalar(f"{figure}/{told}", getattr(metrics, f"{name}_{figure}"), metrics.epoch)
+            events.add_scalar("learning_rate", float(rate), metrics.epoch)
+            events.flush()
+
+
+@contextlib.contextmanager
+def session(config: Config, num_examples: int, *, resume: Path | None = None, **options: Any) -> Iterator[Session]:
+    """A run on disk, from its directory to its summary; no other process can write to it meanwhile.
+
+    Args:
+      config: every setting; `config.run_dir` is where to write, by default runs/TIME-ARCH-RECIPE.
+      num_examples: how many training images it has.
+      resume: in place of a new run, the directory of one to go on with.
+      options: `keep`, `checkpoint_every` and `clock` of the `Session`.
+
+    Raises InputError if the directory holds a run already, cannot be written, is in use, or as `checkpoints.resume`.
+    """
+    run = Session(config, num_examples, resume or Path(config.run_dir or _new_run_dir(config)), **options)
+    writer = devices.is_writer()
+    if writer and not resume:
+        directory.create_run(run.run_dir, config)
+    with directory.lock(run.run_dir) if writer else contextlib.nullcontext():
+        if resume:
+            run._resume()
+        yield run
+
+
+def _new_run_dir(config: Config) -> Path:
+    """A directory named after the time, and numbered if another run has begun in the same second."""
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.arch}-{config.recipe}"
+    names = (name if i == 1 else f"{name}-{i}" for i in itertools.count(1))
+    return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
