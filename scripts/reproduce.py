@@ -8,7 +8,7 @@ import tyro
 
 from mnist_jax import cli
 from mnist_jax.errors import DivergedError, InputError
-from mnist_jax.lab import analysis, jobs, tables, trials
+from mnist_jax.lab import analysis, jobs, records, tables
 from mnist_jax.pages import ladder
 from mnist_jax.recipes import Config
 from mnist_jax.runs import weights
@@ -59,16 +59,15 @@ def main(options: Options) -> None:
     config = options.config
     out = options.out or ROOT / "results" / f"{config.recipe}-{config.arch}.jsonl"
     finished = {}
-    for trial in trials.read(out):
-        ran = trials.config_of(trial)
-        if dataclasses.replace(ran, seed=config.seed) != config:
+    for trial in records.read_trials(out):
+        if records.settings(trial.config, seed=config.seed) != records.settings(dataclasses.asdict(config)):
             raise InputError(f"results {str(out)!r} are of another config; name another file with --out")
-        finished[ran.seed] = trial
+        finished[trial.config["seed"]] = trial
 
     if options.weights_dir:
         with cli.writing(options.weights_dir, "--weights-dir"):
             options.weights_dir.mkdir(parents=True, exist_ok=True)
-    trials.append(out)  # Ahead of the first training, whether it can be written.
+    records.prepare_trials(out)  # Ahead of the first training, whether it can be written.
     jobs.dataset(config.data_source, config.data_dir, config.held_out)  # Whether it can be had.
     seeds = range(config.seed, config.seed + options.seeds)
     missing = [seed for seed in seeds if seed not in finished]
@@ -89,10 +88,10 @@ def main(options: Options) -> None:
             if options.weights_dir:
                 path = options.weights_dir / f"{config.recipe}-{config.arch}-{seed}.safetensors"
                 weights.save_weights(path, config.arch, variables)
-            trials.append(out, trial)
+            records.append_trials(out, trial)
             finished[seed] = trial
-            accuracy = trial["history"][-1]["test_accuracy"]
-            lines.append(f"seed {seed}  test accuracy {accuracy:.2%}  {trial['seconds']:.0f} s")
+            accuracy = trial.history[-1].test_accuracy
+            lines.append(f"seed {seed}  test accuracy {accuracy:.2%}  {trial.seconds:.0f} s")
         return "\n".join(lines), analysis.mean_text(tables.last_epoch([finished[i] for i in seeds if i in finished]))
 
     cli.run_trials(tasks, options.workers, label, record)

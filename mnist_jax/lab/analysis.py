@@ -3,7 +3,7 @@
 import collections
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,7 +116,7 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
     return Calibration(mean_confidence, accuracy, count[some], error)
 
 
-def ratios(result: dict[str, Any], figure: str, name: str, base: str = "ours") -> list[float]:
+def ratios(result: Mapping[str, Any], figure: str, name: str, base: str = "ours") -> list[float]:
     """How many times `base`'s seconds a contender took, round by round."""
     mine, theirs = (result["contenders"][who][figure] for who in (base, name))
     return [b / a for a, b in zip(mine, theirs, strict=True)]

@@ -21,6 +21,7 @@ import psutil
 from mnist_jax import data
 from mnist_jax.errors import DivergedError, LostError
 from mnist_jax.lab import trials
+from mnist_jax.lab.records import Trial
 from mnist_jax.recipes import Config
 from mnist_jax.runtime import cores, reuse_freed_memory, use_compilation_cache
 from mnist_jax.training import Stopped
@@ -37,7 +38,7 @@ class Task(NamedTuple):
     seeds: tuple[int, ...]
 
 
-Result = list[tuple[dict[str, Any], dict[str, Any]]]  # The trial and the final variables of each seed of a task.
+Result = list[tuple[Trial, dict[str, Any]]]  # The trial and the final variables of each seed of a task.
 
 
 class Pool(NamedTuple):

@@ -1,6 +1,5 @@
 """The tables of README in Markdown, line by line, made from the files in `results/`."""
 
-import dataclasses
 import itertools
 import json
 import statistics
@@ -8,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mnist_jax.lab import trials
+from mnist_jax.lab import records
 from mnist_jax.lab.analysis import PARAMETER_LIMIT, epoch_line, error_counts, ratios, seed_statistics, spread
+from mnist_jax.lab.records import Trial, read_trials
 from mnist_jax.models import ARCHS, abstract_variables, count_params, create_model
 from mnist_jax.recipes import RECIPES
-from mnist_jax.training import EpochMetrics
 
 # The notebooks' figures in percent, one seed, 15 epochs: best epoch's test accuracy; last epoch's, test and train.
 NOTEBOOKS = {
@@ -41,13 +40,13 @@ class Point(NamedTuple):
 
     arch: str
     parameters: int
-    seeds: list[dict[str, Any]]
+    seeds: list[Trial]
 
 
 def frontier(results: Path) -> list[Point]:
-    """The networks below 10,000 parameters, by name or by layout, of which there are `default-ARCH.jsonl`; by size."""
+    """The networks below 10,000 parameters, by name or layout, that have a file `default-ARCH.jsonl`; by size."""
     archs = [path.stem.removeprefix("default-") for path in results.glob("default-*.jsonl")]
-    points = [Point(arch, parameters_of(arch), trials.read(results / f"default-{arch}.jsonl")) for arch in archs]
+    points = [Point(arch, parameters_of(arch), read_trials(results / f"default-{arch}.jsonl")) for arch in archs]
     return sorted(
         (point for point in points if point.parameters < PARAMETER_LIMIT and point.seeds),
         key=lambda point: (point.parameters, point.arch),
@@ -59,14 +58,14 @@ def parameters_of(arch: str) -> int:
     return count_params(abstract_variables(create_model(arch))["params"])
 
 
-def last_epoch(seeds: Sequence[dict[str, Any]]) -> list[float]:
+def last_epoch(seeds: Sequence[Trial]) -> list[float]:
     """Test accuracy after the last epoch of each seed."""
-    return [seed["history"][-1]["test_accuracy"] for seed in seeds]
+    return [seed.history[-1].test_accuracy for seed in seeds]
 
 
-def best_epoch(seeds: Sequence[dict[str, Any]]) -> list[float]:
+def best_epoch(seeds: Sequence[Trial]) -> list[float]:
     """Test accuracy after the best epoch of each seed: what the notebooks quote, chosen on the test set."""
-    return [max(epoch["test_accuracy"] for epoch in seed["history"]) for seed in seeds]
+    return [max(epoch.test_accuracy for epoch in seed.history) for seed in seeds]
 
 
 def percent(accuracies: Sequence[float]) -> str:
@@ -79,6 +78,12 @@ def percent(accuracies: Sequence[float]) -> str:
 def _head(columns: str) -> list[str]:
     """The first two lines of a table."""
     return [columns, "|---" * (columns.count("|") - 1) + "|"]
+
+
+def _by_network(results: Path, kind: str) -> Iterator[tuple[str, Any]]:
+    """The networks with a file `KIND-ARCH.json`, and what is in it."""
+    paths = {arch: results / f"{kind}-{arch}.json" for arch in ARCHS}
+    return ((arch, records.read_json(path)) for arch, path in paths.items() if path.exists())
 
 
 def ladder_table(results: Path) -> Iterator[str]:
@@ -94,18 +99,18 @@ def ladder_table(results: Path) -> Iterator[str]:
             yield f"{name} notebook | 1 | 15 | {last:.2f} | | | | {best:.2f} | {train:.2f} | {train - last:+.2f} | |"
             name = "| | |"
         for recipe in RECIPES:
-            seeds = trials.read(results / f"{recipe}-{arch}.jsonl")
+            seeds = read_trials(results / f"{recipe}-{arch}.jsonl")
             if not seeds:
                 continue
             result = seed_statistics(last_epoch(seeds))
             error = "" if result.stderr is None else f"{100 * result.stderr:.3f}"
-            trained = [seed["train_accuracy"] for seed in seeds]
+            trained = [seed.train_accuracy for seed in seeds]
             yield (
-                f"{name} {recipe} | {result.n} | {len(seeds[0]['history'])} | {percent(last_epoch(seeds))} | {error} "
+                f"{name} {recipe} | {result.n} | {len(seeds[0].history)} | {percent(last_epoch(seeds))} | {error} "
                 f"| {100 * result.min:.2f} to {100 * result.max:.2f} | {result.share:.0%} "
                 f"| {percent(best_epoch(seeds))} | {percent(trained)} "
                 f"| {100 * (statistics.fmean(trained) - result.mean):+.2f} "
-                f"| {statistics.median(seed['seconds'] for seed in seeds):.0f} |"
+                f"| {statistics.median(seed.seconds for seed in seeds):.0f} |"
             )
             name = "| | |"
 
@@ -116,9 +121,9 @@ def errors_table(results: Path) -> Iterator[str]:
         "| network | recipe | seeds | wrong, mean of a seed | wrong in every seed | in more than half | in any |"
     )
     for arch, recipe in itertools.product(ARCHS, RECIPES):
-        seeds = trials.read(results / f"{recipe}-{arch}.jsonl")
+        seeds = read_trials(results / f"{recipe}-{arch}.jsonl")
         if len(seeds) > 1:
-            times = error_counts([seed["errors"] for seed in seeds])
+            times = error_counts([seed.errors for seed in seeds])
             shares = [sum(count >= least for count in times.values()) for least in (len(seeds), len(seeds) // 2 + 1, 1)]
             mean = sum(times.values()) / len(seeds)
             yield f"| `{arch}` | {recipe} | {len(seeds)} | {mean:.1f} | {shares[0]} | {shares[1]} | {shares[2]} |"
@@ -134,7 +139,7 @@ def frontier_table(results: Path) -> Iterator[str]:
     rows = [
         (
             point.parameters,
-            f"| {point.parameters:,} | `{point.arch}` | {len(point.seeds)} | {len(point.seeds[0]['history'])} "
+            f"| {point.parameters:,} | `{point.arch}` | {len(point.seeds)} | {len(point.seeds[0].history)} "
             f"| {percent(last_epoch(point.seeds))} | {100 * min(last_epoch(point.seeds)):.2f} to "
             f"{100 * max(last_epoch(point.seeds)):.2f} | | |",
         )
@@ -154,11 +159,10 @@ def trials_table(results: Path) -> Iterator[str]:
     """
     yield from _head("| network | settings tried | trainings | hours |")
     for arch in (*ARCHS, "layouts"):
-        ran = [trial for name in ("search", "attempts") for trial in trials.read(results / f"{name}-{arch}.jsonl")]
+        ran = [trial for name in ("search", "attempts") for trial in read_trials(results / f"{name}-{arch}.jsonl")]
         if ran:
-            tried = [(dataclasses.replace(trials.config_of(trial), seed=0), trial.get("attempt")) for trial in ran]
-            settings = {(config, json.dumps(attempt)) for config, attempt in tried}
-            hours = sum(trial.get("seconds", 0.0) for trial in ran) / 3600
+            settings = {(records.settings(trial.config, seed=0), json.dumps(trial.attempt)) for trial in ran}
+            hours = sum(trial.seconds for trial in ran) / 3600
             yield f"| `{arch}` | {len(settings)} | {len(ran)} | {hours:.1f} |"
 
 
@@ -168,12 +172,12 @@ def speed_table(results: Path) -> Iterator[str]:
         "| network | contender | ms per step, median (min to max) | times ours | images/s "
         "| scoring 10,000, s | times ours | process start to first step, s | peak MB |"
     )
-    for path in (results / f"benchmark-{arch}.json" for arch in ARCHS):
-        result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"contenders": {}}
+    result: records.Benchmark
+    for arch, result in _by_network(results, "benchmark"):
         for name, record in result["contenders"].items():
             low, step, high = (1e3 * seconds for seconds in spread(record["step_seconds"]))
             yield (
-                f"| `{path.stem.removeprefix('benchmark-')}` | {name} | {step:.1f} ({low:.1f} to {high:.1f}) "
+                f"| `{arch}` | {name} | {step:.1f} ({low:.1f} to {high:.1f}) "
                 f"| {spread(ratios(result, 'step_seconds', name))[1]:.2f} | {1e3 * result['batch_size'] / step:,.0f} "
                 f"| {spread(record['score_seconds'])[1]:.2f} | {spread(ratios(result, 'score_seconds', name))[1]:.2f} "
                 f"| {record['start']['first_step']:.1f} | {record['peak_bytes'] / 1e6:.0f} |"
@@ -184,7 +188,7 @@ def time_table(results: Path) -> Iterator[str]:
     """The whole process of `fast` against the notebook's recipe in PyTorch, from `time-to-target*.json`."""
     yield from _head("| network | process | epochs | seconds, median (min to max) | times as fast |")
     for path in sorted(results.glob("time-to-target*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result: records.TimeToTarget = records.read_json(path)
         scaled, arch = result["torch_seconds_scaled"], result["arch"]
         theirs = result.get("torch_arch", arch)
         for name, process, epochs, seconds in (
@@ -203,15 +207,15 @@ def tpu_table(results: Path) -> Iterator[str]:
         "| network | a step of | cycles, ours | Flax's layers | ours / Flax's | temporaries, MB | Flax's "
         "| compiled in, s | Flax's |"
     )
-    for path in (results / f"tpu-{arch}.json" for arch in ARCHS):
-        programs = json.loads(path.read_text(encoding="utf-8"))["programs"] if path.exists() else {}
-        for name, found in programs.items():
+    result: records.TpuEstimates
+    for arch, result in _by_network(results, "tpu"):
+        for name, found in result["programs"].items():
             cycles, memory, seconds = (
                 [found[layers][figure] for layers in ("ours", "flax")]
                 for figure in ("cycles", "temporary_bytes", "compile_seconds")
             )
             yield (
-                f"| `{path.stem.removeprefix('tpu-')}` | {name} | {cycles[0]:,} | {cycles[1]:,} "
+                f"| `{arch}` | {name} | {cycles[0]:,} | {cycles[1]:,} "
                 f"| {cycles[0] / cycles[1]:.2f} | {memory[0] / 1e6:.0f} | {memory[1] / 1e6:.0f} "
                 f"| {seconds[0]:.0f} | {seconds[1]:.0f} |"
             )
@@ -219,8 +223,8 @@ def tpu_table(results: Path) -> Iterator[str]:
 
 def run_text(results: Path) -> Iterator[str]:
     """What `scripts/train.py` prints of the epochs of seed 1, the default recipe, from its history."""
-    trial = next(t for t in trials.read(results / "default-bn_dropout.jsonl") if t["config"]["seed"] == 1)
-    history = [EpochMetrics(**epoch) for epoch in trial["history"]]
+    trials = read_trials(results / "default-bn_dropout.jsonl")
+    history = next(trial.history for trial in trials if trial.config["seed"] == 1)
     yield from ("```", *(epoch_line(metrics, len(history), "test") for metrics in history), "```")
 
 
