@@ -25,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mnist_jax.errors import DivergedError, InputError, LostError, StorageError
 from mnist_jax.lab import cluster, jobs
+from mnist_jax.lab.records import VERSION
 from mnist_jax.recipes import make_config
 from mnist_jax.runs.directory import load_config
 from mnist_jax.runtime import reuse_freed_memory, use_compilation_cache
@@ -230,7 +231,7 @@ def writing(path: Path, flag: str) -> Iterator[None]:
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Writes what a script measured to the file of its `--json`."""
     with writing(path, "--json"):
-        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps({"version": VERSION} | values, indent=2) + "\n", encoding="utf-8")
 
 
 def _fail(message: str, status: int) -> NoReturn:

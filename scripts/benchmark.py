@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mnist_jax import cli
-from mnist_jax.data import Mnist, Split, load_mnist
+from mnist_jax.data import load_mnist
 from mnist_jax.errors import InputError
 from mnist_jax.lab import analysis, benchmark
 from mnist_jax.models import Stack, layers_of, parse_layout
@@ -40,11 +40,7 @@ class Options:
     device: str = "cpu"
     """What to measure on: cpu, or gpu for whatever accelerator JAX has."""
     seeds: int = 30
-    """With --device gpu, how many seeds to train together; with --jobs, how many in all."""
-    together: int = 0
-    """In place of the contenders: how many seeds to train in one program, against one after the other."""
-    jobs: int = 0
-    """In place of the contenders: how many trainings of `fast` to run at once, against one that has all cores."""
+    """With --device gpu, how many seeds to train together."""
     batch_size: int = 128
     """Images per training step."""
     contenders: tuple[str, ...] = ()
@@ -64,18 +60,12 @@ def main(options: Options) -> None:
     config = make_config("reference", arch=options.arch, batch_size=options.batch_size)
     if options.device not in ("cpu", "gpu"):
         raise InputError(f"unknown device {options.device!r}; choose from cpu, gpu")
-    for name in ("together", "jobs"):
-        if getattr(options, name) < 0:
-            raise InputError(f"{name} {getattr(options, name)} cannot be used; choose 0 or more")
     for name in ("rounds", "steps", "threads", "seeds"):
         if getattr(options, name) < 1:
             raise InputError(f"{name} {getattr(options, name)} cannot be used; choose 1 or more")
     cli.require_folder(options.json, "--json")
     if options.device == "gpu":
         on_accelerator(options)
-        return
-    if options.together or options.jobs:
-        (many_seeds if options.together else at_once)(options)
         return
     have_torch = importlib.util.find_spec("torch") is not None
     possible = [name for name in benchmark.CONTENDERS if have_torch or not name.startswith("torch")]
@@ -149,33 +139,6 @@ def on_accelerator(options: Options) -> None:
     if result["torch_step_seconds"]:
         console.print(f"a step of PyTorch: {1e3 * result['torch_step_seconds']:.2f} ms")
     save(options, result)
-
-
-def many_seeds(options: Options) -> None:
-    """Whether one program for many seeds is the faster here."""
-    mnist = load_mnist()
-    images = options.steps * options.batch_size
-    data = Mnist(*(Split(split.images[:images], split.labels[:images]) for split in mnist))
-    result = benchmark.seeds_together(options.arch, data, options.together, options.rounds)
-    together, alone = statistics.median(result["together"]), statistics.median(result["alone"])
-    ratio = statistics.median(a / b for a, b in zip(result["together"], result["alone"], strict=True))
-    print(
-        f"{options.arch}, {options.together} seeds, {options.steps} steps and a score each: together {together:.1f} s, "
-        f"one after the other {alone:.1f} s; together takes {ratio:.2f} times as long"
-    )
-    save(options, {"arch": options.arch, "seeds": options.together, "steps": options.steps, **result})
-
-
-def at_once(options: Options) -> None:
-    """Whether several trainings at once get more done here than one that has all cores."""
-    result = benchmark.trainings_at_once(options.arch, options.seeds, options.jobs, options.rounds)
-    hours = {name: options.seeds * 3600 / statistics.median(seconds) for name, seconds in result.items()}
-    ratio = statistics.median(one / many for many, one in zip(result["at_once"], result["one"], strict=True))
-    print(
-        f"{options.arch}, fast, {options.seeds} seeds, trainings an hour on {len(cores())} cores: "
-        f"{hours['at_once']:.1f}, {options.jobs} at once, and {hours['one']:.1f}, one by one; ratio {ratio:.2f}"
-    )
-    save(options, {"arch": options.arch, "seeds": options.seeds, "jobs": options.jobs, **result})
 
 
 def save(options: Options, record: dict[str, Any]) -> None:

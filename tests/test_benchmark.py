@@ -1,10 +1,9 @@
-import contextlib
 import json
 
 from conftest import part
 
 from mnist_jax import EpochMetrics, make_config, seeds, training
-from mnist_jax.lab import benchmark, jobs
+from mnist_jax.lab import benchmark
 from mnist_jax.lab.analysis import ratios, spread
 
 
@@ -45,33 +44,3 @@ def test_what_an_accelerator_is_asked(mnist, monkeypatch):
     seconds = [*epochs["ours"], *epochs["flax"], *(run[which] for run in runs for which in ("first", "again"))]
     assert all(value > 0 for value in seconds)
     json.dumps(result)
-
-
-def test_many_seeds_against_one_after_the_other(script, monkeypatch, tmp_path):
-    """Each way has its turn as often, and sees as many images; what training does is not at issue here."""
-    asked = []
-    monkeypatch.setattr(training, "fit", lambda config, data: asked.append((1, len(data.train.labels))))
-    monkeypatch.setattr(
-        seeds, "fit_seeds", lambda config, seeds, data: asked.append((len(seeds), len(data.train.labels)))
-    )
-    flags = ["--arch", "gap", "--together", "2", "--rounds", "2", "--steps", "2", "--json", "seeds.json"]
-    status, out, _ = script("benchmark.py", *flags)
-    assert status == 0
-    assert out.startswith("gap, 2 seeds, 2 steps and a score each: together ")
-    assert asked == [(2, 256), (1, 256), (1, 256)] * 3  # The first to compile.
-    record = json.loads((tmp_path / "seeds.json").read_text())
-    assert all(len(record[name]) == 2 and min(record[name]) > 0 for name in ("together", "alone"))
-
-
-def test_trainings_at_once_against_one_after_the_other(script, monkeypatch, tmp_path):
-    """In turns, after one to compile; what training does is not at issue here."""
-    asked = []
-    monkeypatch.setattr(jobs, "processes", lambda count, cached: contextlib.nullcontext(count))
-    monkeypatch.setattr(jobs, "run", lambda tasks, count, *_: asked.append((count, len(tasks))) or [])
-    flags = ["--arch", "gap", "--jobs", "3", "--seeds", "4", "--rounds", "2", "--json", "jobs.json"]
-    status, out, _ = script("benchmark.py", *flags)
-    assert status == 0
-    assert out.startswith("gap, fast, 4 seeds, trainings an hour on ")
-    assert asked == [(1, 1), *[(3, 4), (1, 4)] * 2]
-    record = json.loads((tmp_path / "jobs.json").read_text())
-    assert all(len(record[name]) == 2 and min(record[name]) > 0 for name in ("at_once", "one"))

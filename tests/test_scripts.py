@@ -202,8 +202,6 @@ search.py --vary optimizer=adam             | 'adam' | choose
 benchmark.py --arch bn                      | 'bn' | bn_dropout
 benchmark.py --rounds 0                     | rounds 0 | choose
 benchmark.py --contenders numpy             | 'numpy' | flax
-benchmark.py --together -1                  | together -1 | choose
-benchmark.py --jobs -1                      | jobs -1 | choose
 benchmark.py --device gpu                   | JAX finds no GPU or TPU here
 benchmark.py --device npu                   | 'npu' | choose
 """

@@ -1,4 +1,4 @@
-"""The networks in PyTorch, to compare with: for tests and benchmarks, where torch is installed."""
+"""The networks in PyTorch, for tests and benchmarks; needs torch."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,7 @@ from mnist_jax.models import Stack, create_model, parse_layout
 
 
 def torch_network(arch: str, dropout: float = 0.05) -> Any:
-    """A network as a `torch.nn.Sequential`: float32 [B, 1, 28, 28] to logits [B, 10]."""
+    """Builds a network as a `torch.nn.Sequential`: float32 [B, 1, 28, 28] to logits [B, 10]."""
     from torch import nn
 
     model = create_model(arch)
@@ -33,7 +33,7 @@ def torch_network(arch: str, dropout: float = 0.05) -> Any:
 
 
 def _torch_stack(layout: str) -> Iterator[Any]:
-    """The layers of a layout, with the same object where kernels are used again."""
+    """The layers of a layout; where kernels are shared, the same object again."""
     from torch import nn
 
     convolutions, channels = [], 1
@@ -57,7 +57,7 @@ def _torch_stack(layout: str) -> Iterator[Any]:
 
 
 def load_variables(network: Any, variables: dict[str, Any]) -> None:
-    """Copies Flax variables into a PyTorch network, layer by layer in order."""
+    """Copies Flax variables into a PyTorch network in place, layer by layer in order."""
     import torch
 
     for tensor, collection, layer, name in _tensors(network, variables):
@@ -66,7 +66,7 @@ def load_variables(network: Any, variables: dict[str, Any]) -> None:
 
 
 def read_variables(network: Any, like: dict[str, Any]) -> dict[str, Any]:
-    """A PyTorch network's weights as Flax variables, a tree of NumPy arrays shaped as `like`."""
+    """Gives a PyTorch network's weights as Flax variables: NumPy arrays in a tree like `like`."""
     read: dict[str, Any] = {"params": {}, "batch_stats": {}}
     for tensor, collection, layer, name in _tensors(network, like):
         value = tensor.detach().permute(2, 3, 1, 0) if name == "kernel" else tensor.detach()
@@ -75,7 +75,7 @@ def read_variables(network: Any, like: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tensors(network: Any, variables: dict[str, Any]) -> Iterator[tuple[Any, str, str, str]]:
-    """Each tensor of a PyTorch network, and where in Flax's variables it stands."""
+    """Each tensor of a PyTorch network with its collection, layer and name in Flax's variables."""
     from torch import nn
 
     kinds = ("conv", "depthwise", "bn")

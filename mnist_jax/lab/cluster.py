@@ -1,4 +1,4 @@
-"""Many trainings at once on a Dask cluster, whatever it runs on; Dask repeats by itself what a dead worker held."""
+"""Many trainings at once on a Dask cluster. Dask itself repeats the tasks of a dead worker."""
 
 import collections
 import functools
@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import mnist_jax
 from mnist_jax import data
 from mnist_jax.errors import InputError, LostError, StorageError
 from mnist_jax.lab.jobs import Pool, Task, prepare, train
@@ -28,19 +27,19 @@ _LOST = "the scheduler is lost; the same command goes on from what is finished"
 
 @contextmanager
 def connect(address: str, config: Config, cached: bool) -> Iterator[Pool]:
-    """The workers of a Dask scheduler, one task each and as many threads as the worker has.
+    """The workers of a Dask scheduler; each takes one task at a time, with all its threads.
 
-    Raises LostError if it cannot be reached, InputError if a worker has another version of this package or other data
-    than this process, or if `distributed` is not installed.
+    Raises LostError if the scheduler cannot be reached; InputError if `distributed` is not installed, or a worker has
+    another version of this package or other data than this process.
     """
     if importlib.util.find_spec("distributed") is None:
         raise InputError("--scheduler needs distributed, which is not installed: pip install 'mnist-jax[cluster]'")
     import distributed
 
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # What it would say is said here, in one line.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # The errors below say it in one line.
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)  # Each trial has its versions.
+            warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)  # Trials keep versions.
             client = distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -91,7 +90,7 @@ def _train_on_cluster(task, wanted, cached):
     _prepare_once(worker.state.nthreads, cached)
     _require(worker.address, identity(task.config), wanted)
     this = worker.state.tasks[worker.get_current_task()]
-    return train(task, stop=lambda: this.state != "executing")  # Cancelled, or whoever asked for it is gone.
+    return train(task, stop=lambda: this.state != "executing")  # Cancelled, or its client is gone.
 
 
 @functools.cache
@@ -109,7 +108,7 @@ def _require(worker, found, wanted):
 
 
 def identity(config: Config) -> dict[str, str]:
-    """What all workers of a series must have in common: this package, by version and sources, and the data."""
+    """What all workers of a series must share: this package, by version and sources, and the data."""
     return _identity(config.data_source, config.data_dir)
 
 
@@ -119,7 +118,7 @@ def _identity(source, data_dir):
     for split in data.load_mnist(source, data_dir):
         for array in split:
             arrays.update(array)
-    for path in sorted(Path(mnist_jax.__file__).parent.rglob("*.py")):
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         sources.update(path.read_bytes())
     return {
         "mnist-jax": f"{importlib.metadata.version('mnist-jax')} of sources {sources.hexdigest()[:12]}",

@@ -1,4 +1,4 @@
-"""Many trainings at once, by workers that may die; here processes of this machine, each with its share of the cores."""
+"""Many trainings at once, by workers that may die: this process, or processes that share the cores of this machine."""
 
 import collections
 import contextlib
@@ -26,13 +26,13 @@ from mnist_jax.recipes import Config
 from mnist_jax.runtime import cores, reuse_freed_memory, use_compilation_cache
 from mnist_jax.training import Stopped
 
-ATTEMPTS = 3  # How often a trial is begun whose workers die.
-_BYTES = {"basic": 1.2e9}  # What a worker takes, by network.
+ATTEMPTS = 3  # A task whose workers die this often is given up.
+_BYTES = {"basic": 1.2e9}  # Memory of a worker, by network.
 _OTHER_BYTES = 0.7e9
 
 
 class Task(NamedTuple):
-    """What a worker is given: a config, and its seeds, in one program if there are several."""
+    """The work of one worker: a config and its seeds, in one program if there are several."""
 
     config: Config
     seeds: tuple[int, ...]
@@ -42,13 +42,13 @@ Result = list[tuple[Trial, dict[str, Any]]]  # The trial and the final variables
 
 
 class Pool(NamedTuple):
-    """Workers, seen as futures.
+    """Workers, as functions of futures.
 
     Attributes:
-      submit: has a task trained; gives a future of what `train` gives.
-      size: how many tasks at most to have submitted and not finished.
-      died: which of these futures had a worker that died since this was last asked.
-      broken: what a future raises whose worker died and that is not repeated.
+      submit: starts `train` for a task; gives the future.
+      size: the largest number of tasks to run at a time.
+      died: futures whose worker died since the last call.
+      broken: raised by a future whose worker died and which the pool does not repeat.
     """
 
     submit: Callable[[Task], Any]
@@ -60,20 +60,12 @@ class Pool(NamedTuple):
 def run(
     tasks: Iterable[Task], pool: Pool, on_death: Callable[[Task, int], None], stop: Callable[[], bool]
 ) -> Iterator[tuple[Task, Result | DivergedError | LostError]]:
-    """Has tasks trained; gives each with its outcome, in the order of finishing.
+    """Trains distinct tasks; yields each with its outcome, in the order of finishing.
 
-    The outcome is what `train` gives, a DivergedError, or a LostError when its workers have died three times.
+    The outcome is the result of `train`, a DivergedError, or a LostError if the task's workers died three times.
+    `on_death` is called with a task and the number of deaths so far, `stop` ten times a second.
 
-    Args:
-      tasks: different ones.
-      pool: the workers.
-      on_death: called with a task and how often its worker has died by now.
-      stop: asked ten times a second, and in a worker of this process after every step, whether to stop.
-
-    Raises:
-      Stopped: `stop` said so.
-      LostError: the cluster is lost.
-      InputError: no worker can use a task.
+    Raises Stopped if `stop` returns true, LostError if the cluster is lost, InputError if no worker can use a task.
     """
     waiting, running, deaths = collections.deque(tasks), {}, collections.Counter()
     while waiting or running:
@@ -89,9 +81,8 @@ def run(
                 future.cancel()
                 yield running.pop(future), LostError(f"its worker died {ATTEMPTS} times; is there too little memory?")
         for future in finished:
-            if future not in running:
+            if not (task := running.pop(future, None)):
                 continue
-            task = running.pop(future)
             try:
                 yield task, future.result()
             except DivergedError as error:
@@ -115,7 +106,7 @@ def train(task: Task, stop: Callable[[], bool] = lambda: False) -> Result:
 
 @functools.cache
 def dataset(source: str, data_dir: str | None, held_out: int) -> data.Mnist:
-    """The images a config asks for, which a worker loads once; raises as `load_mnist` and `hold_out`."""
+    """The images of a config, loaded once per process; raises as `load_mnist` and `hold_out`."""
     mnist = data.load_mnist(source, data_dir)
     return data.hold_out(mnist, held_out) if held_out else mnist
 
@@ -124,7 +115,7 @@ def dataset(source: str, data_dir: str | None, held_out: int) -> data.Mnist:
 
 
 def default_jobs(archs: Iterable[str]) -> int:
-    """One training for each core, as far as memory allows; the limit of a container counts."""
+    """One training per core, as far as memory allows; a container's limit counts."""
     free = [psutil.virtual_memory().available]
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):
@@ -135,7 +126,7 @@ def default_jobs(archs: Iterable[str]) -> int:
 
 @contextmanager
 def here(stop: Callable[[], bool]) -> Iterator[Pool]:
-    """This process as the only worker."""
+    """This process as the only worker; it asks `stop` after every step."""
 
     def submit(task: Task) -> Future:
         future = Future()
@@ -150,7 +141,7 @@ def here(stop: Callable[[], bool]) -> Iterator[Pool]:
 
 @contextmanager
 def processes(count: int, cached: bool) -> Iterator[Pool]:
-    """So many processes, each with its share of the cores; they end with the block."""
+    """`count` processes, each with its share of the cores; they end with the block."""
     mine = cores()
     bounds = [i * len(mine) // count for i in range(count + 1)]
     shares = [mine[start:stop] or [mine[start]] for start, stop in itertools.pairwise(bounds)]
@@ -163,7 +154,7 @@ def processes(count: int, cached: bool) -> Iterator[Pool]:
             i = next(i for i in range(count) if i not in last or last[i].done())
             try:
                 last[i] = workers[i].submit(train, task)
-            except (KeyError, BrokenExecutor):  # It has not begun, or has died.
+            except (KeyError, BrokenExecutor):  # Not started yet, or dead.
                 workers[i] = stack.enter_context(process(shares[i], prepare, cached))
                 last[i] = workers[i].submit(train, task)
             return last[i]
@@ -176,14 +167,14 @@ def processes(count: int, cached: bool) -> Iterator[Pool]:
 
 @contextmanager
 def process(share: Sequence[int], begin: Callable[..., None] | None = None, *arguments: Any) -> Iterator[Executor]:
-    """A process of its own, to submit calls to, on some cores from before it first uses JAX.
+    """A new process to submit calls to, bound to cores before it first uses JAX; it first calls `begin`.
 
-    It begins with a call of `begin`, and ends at once when the block does or when this process dies, whatever it does.
+    It ends at once when the block ends or this process dies, even in the middle of a call.
     """
     context = multiprocessing.get_context("spawn")
     leash, end = context.Pipe(duplex=False)
     executor = ProcessPoolExecutor(1, context, _begin, (leash, share, begin, arguments))
-    # What is blocked here is blocked there from the start: Ctrl-C goes to both, and is for this one to answer.
+    # The new process inherits the mask. Ctrl-C goes to both, and only this one answers it.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     executor.submit(int)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -197,20 +188,20 @@ def process(share: Sequence[int], begin: Callable[..., None] | None = None, *arg
 
 def _begin(leash, share, begin, arguments):
     def follow() -> None:
-        leash.poll(None)  # Until the other end is closed, by hand or by death.
+        leash.poll(None)  # Returns when the other end is closed, by the parent or by its death.
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, share)
     else:
-        os.environ["NPROC"] = str(len(share))  # How many threads XLA has.
+        os.environ["NPROC"] = str(len(share))  # XLA's number of threads.
     if begin:
         begin(*arguments)
 
 
 def prepare(cached: bool) -> None:
-    """Makes of a process one that trains fast, before it first uses JAX."""
+    """Sets allocator and compilation cache; call it before JAX is first used."""
     reuse_freed_memory()
     if cached:
         use_compilation_cache()

@@ -18,22 +18,19 @@ RETIRED = {"low_resolution": 20, "low_resolution_epochs": 0}
 
 
 class Trial(NamedTuple):
-    """One config trained to the end; what a file does not say has its default.
+    """One config trained to the end; fields that a file lacks have their default.
 
     Attributes:
       config: the settings by name, as they were written; today's `Config` may have others.
-      parameters: of the network.
       multiply_adds: of the convolutions, for one image.
       history: one entry per epoch, none if the training diverged.
       train_loss: of the final weights on the training images, without distortion or dropout; so is `train_accuracy`.
       errors: indices of the scored images that the final weights get wrong.
-      seconds: of training with a score after every epoch; of all seeds of a program, if there are several.
-      environment: versions and hardware.
+      seconds: of training with a score after every epoch; of all seeds of the program, if there are several.
       together: number of seeds in the program, if there are several.
       diverged: the message, if the training diverged.
-      attempt: settings of code that was not kept, which `config` lacks.
-      dataset: name of the data.
-      sha256: of the data's arrays; None in trials of MNIST from before it was written.
+      attempt: settings of code that was not kept.
+      dataset: name of the data; `sha256` is that of its arrays. Trials from before they were written are of MNIST.
       version: of the format; 0 in trials from before it was written.
     """
 
@@ -64,14 +61,14 @@ class Timing(TypedDict):
 
 
 class Benchmark(TypedDict):
-    """`benchmark-ARCH.json`, as far as tables need it."""
+    """What the tables need of `benchmark-ARCH.json`."""
 
     contenders: dict[str, Timing]
     batch_size: int
 
 
 class TimeToTarget(TypedDict, total=False):
-    """`time-to-target*.json`, as far as tables need it; seconds of whole processes, one value per round."""
+    """What the tables need of `time-to-target*.json`: seconds of whole processes, one value per round."""
 
     arch: str
     epochs: int
@@ -80,12 +77,6 @@ class TimeToTarget(TypedDict, total=False):
     torch_arch: str  # The same as `arch` where it is missing.
     torch_epochs: int
     torch_seconds_scaled: list[float]
-
-
-class TpuEstimates(TypedDict):
-    """`tpu-ARCH.json`, as far as tables need it: figures by program, by whose layers, by name."""
-
-    programs: dict[str, dict[str, dict[str, Any]]]
 
 
 def read_json(path: Path) -> Any:
@@ -101,8 +92,8 @@ def read_trials(path: Path) -> list[Trial]:
     if not path.exists():
         return []
     try:
-        lines = _whole(path.read_text(encoding="utf-8")).splitlines()
-        return [_trial(**_known(path, {"version": 0, **json.loads(line)})) for line in lines]
+        lines = [{"version": 0, **json.loads(line)} for line in _whole(path.read_bytes()).splitlines()]
+        return [_trial(**_known(path, line)) for line in lines]
     except (TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"results {str(path)!r} cannot be read ({error}); mend or remove the line") from error
 
@@ -111,13 +102,13 @@ def prepare_trials(path: Path) -> None:
     """Makes the file if it is missing and cuts off an incomplete last line; raises InputError if it is not writable."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+", encoding="utf-8") as file:
+        with path.open("a+b") as file:
             file.seek(0)
             text = file.read()
-            if text and not text.endswith("\n"):
-                whole = _whole(text)
-                file.truncate(len(whole.encode()))
-                file.write("" if not whole or whole.endswith("\n") else "\n")
+            whole = _whole(text)
+            if whole != text:
+                file.truncate(min(len(text), len(whole)))
+                file.write(whole[len(text) :])
     except OSError as error:
         raise InputError(f"results {str(path)!r} cannot be written ({error.strerror}); name another file") from error
 
@@ -157,14 +148,14 @@ def _known(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _whole(text: str) -> str:
-    """The lines without the last one if it has no newline and is not JSON: its writer was killed."""
-    last = text.rpartition("\n")[2]
+def _whole(text: bytes) -> bytes:
+    """The whole lines: a last one without newline is left out if it is not JSON, for its writer was killed."""
+    last = text.rpartition(b"\n")[2]
     try:
         json.loads(last)
     except ValueError:
         return text.removesuffix(last)
-    return text
+    return text + b"\n"
 
 
 def _trial(history: Any = (), errors: Any = (), **line: Any) -> Trial:

@@ -2,8 +2,9 @@
 
 import itertools
 import json
+import re
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +37,7 @@ PUBLIC = (
 
 
 class Point(NamedTuple):
-    """A network on the frontier of accuracy against parameters, with the trials of its seeds."""
+    """A network on the frontier of accuracy against parameters, with one trial per seed."""
 
     arch: str
     parameters: int
@@ -47,24 +48,22 @@ def frontier(results: Path) -> list[Point]:
     """The networks below 10,000 parameters, by name or layout, that have a file `default-ARCH.jsonl`; by size."""
     archs = [path.stem.removeprefix("default-") for path in results.glob("default-*.jsonl")]
     points = [Point(arch, parameters_of(arch), read_trials(results / f"default-{arch}.jsonl")) for arch in archs]
-    return sorted(
-        (point for point in points if point.parameters < PARAMETER_LIMIT and point.seeds),
-        key=lambda point: (point.parameters, point.arch),
-    )
+    points = [point for point in points if point.parameters < PARAMETER_LIMIT and point.seeds]
+    return sorted(points, key=lambda point: (point.parameters, point.arch))
 
 
 def parameters_of(arch: str) -> int:
-    """How many parameters a network has."""
+    """The number of parameters of a network."""
     return count_params(abstract_variables(create_model(arch))["params"])
 
 
-def last_epoch(seeds: Sequence[Trial]) -> list[float]:
-    """Test accuracy after the last epoch of each seed."""
+def last_epoch(seeds: Iterable[Trial]) -> list[float]:
+    """Test accuracy of each seed after its last epoch."""
     return [seed.history[-1].test_accuracy for seed in seeds]
 
 
-def best_epoch(seeds: Sequence[Trial]) -> list[float]:
-    """Test accuracy after the best epoch of each seed: what the notebooks quote, chosen on the test set."""
+def best_epoch(seeds: Iterable[Trial]) -> list[float]:
+    """Test accuracy of each seed after its best epoch, which is chosen on the test set; the notebooks quote it."""
     return [max(epoch.test_accuracy for epoch in seed.history) for seed in seeds]
 
 
@@ -87,7 +86,7 @@ def _by_network(results: Path, kind: str) -> Iterator[tuple[str, Any]]:
 
 
 def ladder_table(results: Path) -> Iterator[str]:
-    """Each network in the notebook's hands and in each recipe's, accuracies in percent."""
+    """Each network with the notebook's recipe and ours, accuracies in percent."""
     yield from _head(
         "| network | parameters | recipe | seeds | epochs | test, last epoch | standard error | min to max "
         "| seeds at 99.40 or above | best epoch | train | train less test | seconds |"
@@ -116,7 +115,7 @@ def ladder_table(results: Path) -> Iterator[str]:
 
 
 def errors_table(results: Path) -> Iterator[str]:
-    """How many test images the seeds of a recipe get wrong, each by itself and together."""
+    """The number of test images that the seeds of a recipe get wrong, alone and together."""
     yield from _head(
         "| network | recipe | seeds | wrong, mean of a seed | wrong in every seed | in more than half | in any |"
     )
@@ -136,15 +135,12 @@ def frontier_table(results: Path) -> Iterator[str]:
         "| our best mean up to this size |"
     )
     points = frontier(results)
-    rows = [
-        (
-            point.parameters,
-            f"| {point.parameters:,} | `{point.arch}` | {len(point.seeds)} | {len(point.seeds[0].history)} "
-            f"| {percent(last_epoch(point.seeds))} | {100 * min(last_epoch(point.seeds)):.2f} to "
-            f"{100 * max(last_epoch(point.seeds)):.2f} | | |",
-        )
-        for point in points
-    ]
+    rows = []
+    for arch, parameters, seeds in points:
+        last = last_epoch(seeds)
+        reached = f"{percent(last)} | {100 * min(last):.2f} to {100 * max(last):.2f}"
+        row = f"| {parameters:,} | `{arch}` | {len(seeds)} | {len(seeds[0].history)} | {reached} | | |"
+        rows.append((parameters, row))
     for parameters, accuracy, epochs, source in PUBLIC:
         ours = [statistics.fmean(last_epoch(point.seeds)) for point in points if point.parameters <= parameters]
         best = f"{100 * max(ours):.2f}" if ours else "none so small"
@@ -153,10 +149,7 @@ def frontier_table(results: Path) -> Iterator[str]:
 
 
 def trials_table(results: Path) -> Iterator[str]:
-    """What the choice of settings, and of layouts, took, from `search-ARCH.jsonl` and `attempts-ARCH.jsonl`.
-
-    An attempt is a trial with code that was not kept; its key `attempt` holds the settings that the config has not.
-    """
+    """The cost of choosing settings and layouts, from `search-ARCH.jsonl` and `attempts-ARCH.jsonl`."""
     yield from _head("| network | settings tried | trainings | hours |")
     for arch in (*ARCHS, "layouts"):
         ran = [trial for name in ("search", "attempts") for trial in read_trials(results / f"{name}-{arch}.jsonl")]
@@ -202,12 +195,11 @@ def time_table(results: Path) -> Iterator[str]:
 
 
 def tpu_table(results: Path) -> Iterator[str]:
-    """What the TPU's compiler expects of each network, from `tpu-ARCH.json`."""
+    """The TPU compiler's estimates for each network, from `tpu-ARCH.json`."""
     yield from _head(
         "| network | a step of | cycles, ours | Flax's layers | ours / Flax's | temporaries, MB | Flax's "
         "| compiled in, s | Flax's |"
     )
-    result: records.TpuEstimates
     for arch, result in _by_network(results, "tpu"):
         for name, found in result["programs"].items():
             cycles, memory, seconds = (
@@ -222,7 +214,7 @@ def tpu_table(results: Path) -> Iterator[str]:
 
 
 def run_text(results: Path) -> Iterator[str]:
-    """What `scripts/train.py` prints of the epochs of seed 1, the default recipe, from its history."""
+    """The lines that `scripts/train.py` prints per epoch, for seed 1 of the default recipe."""
     trials = read_trials(results / "default-bn_dropout.jsonl")
     history = next(trial.history for trial in trials if trial.config["seed"] == 1)
     yield from ("```", *(epoch_line(metrics, len(history), "test") for metrics in history), "```")
@@ -242,11 +234,8 @@ TABLES = {
 
 def insert_tables(text: str, results: Path) -> str:
     """Fills each block between `<!-- table: KIND -->` and `<!-- end -->`, KIND being a name in `TABLES`."""
-    opening = "<!-- table: "
-    parts = text.split(opening)
-    for i, part in enumerate(parts[1:], 1):
-        kind, rest = part.split(" -->", 1)
-        _, after = rest.split("<!-- end -->", 1)
-        lines = "\n".join(TABLES[kind](results))
-        parts[i] = f"{kind} -->\n{lines}\n<!-- end -->{after}"
-    return opening.join(parts)
+
+    def fill(match: re.Match[str]) -> str:
+        return "\n".join([match[1], *TABLES[match[2]](results), match[3]])
+
+    return re.sub("(<!-- table: (.+?) -->).*?(<!-- end -->)", fill, text, flags=re.DOTALL)

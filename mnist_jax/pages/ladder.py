@@ -19,10 +19,10 @@ def write_figures(results: Path) -> list[Path]:
     Each carries the hash of what it was drawn from, `sources_hash`.
     """
     seeds = {
-        f"{arch}, {recipe}": records.read_trials(results / f"{recipe}-{arch}.jsonl")
+        f"{arch}, {recipe}": group
         for arch, recipe in itertools.product(NOTEBOOKS, ("reference", "default"))
+        if (group := records.read_trials(results / f"{recipe}-{arch}.jsonl"))
     }
-    seeds = {name: group for name, group in seeds.items() if group}
     groups = {
         name: (parameters_of(name.split(",")[0]), [seed.history for seed in group]) for name, group in seeds.items()
     }
@@ -37,7 +37,7 @@ def write_figures(results: Path) -> list[Path]:
     captions = [f"{test.labels[index]}: {times[index]} of {len(seeds['bn_dropout, default'])}" for index in often]
     errors = partial(figures.digits, test.images[often], captions)
     written = []
-    for name, draw, colours in (
+    for name, draw, colors in (
         ("ladder-light", ladder, figures.LIGHT),
         ("ladder-dark", ladder, figures.DARK),
         ("frontier-light", sizes, figures.LIGHT),
@@ -45,12 +45,12 @@ def write_figures(results: Path) -> list[Path]:
         ("errors-light", errors, figures.LIGHT),  # Black on white in any case.
     ):
         written.append(results / f"{name}.png")
-        written[-1].write_bytes(figures.png(draw, colours, {"Source": sources_hash(results)}))
+        written[-1].write_bytes(figures.png(draw, colors, {"Source": sources_hash(results)}))
     return written
 
 
 def sources_hash(results: Path) -> str:
-    """SHA-256 of what the figures are drawn from: the files, and the public runs and notebooks in `tables`."""
+    """SHA-256 of all that the figures show: the files in `results`, and `tables.NOTEBOOKS` and `PUBLIC`."""
     paths = sorted(path for recipe in ("reference", "default") for path in results.glob(f"{recipe}-*.jsonl"))
     quoted = json.dumps([NOTEBOOKS, PUBLIC]).encode()
     return hashlib.sha256(b"".join([*(path.read_bytes() for path in paths), quoted])).hexdigest()
