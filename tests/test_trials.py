@@ -15,7 +15,8 @@ from mnist_jax.lab import records, trials
 def ran(mnist):
     small = part(mnist, 500, 500)
     config = make_config("reference", arch="gap", epochs=2, batch_size=100, seed=7)
-    return config, small, *trials.run(config, small)
+    ((trial, variables),) = trials.run(config, [7], small)
+    return config, small, trial, variables
 
 
 def test_a_trial_says_what_the_final_weights_do(ran):
@@ -97,7 +98,7 @@ def test_settings_are_compared_as_they_were_written():
 
 def test_seeds_trained_together_are_trials_of_their_own(ran):
     config, data, alone, _ = ran
-    for seed, (trial, variables) in zip((7, 8), trials.run_seeds(config, [7, 8], data), strict=True):
+    for seed, (trial, variables) in zip((7, 8), trials.run(config, [7, 8], data), strict=True):
         assert trial.config["seed"] == seed
         assert trial.together == 2
         assert [epoch.epoch for epoch in trial.history] == [1, 2]

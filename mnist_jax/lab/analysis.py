@@ -1,6 +1,7 @@
 """Statistics of results: the objective's verdict, seeds, errors, calibration."""
 
 import collections
+import dataclasses
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
@@ -86,7 +87,8 @@ def confusion(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
     return counts
 
 
-class Calibration(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Calibration:
     """Per bin that has images: float, float and int [bins]; `error` is the expected calibration error."""
 
     confidence: np.ndarray

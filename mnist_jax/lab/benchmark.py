@@ -97,6 +97,7 @@ def _torch(config: Config, data: Any, channels_last: bool, device: str = "cpu") 
 
     def steps(n: int) -> None:
         network.train()
+        loss: Any = None
         for _ in range(n):
             optimizer.zero_grad()
             loss = torch.nn.functional.nll_loss(torch.log_softmax(network(images), 1), labels)
@@ -127,8 +128,9 @@ def run(
 ) -> dict[str, Any]:
     """Times contenders, keys of `CONTENDERS`, in turns of `steps` training steps on `threads` cores.
 
-    Calls `on_round` with the number of finished rounds. Returns `contenders`, a `records.Timing` for each, and
-    `matmul_flops`, the rate of a float32 matrix product in the process of "ours", one value per round.
+    Calls `on_round` with the number of finished rounds. Returns `contenders`, each with `start`, `step_seconds` and
+    `score_seconds`, one value per round, and `peak_bytes`; and `matmul_flops`, the rate of a float32 matrix product in
+    the process of "ours", one value per round.
     """
     workers, result = {}, {"contenders": {}, "matmul_flops": []}
     with contextlib.ExitStack() as stack:

@@ -34,13 +34,13 @@ def connect(address: str, config: Config, cached: bool) -> Iterator[Pool]:
     """
     if importlib.util.find_spec("distributed") is None:
         raise InputError("--scheduler needs distributed, which is not installed: pip install 'mnist-jax[cluster]'")
-    import distributed
+    import distributed.versions
 
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # The errors below say it in one line.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)  # Trials keep versions.
-            client = distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+            client: Any = distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise LostError(f"scheduler {address!r} cannot be reached ({reason}); is it running there?") from error
@@ -76,7 +76,7 @@ def connect(address: str, config: Config, cached: bool) -> Iterator[Pool]:
             _require(worker, found, wanted)
         client.subscribe_topic("all", hear)
         try:
-            yield Pool(submit, size, died, distributed.KilledWorker)
+            yield Pool(submit, size, distributed.KilledWorker, died)
         except StorageError:  # An OSError, but of this process.
             raise
         except (CancelledError, OSError) as error:
@@ -87,16 +87,11 @@ def _train_on_cluster(task, wanted, cached):
     import distributed
 
     worker = distributed.get_worker()
-    _prepare_once(worker.state.nthreads, cached)
+    os.environ.setdefault("NPROC", str(worker.state.nthreads))
+    prepare(cached)
     _require(worker.address, identity(task.config), wanted)
     this = worker.state.tasks[worker.get_current_task()]
     return train(task, stop=lambda: this.state != "executing")  # Cancelled, or its client is gone.
-
-
-@functools.cache
-def _prepare_once(threads, cached):
-    os.environ.setdefault("NPROC", str(threads))
-    prepare(cached)
 
 
 def _require(worker, found, wanted):

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import dataclasses
 import functools
 import itertools
 import multiprocessing
@@ -47,14 +46,14 @@ class Pool(NamedTuple):
     Attributes:
       submit: starts `train` for a task; gives the future.
       size: the largest number of tasks to run at a time.
-      died: futures whose worker died since the last call.
-      broken: raised by a future whose worker died and which the pool does not repeat.
+      broken: raised by a future whose worker died.
+      died: futures whose worker died since the last call and which the pool repeats by itself.
     """
 
     submit: Callable[[Task], Any]
     size: Callable[[], int]
-    died: Callable[[Iterable[Any]], list[Any]] = lambda futures: []
     broken: type[Exception] = BrokenExecutor
+    died: Callable[[Iterable[Any]], list[Any]] = lambda futures: []
 
 
 def run(
@@ -68,18 +67,22 @@ def run(
     Raises Stopped if `stop` returns true, LostError if the cluster is lost, InputError if no worker can use a task.
     """
     waiting, running, deaths = collections.deque(tasks), {}, collections.Counter()
+    given_up = LostError(f"its worker died {ATTEMPTS} times; is there too little memory?")
+
+    def last_death(task: Task) -> bool:
+        deaths[task] += 1
+        on_death(task, deaths[task])
+        return deaths[task] == ATTEMPTS
+
     while waiting or running:
         while waiting and len(running) < pool.size():
             task = waiting.popleft()
             running[pool.submit(task)] = task
         finished = [future for future in running if future.done()]
         for future in pool.died(list(running)):
-            task = running[future]
-            deaths[task] += 1
-            on_death(task, deaths[task])
-            if deaths[task] == ATTEMPTS:
+            if last_death(running[future]):
                 future.cancel()
-                yield running.pop(future), LostError(f"its worker died {ATTEMPTS} times; is there too little memory?")
+                yield running.pop(future), given_up
         for future in finished:
             if not (task := running.pop(future, None)):
                 continue
@@ -88,7 +91,10 @@ def run(
             except DivergedError as error:
                 yield task, error
             except pool.broken:
-                waiting.appendleft(task)
+                if last_death(task):
+                    yield task, given_up
+                else:
+                    waiting.appendleft(task)
         if stop():
             raise Stopped
         if running and not finished:
@@ -98,10 +104,7 @@ def run(
 def train(task: Task, stop: Callable[[], bool] = lambda: False) -> Result:
     """Trains and scores a task; stops and raises as `fit`."""
     config, seeds = task
-    mnist = dataset(config.data_source, config.data_dir, config.held_out)
-    if len(seeds) == 1:
-        return [trials.run(dataclasses.replace(config, seed=seeds[0]), mnist, stop)]
-    return trials.run_seeds(config, seeds, mnist, stop=stop)
+    return trials.run(config, seeds, dataset(config.data_source, config.data_dir, config.held_out), stop)
 
 
 @functools.cache
@@ -159,10 +162,7 @@ def processes(count: int, cached: bool) -> Iterator[Pool]:
                 last[i] = workers[i].submit(train, task)
             return last[i]
 
-        def died(futures: Iterable[Future]) -> list[Future]:
-            return [future for future in futures if future.done() and isinstance(future.exception(), BrokenExecutor)]
-
-        yield Pool(submit, lambda: count, died)
+        yield Pool(submit, lambda: count)
 
 
 @contextmanager
@@ -200,6 +200,7 @@ def _begin(leash, share, begin, arguments):
         begin(*arguments)
 
 
+@functools.cache
 def prepare(cached: bool) -> None:
     """Sets allocator and compilation cache; call it before JAX is first used."""
     reuse_freed_memory()

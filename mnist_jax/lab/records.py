@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from math import nan
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 from mnist_jax.errors import InputError, StorageError
 from mnist_jax.recipes import ARCH_RECIPES, RECIPES, Config
@@ -51,35 +51,7 @@ class Trial(NamedTuple):
     version: int = VERSION
 
 
-class Timing(TypedDict):
-    """Speed of one contender: seconds to `first_step` and to `compile`; one value per round; memory in bytes."""
-
-    start: dict[str, float]
-    step_seconds: list[float]
-    score_seconds: list[float]
-    peak_bytes: int
-
-
-class Benchmark(TypedDict):
-    """What the tables need of `benchmark-ARCH.json`."""
-
-    contenders: dict[str, Timing]
-    batch_size: int
-
-
-class TimeToTarget(TypedDict, total=False):
-    """What the tables need of `time-to-target*.json`: seconds of whole processes, one value per round."""
-
-    arch: str
-    epochs: int
-    cold: list[float]
-    warm: list[float]
-    torch_arch: str  # The same as `arch` where it is missing.
-    torch_epochs: int
-    torch_seconds_scaled: list[float]
-
-
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> dict[str, Any]:
     """A benchmark; raises InputError if its version is newer than this package."""
     return _known(path, json.loads(path.read_text(encoding="utf-8")))
 

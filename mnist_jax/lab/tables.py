@@ -79,7 +79,7 @@ def _head(columns: str) -> list[str]:
     return [columns, "|---" * (columns.count("|") - 1) + "|"]
 
 
-def _by_network(results: Path, kind: str) -> Iterator[tuple[str, Any]]:
+def _by_network(results: Path, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The networks with a file `KIND-ARCH.json`, and what is in it."""
     paths = {arch: results / f"{kind}-{arch}.json" for arch in ARCHS}
     return ((arch, records.read_json(path)) for arch, path in paths.items() if path.exists())
@@ -165,7 +165,6 @@ def speed_table(results: Path) -> Iterator[str]:
         "| network | contender | ms per step, median (min to max) | times ours | images/s "
         "| scoring 10,000, s | times ours | process start to first step, s | peak MB |"
     )
-    result: records.Benchmark
     for arch, result in _by_network(results, "benchmark"):
         for name, record in result["contenders"].items():
             low, step, high = (1e3 * seconds for seconds in spread(record["step_seconds"]))
@@ -181,7 +180,7 @@ def time_table(results: Path) -> Iterator[str]:
     """The whole process of `fast` against the notebook's recipe in PyTorch, from `time-to-target*.json`."""
     yield from _head("| network | process | epochs | seconds, median (min to max) | times as fast |")
     for path in sorted(results.glob("time-to-target*.json")):
-        result: records.TimeToTarget = records.read_json(path)
+        result = records.read_json(path)
         scaled, arch = result["torch_seconds_scaled"], result["arch"]
         theirs = result.get("torch_arch", arch)
         for name, process, epochs, seconds in (

@@ -116,8 +116,8 @@ def compile_program(
 def estimate(program: str, config: Config, mesh: Mesh, seeds: int = 0, layers: Layers = FAST) -> Estimate:
     """Compiles a program as `compile_program` does; gives the compiler's estimates."""
     compiled, seconds = compile_program(program, config, mesh, seeds, layers)
-    operations = sorted(_step_operations(compiled.as_text()), reverse=True)
-    memory = compiled.memory_analysis()
+    operations = sorted(_step_operations(compiled.as_text() or ""), reverse=True)
+    memory: Any = compiled.memory_analysis()
     cycles = sum(operation.cycles for operation in operations)
     return Estimate(cycles, operations, memory.argument_size_in_bytes, memory.temp_size_in_bytes, seconds)
 

@@ -17,42 +17,40 @@ from mnist_jax.seeds import fit_seeds
 from mnist_jax.training import evaluate, fit, predict
 
 
-def run(config: Config, data: Mnist, stop: Callable[[], bool] = lambda: False) -> tuple[Trial, dict[str, Any]]:
-    """Trains and scores one config; gives the trial and the final variables. Stops and raises as `fit`."""
-    start = time.perf_counter()
-    state, history = fit(config, data, stop=stop)
-    seconds = time.perf_counter() - start
-    return _trial(config, data, history, state.variables, seconds), jax.device_get(state.variables)
-
-
-def run_seeds(
+def run(
     config: Config, seeds: Sequence[int], data: Mnist, stop: Callable[[], bool] = lambda: False
 ) -> list[tuple[Trial, dict[str, Any]]]:
-    """As `run` for each seed, with all seeds trained in one program by `fit_seeds`."""
+    """Trains and scores a config with each seed; gives the trials and the final variables. Stops and raises as `fit`.
+
+    Several seeds are trained in one program by `fit_seeds`.
+    """
     start = time.perf_counter()
-    state, histories = fit_seeds(config, seeds, data, stop=stop)
+    if len(seeds) == 1:
+        state, history = fit(dataclasses.replace(config, seed=seeds[0]), data, stop=stop)
+        histories, variables, together = [history], [jax.device_get(state.variables)], None
+    else:
+        state, histories = fit_seeds(config, seeds, data, stop=stop)
+        together = len(seeds)
+        variables = [jax.tree.map(lambda leaf, i=i: leaf[i], state.variables) for i in range(together)]
     seconds = time.perf_counter() - start
+    layers = layers_of(make_model(config))
     trials = []
-    for i, (seed, history) in enumerate(zip(seeds, histories, strict=True)):
-        variables = jax.tree.map(lambda leaf, i=i: leaf[i], state.variables)
-        trial = _trial(dataclasses.replace(config, seed=seed), data, history, variables, seconds)
-        trials.append((trial._replace(together=len(histories)), variables))
+    for seed, history, final in zip(seeds, histories, variables, strict=True):
+        trial = Trial(
+            config=dataclasses.asdict(config) | {"seed": seed},
+            parameters=sum(layer.params for layer in layers),
+            multiply_adds=sum(layer.multiply_adds for layer in layers),
+            history=tuple(history),
+            seconds=seconds,
+            environment=environment(),
+            together=together,
+            **_scores(make_model(config), final, data),
+        )
+        trials.append((trial, final))
     return trials
 
 
-def _trial(config, data, history, variables, seconds):
-    model = make_model(config)
-    train_loss, train_accuracy = evaluate(model, variables, data.train).mean()
-    predictions = predict(model, variables, data.test.images).argmax(-1)
-    layers = layers_of(model)
-    return Trial(
-        config=dataclasses.asdict(config),
-        parameters=sum(layer.params for layer in layers),
-        multiply_adds=sum(layer.multiply_adds for layer in layers),
-        history=tuple(history),
-        train_loss=train_loss,
-        train_accuracy=train_accuracy,
-        errors=tuple(np.flatnonzero(predictions != data.test.labels).tolist()),
-        seconds=seconds,
-        environment=environment(),
-    )
+def _scores(model, variables, data):
+    loss, accuracy = evaluate(model, variables, data.train).mean()
+    wrong = predict(model, variables, data.test.images).argmax(-1) != data.test.labels
+    return {"train_loss": loss, "train_accuracy": accuracy, "errors": tuple(np.flatnonzero(wrong).tolist())}
