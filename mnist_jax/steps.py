@@ -148,7 +148,11 @@ class Setup(NamedTuple):
 
     def trained(self, state: TrainState) -> Trained:
         """The network with the weights of a state: the average where one is kept."""
-        return Trained(self.model, state.variables, self.mean, self.deviation, self.classes, self.image_shape)
+        return self.with_variables(state.variables)
+
+    def with_variables(self, variables: Collections) -> Trained:
+        """The network with these variables."""
+        return Trained(self.model, variables, self.mean, self.deviation, self.classes, self.image_shape)
 
 
 def init_state(setup: Setup, key: jax.Array) -> TrainState:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from mnist_jax.cli import run
-from mnist_jax.data import BUNDLED, load_mnist
+from mnist_jax.data import load_dataset
+from mnist_jax.data.bundled import BUNDLED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Options:
 
 def main(options: Options) -> None:
     """Reads, verifies and writes."""
-    mnist = load_mnist("tfds", options.data_dir)
+    mnist = load_dataset("mnist", source="tfds", data_dir=options.data_dir)
     arrays = {
         "train_images": mnist.train.images,
         "train_labels": mnist.train.labels.astype(np.uint8),

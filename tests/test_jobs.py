@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 
 from mnist_jax import Stopped, make_config
 from mnist_jax.errors import LostError
-from mnist_jax.lab import cluster, jobs, trials
+from mnist_jax.lab import cluster, jobs, records
 
 SETTINGS = {"recipe": "reference", "arch": "gap", "epochs": 5, "batch_size": 20}  # A third of a second.
 CONFIG = make_config(**SETTINGS, data_source="tfds", data_dir=str(PREPARED))
@@ -33,14 +33,14 @@ REPRODUCE = [sys.executable, ROOT / "scripts" / "reproduce.py", *FLAGS]
 
 def comparable(trial):
     """A trial without what may differ: the time it took, and where."""
-    history = [{name: value for name, value in epoch.items() if name != "seconds"} for epoch in trial["history"]]
-    return {**trial, "history": history, "seconds": None, "environment": None}
+    history = tuple(epoch._replace(seconds=0.0) for epoch in trial.history)
+    return trial._replace(history=history, seconds=0.0, environment=None)
 
 
 def read(path):
     """The trials of a file by seed, each of which is there once."""
-    found = trials.read(path)
-    by_seed = {trial["config"]["seed"]: comparable(trial) for trial in found}
+    found = records.read_trials(path)
+    by_seed = {trial.config["seed"]: comparable(trial) for trial in found}
     assert len(by_seed) == len(found)
     return by_seed
 
@@ -139,7 +139,7 @@ class Doomed:
 
 def test_a_trial_is_begun_three_times_and_stops_nobody():
     tasks, deaths = [jobs.Task(CONFIG, (seed,)) for seed in (1, 2, 3)], []
-    pool = jobs.Pool(Doomed([2]).submit, lambda: 1, lambda futures: [f for f in futures if f.exception()])
+    pool = jobs.Pool(Doomed([2]).submit, lambda: 1)
     outcomes = dict(jobs.run(tasks, pool, lambda task, times: deaths.append((task.seeds, times)), lambda: False))
     assert deaths == [((2,), 1), ((2,), 2), ((2,), 3)]
     assert list(outcomes) == [tasks[0], tasks[1], tasks[2]]
@@ -157,7 +157,7 @@ def test_a_trial_that_diverges_stops_nobody(script, tmp_path):
         assert f"seed {seed}: the loss or its gradient is not finite" in said
         assert f"seed {seed}: the loss" in err
     assert err.count("\n") == 1
-    assert trials.read(tmp_path / "seeds.jsonl") == []
+    assert records.read_trials(tmp_path / "seeds.jsonl") == []
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])

@@ -1,62 +1,108 @@
+import dataclasses
 import json
+import resource
 
 import numpy as np
 import pytest
 from conftest import part
 
 from mnist_jax import InputError, make_config, make_model, predict
-from mnist_jax.lab import trials
+from mnist_jax.errors import StorageError
+from mnist_jax.lab import records, trials
 
 
 @pytest.fixture(scope="module")
 def ran(mnist):
     small = part(mnist, 500, 500)
     config = make_config("reference", arch="gap", epochs=2, batch_size=100, seed=7)
-    return config, small, *trials.run(config, small)
+    ((trial, variables),) = trials.run(config, [7], small)
+    return config, small, trial, variables
 
 
 def test_a_trial_says_what_the_final_weights_do(ran):
     config, data, trial, variables = ran
-    assert trials.config_of(trial) == config
-    assert [epoch["epoch"] for epoch in trial["history"]] == [1, 2]
+    assert trial.config == dataclasses.asdict(config)
+    assert [epoch.epoch for epoch in trial.history] == [1, 2]
     wrong = predict(make_model(config), variables, data.test.images, 70).argmax(-1) != data.test.labels
-    assert trial["errors"] == np.flatnonzero(wrong).tolist()
-    assert trial["history"][-1]["test_accuracy"] == (500 - len(trial["errors"])) / 500
+    assert list(trial.errors) == np.flatnonzero(wrong).tolist()
+    assert trial.history[-1].test_accuracy == (500 - len(trial.errors)) / 500
     right = predict(make_model(config), variables, data.train.images).argmax(-1) == data.train.labels
-    assert trial["train_accuracy"] == right.mean()
-    assert trial["seconds"] > 0
+    assert trial.train_accuracy == right.mean()
+    assert trial.seconds > 0
 
 
 def test_trials_are_lines_of_a_file(ran, tmp_path):
     trial = ran[2]
     path = tmp_path / "new" / "trials.jsonl"
-    assert trials.read(path) == []
-    trials.append(path, trial)
-    trials.append(path, trial)
-    assert trials.read(path) == [trial, trial]
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [trial, trial]
-    path.write_text('{"config"')
-    with pytest.raises(InputError, match="cannot be read"):
-        trials.read(path)
+    assert records.read_trials(path) == []
+    records.prepare_trials(path)
+    diverged = records.Trial({"arch": "gap"}, diverged="at step 3")
+    records.append_trials(path, trial)
+    records.append_trials(path, diverged, trial)
+    assert records.read_trials(path) == [trial, diverged, trial]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines[1] == {"version": 1, "config": {"arch": "gap"}, "diverged": "at step 3"}
+    assert lines[0]["history"][1]["test_accuracy"] == trial.history[1].test_accuracy
     with pytest.raises(InputError, match="cannot be written"):
-        trials.append(path / "below", trial)
-    with pytest.raises(InputError, match="cannot be written"):
-        trials.append(path / "below")
+        records.prepare_trials(path / "below")
+    path.write_text(json.dumps({**lines[1], "version": 2, "unheard": 0}) + "\n")
+    with pytest.raises(InputError, match=r"trials.jsonl' has format 2, newer than 1; update mnist_jax$"):
+        records.read_trials(path)
 
 
-def test_an_older_trial_has_its_recipe_in_the_newer_settings():
-    assert trials.config_of({"config": {"recipe": "reference", "arch": "gap", "seed": 3}}) == make_config(
-        "reference", arch="gap", seed=3
-    )
+@pytest.mark.parametrize("damage", ['{"config"\n', "[]\n", "{}\n", '{"config": {}, "unheard": 0}\n', "\xff\n"])
+def test_a_line_that_is_no_trial_is_named(tmp_path, damage):
+    path = tmp_path / "trials.jsonl"
+    path.write_text(damage, encoding="latin-1")
+    with pytest.raises(InputError, match=r"trials.jsonl' cannot be read .* mend or remove the line$"):
+        records.read_trials(path)
+
+
+@pytest.mark.parametrize(
+    ("left", "kept"), [('{"config": {}}', 1), ('{"config"', 0), ('{"config": {}}\n{"c', 1), ("", 0)]
+)
+def test_an_incomplete_last_line_blocks_nothing(tmp_path, left, kept):
+    path = tmp_path / "trials.jsonl"
+    path.write_text(left)
+    old = [records.Trial({}, version=0)] * kept
+    assert records.read_trials(path) == old
+    records.prepare_trials(path)
+    records.append_trials(path, records.Trial({"seed": 2}))
+    assert records.read_trials(path) == [*old, records.Trial({"seed": 2})]
+
+
+def test_a_full_disk_adds_nothing(ran, tmp_path):
+    """No file may grow beyond one trial and a half."""
+    path = tmp_path / "trials.jsonl"
+    records.prepare_trials(path)
+    records.append_trials(path, ran[2])
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) * 3 // 2, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=r"cannot write to results .*trials.jsonl' \(File too large\)"):
+            records.append_trials(path, ran[2])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+
+
+def test_settings_are_compared_as_they_were_written():
+    """What is newer than a trial has its recipe's value; what was retired since matters where it changed something."""
+    reference = records.settings(dataclasses.asdict(make_config("reference", arch="gap", seed=3)))
+    old = {"recipe": "reference", "arch": "gap", "seed": 3}
+    assert records.settings(old) == records.settings(old, seed=3) == reference
+    assert records.settings({**old, "low_resolution": 20, "low_resolution_epochs": 0}) == reference
+    for other in ({"seed": 4}, {"low_resolution_epochs": 2}, {"never_heard_of": 1}, {"arch": "of another time"}):
+        assert records.settings({**old, **other}) != reference
 
 
 def test_seeds_trained_together_are_trials_of_their_own(ran):
     config, data, alone, _ = ran
-    for seed, (trial, variables) in zip((7, 8), trials.run_seeds(config, [7, 8], data), strict=True):
-        assert trials.config_of(trial).seed == seed
-        assert trial["together"] == 2
-        assert [epoch["epoch"] for epoch in trial["history"]] == [1, 2]
+    for seed, (trial, variables) in zip((7, 8), trials.run(config, [7, 8], data), strict=True):
+        assert trial.config["seed"] == seed
+        assert trial.together == 2
+        assert [epoch.epoch for epoch in trial.history] == [1, 2]
         wrong = predict(make_model(config), variables, data.test.images).argmax(-1) != data.test.labels
-        assert trial["errors"] == np.flatnonzero(wrong).tolist()
+        assert list(trial.errors) == np.flatnonzero(wrong).tolist()
         if seed == 7:
-            assert trial["history"][-1]["test_loss"] == pytest.approx(alone["history"][-1]["test_loss"], abs=1e-4)
+            assert trial.history[-1].test_loss == pytest.approx(alone.history[-1].test_loss, abs=1e-4)

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from mnist_jax import ARCHS, InputError, load_pretrained, load_weights, make_model, predict, save_weights
 from mnist_jax.data import BUNDLED
-from mnist_jax.lab import trials
+from mnist_jax.lab import records
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +73,10 @@ def test_weights_with_a_flipped_bit_or_a_nan(tmp_path, lighter):
 @pytest.mark.parametrize("arch", ARCHS)
 def test_shipped_weights_are_seed_1_of_the_default_recipe(arch, mnist):
     """They get the very test images wrong that the results of that seed name, and nothing else."""
-    (trial,) = (t for t in trials.read(ROOT / "results" / f"default-{arch}.jsonl") if t["config"]["seed"] == 1)
+    trials = records.read_trials(ROOT / "results" / f"default-{arch}.jsonl")
+    (errors,) = (trial.errors for trial in trials if trial.config["seed"] == 1)
     predictions = predict(load_pretrained(arch), mnist.test.images).argmax(-1)
-    assert np.flatnonzero(predictions != mnist.test.labels).tolist() == trial["errors"]
+    assert np.flatnonzero(predictions != mnist.test.labels).tolist() == list(errors)
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "text", "truncated", "foreign", "zip", "pickle", "list"])

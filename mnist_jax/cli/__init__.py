@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
+import jax
+
 from mnist_jax.cli.program import fail
 from mnist_jax.errors import DivergedError, InputError, LostError, StorageError
-from mnist_jax.runtime import reuse_freed_memory, use_compilation_cache
 
 T = TypeVar("T")
 
@@ -59,9 +60,8 @@ def run(main: Callable[[T], int | None], options: type[T], args: Sequence[str], 
 
     try:
         parsed = parse(options, args, command)
-        reuse_freed_memory()
-        if getattr(parsed, "compilation_cache", False):
-            use_compilation_cache()
+        if not getattr(parsed, "compilation_cache", True):
+            jax.config.update("jax_enable_compilation_cache", False)  # Importing the package has turned it on.
         sys.exit(main(parsed))
     except (InputError, DivergedError, StorageError) as error:
         fail(str(error), error.status)

@@ -13,12 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from mnist_jax.cli.program import require_at_least, require_folder, write_json
-from mnist_jax.data import load_mnist
+from mnist_jax.data import load_dataset
 from mnist_jax.errors import InputError
 from mnist_jax.lab import analysis, benchmark
-from mnist_jax.models import Stack, layers_of, parse_layout
-from mnist_jax.recipes import make_config, make_model
+from mnist_jax.models import Stack
+from mnist_jax.recipes.config import make_config
+from mnist_jax.recipes.values import network_of
 from mnist_jax.runtime import cores, environment
+from mnist_jax.summary import layers_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +84,9 @@ def main(options: Options) -> None:
             options.threads,
             on_round=lambda i: status.update(f"round {i} of {options.rounds}"),
         )
-    model = make_model(config)
+    model = network_of(config)
     multiply_adds = [layer.multiply_adds for layer in layers_of(model) if layer.multiply_adds]
-    first = int(isinstance(model, Stack) and parse_layout(model.layout)[0].fixed)  # The first that is trained.
+    first = int(isinstance(model, Stack) and model.blocks[0].fixed)  # The first that is trained.
     # Forward; the gradients in the kernels; those in the inputs, which the first that is trained does without.
     products = sum(multiply_adds) + sum(multiply_adds[first:]) + sum(multiply_adds[first + 1 :])
     flops = 2 * products * config.batch_size
@@ -114,7 +116,7 @@ def on_accelerator(options: Options) -> None:
     """What there is to say about a GPU or TPU."""
     if jax.default_backend() == "cpu":
         raise InputError("JAX finds no GPU or TPU here; install the extra cuda or tpu, or leave --device cpu")
-    data = load_mnist()
+    data = load_dataset("mnist")
     result = benchmark.accelerator(options.arch, data, options.seeds)
     console = Console(highlight=False, soft_wrap=True)
     for batch_size, seconds in result["epoch_seconds"].items():

@@ -1,14 +1,15 @@
 """Puts finished runs side by side on one page."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import tyro
 
-from mnist_jax import data
 from mnist_jax.cli.program import writing
 from mnist_jax.errors import InputError
 from mnist_jax.pages import comparison
+from mnist_jax.recipes.values import part_of
 from mnist_jax.runs import directory
 
 
@@ -28,10 +29,12 @@ class Options:
     """Directories of finished runs."""
     out: Path = Path("compare.html")
     """Page to write."""
-    data_source: str = "bundled"
-    """Where MNIST comes from: bundled (in the package), or tfds (TensorFlow Datasets)."""
+    dataset: str | None = None
+    """Other data than the first run's: mnist, another name of TensorFlow Datasets, or a path."""
+    data_source: str | None = None
+    """Where mnist comes from: bundled (in the package), or tfds (TensorFlow Datasets); if not given, as the run."""
     data_dir: Path | None = None
-    """TFDS data directory, for --data-source tfds; TFDS's own default if not given."""
+    """Data directory of TensorFlow Datasets; if not given, as the run."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache directory for the next start."""
 
@@ -40,10 +43,13 @@ def main(options: Options) -> None:
     """Reads the runs and writes the page."""
     if not options.run_dirs:
         raise InputError("no run to compare; name the directories of finished runs")
-    mnist = data.load_mnist(options.data_source, options.data_dir)
-    held_out = directory.load_config(options.run_dirs[0]).held_out
-    if held_out:
-        mnist = data.hold_out(mnist, held_out)
+    first, *others = options.run_dirs
+    named = options.dataset, options.data_dir, options.data_source
+    data, remark = directory.load_run_data(first, directory.load_run(first), *named)
+    for other in others if options.dataset is None else ():
+        directory.require_same_data(other, data)
+    if remark:
+        print(f"note: {remark}", file=sys.stderr)
     with writing(options.out, "--out"):
-        comparison.write_comparison(options.run_dirs, mnist.test, options.out)
+        comparison.write_comparison(options.run_dirs, part_of(directory.load_config(first), data), options.out)
     print(f"{options.out}: {len(options.run_dirs)} runs; the figure is in {options.out.with_suffix('.png')}")

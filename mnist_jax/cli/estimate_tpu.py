@@ -11,7 +11,7 @@ from rich.table import Table
 
 from mnist_jax.cli.program import require_at_least, require_folder, write_json
 from mnist_jax.lab import tpu
-from mnist_jax.recipes import Config
+from mnist_jax.recipes.config import Config
 from mnist_jax.runtime import environment
 
 

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import tyro
 
-from mnist_jax.cli.program import writing
-from mnist_jax.data import load_mnist
+from mnist_jax.cli.program import load_trained, writing
+from mnist_jax.data import load_dataset
 from mnist_jax.deploy import export
 from mnist_jax.errors import InputError
-from mnist_jax.runs import directory
 
 # The extra that each format needs, if any.
 FORMATS = {"web": None, "stablehlo": "export", "onnx": "onnx"}
@@ -20,9 +19,9 @@ class Options:
     """Writes a trained network in a form that others load.
 
     web: one HTML file to draw a digit on, weights inside, that needs no network and no server; several networks answer
-    side by side. stablehlo: a program for CPU, CUDA and TPU from images uint8 [batch, 28, 28, 1] to logits, for
-    jax.export.deserialize; it needs the extra export. onnx: the same for ONNX Runtime and whatever else reads ONNX; it
-    needs the extra onnx.
+    side by side. stablehlo: a program for CPU, CUDA and TPU from images uint8 [batch, height, width, channels] to
+    logits, for jax.export.deserialize; it needs the extra export. onnx: the same for ONNX Runtime and whatever else
+    reads ONNX; it needs the extra onnx.
 
     Exit status: 0 done, 2 bad input, 4 cannot write.
 
@@ -43,17 +42,16 @@ def main(options: Options) -> None:
     """Loads, converts and writes."""
     if options.format not in FORMATS:
         raise InputError(f"unknown format {options.format!r}; choose from {', '.join(FORMATS)}")
-    networks = [directory.load_trained(options.run_dir, arch) for arch in options.arch or (None,)]
+    networks = [load_trained(options.run_dir, arch) for arch in options.arch or (None,)]
     if len(networks) > 1 and options.format != "web":
         raise InputError(f"format {options.format} is for one network, not {len(networks)}; name one, or use web")
-    (_, model, variables), *_ = networks
     try:
         if options.format == "web":
-            content = export.to_page(networks, load_mnist().test.images[0])
+            content = export.to_page(networks, load_dataset("mnist").test.images[0])
         elif options.format == "stablehlo":
-            content = export.to_stablehlo(model, variables)
+            content = export.to_stablehlo(networks[0])
         else:
-            content = export.to_onnx(model, variables)
+            content = export.to_onnx(networks[0])
     except ImportError as error:
         extra = FORMATS[options.format]
         raise InputError(f"format {options.format} needs more: pip install 'mnist-jax[{extra}]' ({error})") from error

@@ -14,7 +14,7 @@ import tyro
 
 from mnist_jax.cli.program import called, script_name
 from mnist_jax.errors import InputError
-from mnist_jax.recipes import make_config
+from mnist_jax.recipes.config import make_config
 from mnist_jax.runs.directory import load_config
 
 T = TypeVar("T")

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import tyro
 
-from mnist_jax import training
+from mnist_jax.cli.program import load_trained
 from mnist_jax.deploy import images
 from mnist_jax.errors import InputError
-from mnist_jax.runs import directory, weights
+from mnist_jax.scoring import predict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Options:
     run_dir: Path | None = None
     """In their place, the weights of a run."""
     json: bool = False
-    """Print one JSON object per picture, with the probabilities of all ten digits."""
+    """Print one JSON object per picture, with the probabilities of all classes."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache directory for the next start."""
 
@@ -43,10 +43,7 @@ def main(options: Options) -> int:
     """Reads, predicts and prints; returns the exit status."""
     if not options.paths:
         raise InputError("no file is given; name pictures or a folder of them")
-    if options.run_dir:
-        _, model, variables = directory.load_run(options.run_dir)
-    else:
-        model, variables = weights.load_pretrained(options.arch)
+    trained = load_trained(options.run_dir, None if options.run_dir else options.arch)
     read, refused = {}, 0
     for path in options.paths:
         try:
@@ -60,18 +57,19 @@ def main(options: Options) -> int:
             except InputError as error:
                 refused += complain(error)
     if read:
-        logits = training.predict(model, variables, np.stack(list(read.values())))
+        logits = predict(trained, np.stack(list(read.values())))
         for file, probabilities in zip(read, np.asarray(jax.nn.softmax(logits)), strict=True):
-            digit = int(probabilities.argmax())
+            place = int(probabilities.argmax())
+            answer = trained.classes[place]
             if options.json:
                 result = {
                     "file": str(file),
-                    "digit": digit,
+                    "digit": int(answer) if answer.isdecimal() else answer,
                     "probabilities": [round(float(p), 6) for p in probabilities],
                 }
                 print(json.dumps(result))
             else:
-                print(f"{file}: {digit}  {probabilities[digit]:.1%}")
+                print(f"{file}: {answer}  {probabilities[place]:.1%}")
     return 2 if refused else 0
 
 

@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mnist_jax.errors import InputError, StorageError
+from mnist_jax.lab.records import VERSION
+from mnist_jax.runs.directory import load_run
+from mnist_jax.runs.weights import load_pretrained
+from mnist_jax.steps import Trained
 
 
 def called(command: str, *args: str | Path) -> str:
@@ -36,6 +40,16 @@ def fail(message: str, status: int) -> NoReturn:
     """Prints an error in one line and exits."""
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(status)
+
+
+def load_trained(run_dir: Path | None, arch: str | None) -> Trained:
+    """The trained network of a finished run, or one as shipped.
+
+    Raises InputError if not one of the two is given, or as `load_run` and `load_pretrained`.
+    """
+    if (run_dir is None) == (arch is None):
+        raise InputError("name either a run dir or --arch, one of the two")
+    return load_run(run_dir) if run_dir else load_pretrained(str(arch))
 
 
 def require_at_least(least: int, options: Any, *names: str) -> None:
@@ -66,4 +80,4 @@ def write_json(path: Path | None, values: dict[str, Any]) -> None:
     """Writes measurements to the file of `--json`, if one was given."""
     if path:
         with writing(path, "--json"):
-            path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            path.write_text(json.dumps({"version": VERSION} | values, indent=2) + "\n", encoding="utf-8")

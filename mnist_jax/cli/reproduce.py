@@ -9,15 +9,16 @@ import tyro
 from mnist_jax.cli.program import require_at_least, writing
 from mnist_jax.cli.series import Workers, run_trials
 from mnist_jax.errors import DivergedError, InputError
-from mnist_jax.lab import analysis, jobs, tables, trials
+from mnist_jax.lab import analysis, jobs, records, tables
 from mnist_jax.pages import ladder
-from mnist_jax.recipes import Config
+from mnist_jax.recipes.config import Config
+from mnist_jax.recipes.values import make_setup
 from mnist_jax.runs import weights
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Trains a recipe over many seeds, keeps every seed's history, and summarises them.
+    """Trains a recipe over many seeds, keeps every seed's history, and summarizes them.
 
     Each finished seed is appended to the results file at once; seeds that are there already are not trained again,
     so that an interrupted series continues where it stopped, on as many cores or machines as it is given then.
@@ -59,17 +60,16 @@ def main(options: Options) -> None:
     config = options.config
     out = options.out or Path("results") / f"{config.recipe}-{config.arch}.jsonl"
     finished = {}
-    for trial in trials.read(out):
-        ran = trials.config_of(trial)
-        if dataclasses.replace(ran, seed=config.seed) != config:
+    for trial in records.read_trials(out):
+        if records.settings(trial.config, seed=config.seed) != records.settings(dataclasses.asdict(config)):
             raise InputError(f"results {str(out)!r} are of another config; name another file with --out")
-        finished[ran.seed] = trial
+        finished[trial.config["seed"]] = trial
 
     if options.weights_dir:
         with writing(options.weights_dir, "--weights-dir"):
             options.weights_dir.mkdir(parents=True, exist_ok=True)
-    trials.append(out)  # Ahead of the first training, whether it can be written.
-    jobs.dataset(config.data_source, config.data_dir, config.held_out)  # Whether it can be had.
+    records.prepare_trials(out)  # Ahead of the first training, whether it can be written.
+    data = jobs.dataset(config)  # Whether it can be had.
     seeds = range(config.seed, config.seed + options.seeds)
     missing = [seed for seed in seeds if seed not in finished]
     one = options.workers.scheduler or jax.default_backend() == "cpu"
@@ -88,11 +88,10 @@ def main(options: Options) -> None:
         for seed, (trial, variables) in zip(task.seeds, result, strict=True):
             if options.weights_dir:
                 path = options.weights_dir / f"{config.recipe}-{config.arch}-{seed}.safetensors"
-                weights.save_weights(path, config.arch, variables)
-            trials.append(out, trial)
+                weights.save_weights(path, make_setup(config, data).with_variables(variables))
+            records.append_trials(out, trial)
             finished[seed] = trial
-            accuracy = trial["history"][-1]["test_accuracy"]
-            lines.append(f"seed {seed}  test accuracy {accuracy:.2%}  {trial['seconds']:.0f} s")
+            lines.append(f"seed {seed}  test accuracy {trial.history[-1].test_accuracy:.2%}  {trial.seconds:.0f} s")
         return "\n".join(lines), analysis.mean_text(tables.last_epoch([finished[i] for i in seeds if i in finished]))
 
     run_trials(tasks, options.workers, label, record)

@@ -14,9 +14,9 @@ from rich.table import Table
 from mnist_jax.cli.program import require_at_least
 from mnist_jax.cli.series import Workers, run_trials
 from mnist_jax.errors import DivergedError, InputError
-from mnist_jax.lab import analysis, jobs, tables, trials
-from mnist_jax.models import ARCHS, layers_of
-from mnist_jax.recipes import Config, make_config, make_model
+from mnist_jax.lab import analysis, jobs, records, tables
+from mnist_jax.models import ARCHS
+from mnist_jax.recipes.config import Config, make_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Options:
     finished trial is appended to the log at once, and one that is there already is not run again. Prints the settings,
     best first.
 
-    Exit status: 0 done, 2 bad input, 5 a worker or the scheduler lost, 130 interrupted, 143 terminated.
+    Exit status: 0 done, 2 bad input, 4 cannot write, 5 a worker or the scheduler lost, 130 interrupted, 143 terminated.
 
     Networks may be written as layouts: --vary arch=16-pool-s24p-pool-32,16-s24-pool-32 tries two.
 
@@ -54,11 +54,13 @@ def main(options: Options) -> None:
     configs = list(combinations(base, settings))
     named = base.arch if "arch" not in settings and base.arch in ARCHS else "layouts"
     log = options.log or Path("results") / f"search-{named}.jsonl"
-    finished = {trials.config_of(trial): trial for trial in trials.read(log)}
-    trials.append(log)  # Ahead of the first training, whether it can be written.
-    jobs.dataset(base.data_source, base.data_dir, base.held_out)  # Whether it can be had.
+    ran = {records.settings(trial.config): trial for trial in records.read_trials(log)}
+    records.prepare_trials(log)  # Ahead of the first training, whether it can be written.
+    jobs.dataset(base)  # Whether it can be had.
     seeds = range(1001, 1001 + options.seeds)
     wanted = [dataclasses.replace(config, seed=seed) for config, seed in itertools.product(configs, seeds)]
+    keys = {config: records.settings(dataclasses.asdict(config)) for config in wanted}
+    finished = {config: ran[key] for config, key in keys.items() if key in ran}
     tasks = [jobs.Task(config, (config.seed,)) for config in wanted if config not in finished]
 
     def name(task: jobs.Task) -> str:
@@ -67,16 +69,16 @@ def main(options: Options) -> None:
     def record(task: jobs.Task, result: jobs.Result | DivergedError) -> tuple[str, str]:
         config = task.config
         if isinstance(result, DivergedError):
-            finished[config] = {"config": dataclasses.asdict(config), "diverged": str(result)}
-            trials.append(log, finished[config])
+            finished[config] = records.Trial(dataclasses.asdict(config), diverged=str(result))
+            records.append_trials(log, finished[config])
             return f"{name(task)}: {result}", f"{label(config, settings)}: diverged"
         ((finished[config], _),) = result
-        trials.append(log, finished[config])
+        records.append_trials(log, finished[config])
         (accuracy,) = tables.last_epoch([finished[config]])
-        alike = [finished.get(dataclasses.replace(config, seed=seed), {}) for seed in seeds]
-        mean = analysis.mean_text(tables.last_epoch([trial for trial in alike if "history" in trial]))
+        alike = [finished.get(dataclasses.replace(config, seed=seed)) for seed in seeds]
+        mean = analysis.mean_text(tables.last_epoch([trial for trial in alike if trial and trial.history]))
         return (
-            f"{name(task)}: {accuracy:.2%}  {finished[config]['seconds']:.0f} s",
+            f"{name(task)}: {accuracy:.2%}  {finished[config].seconds:.0f} s",
             f"{label(config, settings)}: {mean}",
         )
 
@@ -87,16 +89,13 @@ def main(options: Options) -> None:
     rows = []
     for config in configs:
         done = [finished[dataclasses.replace(config, seed=seed)] for seed in seeds]
-        if not any("diverged" in trial for trial in done):
-            mean = [
-                statistics.fmean(trial["history"][-1][name] for trial in done)
-                for name in ("test_accuracy", "test_loss")
-            ]
-            train, seconds = (statistics.fmean(trial[name] for trial in done) for name in ("train_accuracy", "seconds"))
-            rows.append((*mean, train, seconds, config))
-    for accuracy, loss, train, seconds, config in sorted(rows, key=lambda row: (-row[0], row[1])):
-        layers = layers_of(make_model(config))
-        sizes = [sum(layer.params for layer in layers), sum(layer.multiply_adds for layer in layers) / 1e6]
+        if not any(trial.diverged for trial in done):
+            last = [trial.history[-1] for trial in done]
+            mean = [statistics.fmean(getattr(epoch, name) for epoch in last) for name in ("test_accuracy", "test_loss")]
+            train = statistics.fmean(trial.train_accuracy for trial in done)
+            sizes = done[0].parameters, done[0].multiply_adds / 1e6
+            rows.append((*mean, train, statistics.fmean(trial.seconds for trial in done), sizes, config))
+    for accuracy, loss, train, seconds, sizes, config in sorted(rows, key=lambda row: (-row[0], row[1])):
         figures = (f"{accuracy:.3%}", f"{loss:.5f}", f"{train:.3%}", str(options.seeds), f"{seconds:.0f}")
         table.add_row(label(config, settings), *figures, f"{sizes[0]:,}", f"{sizes[1]:.2f}")
     Console(highlight=False, soft_wrap=True).print(table)

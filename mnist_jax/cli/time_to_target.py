@@ -18,7 +18,7 @@ from mnist_jax.cli.program import require_at_least, require_folder, write_json
 from mnist_jax.errors import InputError
 from mnist_jax.lab import notebook
 from mnist_jax.lab.tables import NOTEBOOKS
-from mnist_jax.recipes import make_config
+from mnist_jax.recipes.config import make_config
 from mnist_jax.runs.directory import SUMMARY
 from mnist_jax.runtime import environment
 

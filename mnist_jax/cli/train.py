@@ -15,12 +15,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mnist_jax import data, devices, models, training
+from mnist_jax import devices
 from mnist_jax.cli.program import called, require_at_least
+from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.lab import analysis
-from mnist_jax.recipes import Config, make_model
+from mnist_jax.recipes.config import Config
+from mnist_jax.recipes.values import load_data, network_of, total_steps
 from mnist_jax.runs.session import Clock, session
+from mnist_jax.steps import Metrics
+from mnist_jax.summary import layers_of
+from mnist_jax.training import Stopped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,16 +81,10 @@ def main(options: Options) -> int:
     mesh = devices.choose_mesh(options.devices)
     if mesh:
         devices.require_divisible(config.batch_size, mesh)
-    mnist = data.load_mnist(config.data_source, config.data_dir)
-    if config.held_out:
-        mnist = data.hold_out(mnist, config.held_out)
-    num_examples = len(mnist.train.labels)
-    steps = training.steps_per_epoch(num_examples, config.batch_size)
-
     console = Console(highlight=False, soft_wrap=True, quiet=not devices.is_writer())
     with session(
         config,
-        num_examples,
+        load_data(config),
         resume=options.resume,
         clock=clock,
         keep=options.keep,
@@ -95,7 +94,8 @@ def main(options: Options) -> int:
             console.print(f"warning: {line}")
         if options.resume:
             console.print(f"resuming {run.run_dir} after step {int(run.progress.state.step) if run.progress else 0}")
-        console.print(layer_table(config.arch, make_model(config)))
+        steps = total_steps(config, run.data) // config.epochs
+        console.print(layer_table(config, run.data))
         count = mesh.size if mesh else 1
         console.print(
             f"{config.epochs} epochs of {steps} steps of {config.batch_size} on {count} x "
@@ -106,13 +106,12 @@ def main(options: Options) -> int:
         try:
             with progress_bar(console, config, steps) as show:
                 state, history = run.fit(
-                    mnist,
                     mesh=mesh,
                     on_step=show,
                     tell=lambda metrics: console.print(analysis.epoch_line(metrics, config.epochs, run.scored_on)),
                     tensorboard=options.tensorboard,
                 )
-        except training.Stopped:
+        except Stopped:
             console.print(f"stopped after step {int(run.progress.state.step)}; to go on:")
             console.print(called("train", "--resume", run.run_dir))
             return run.status
@@ -124,8 +123,8 @@ def main(options: Options) -> int:
         if options.report:
             from mnist_jax.pages.report import write_report
 
-            write = partial(write_report, scored=mnist.test)
-        summary, page = run.finish(state.variables, history[-1]._asdict() | verdict, write)
+            write = partial(write_report, data=run.data)
+        summary, page = run.finish(state, history[-1]._asdict() | verdict, write)
     columns = ("condition", "value", "asked for", "")
     table = Table(*columns, title=f"objective {'met' if met else 'not met'}", box=box.SIMPLE_HEAD)
     for condition in conditions:
@@ -137,11 +136,11 @@ def main(options: Options) -> int:
     return int(options.require_objective and not met)
 
 
-def layer_table(arch: str, model: models.Network) -> Table:
+def layer_table(config: Config, data: Dataset) -> Table:
     """The network, a line per layer (`nn.tabulate` takes a hundred lines to say it)."""
-    layers = models.layers_of(model)
+    layers = layers_of(network_of(config, len(data.classes)), data.image_shape)
     total = sum(layer.params for layer in layers)
-    table = Table("layer", "type", "output", title=arch, show_footer=True, box=box.SIMPLE_HEAD)
+    table = Table("layer", "type", "output", title=config.arch, show_footer=True, box=box.SIMPLE_HEAD)
     table.add_column("parameters", f"{total:,}", justify="right")
     for layer in layers:
         shape = "x".join(map(str, layer.shape))
@@ -163,7 +162,7 @@ def progress_bar(console: Console, config: Config, steps: int) -> Iterator:
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=steps * config.epochs, epoch=1, loss=0.0, accuracy=0.0, rate=0.0)
 
-        def show(epoch: int, i: int, totals: training.Metrics) -> None:
+        def show(epoch: int, i: int, totals: Metrics) -> None:
             loss, accuracy = totals.mean()
             done = (epoch - 1) * steps + i + 1
             rate = (progress.tasks[task].speed or 0) * config.batch_size

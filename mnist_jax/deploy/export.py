@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,42 +10,52 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from mnist_jax.data import MEAN, STD, standardise
+from mnist_jax.errors import InputError
 from mnist_jax.layers import FLAX
 from mnist_jax.models import IMAGE_SHAPE, Network
 from mnist_jax.pages import render
+from mnist_jax.steps import Trained
+from mnist_jax.summary import count_params
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def to_stablehlo(model: Network, variables: dict[str, Any]) -> bytes:
-    """A program from images uint8 [batch, 28, 28, 1], any number of them, to logits float32 [batch, 10].
+def to_stablehlo(trained: Trained) -> bytes:
+    """A program from images uint8 [batch, H, W, C], any number of them, to logits float32 [batch, classes].
 
     For CPU, CUDA and TPU, weights inside; `jax.export.deserialize(data).call(images)` runs it.
     """
-    plain = model.clone(layers=FLAX)
-    predict = jax.jit(lambda images: plain.apply(variables, standardise(images), train=False))
-    shape = export.symbolic_shape("batch, 28, 28, 1")
-    return bytes(export.export(predict, platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.uint8)).serialize())
+    shape = export.symbolic_shape("batch, " + ", ".join(map(str, trained.image_shape)))
+    exported = export.export(jax.jit(_predict(trained)), platforms=PLATFORMS)
+    return bytes(exported(jax.ShapeDtypeStruct(shape, jnp.uint8)).serialize())
 
 
-def to_onnx(model: Network, variables: dict[str, Any]) -> bytes:
-    """An ONNX model, weights inside: `images` uint8 [batch, 28, 28, 1] to `logits` float32 [batch, 10].
+def to_onnx(trained: Trained) -> bytes:
+    """An ONNX model, weights inside: `images` uint8 [batch, H, W, C] to `logits` float32 [batch, classes].
 
     Raises ImportError if the converter, jax2onnx, is not installed.
     """
     import jax2onnx
 
-    plain = model.clone(layers=FLAX)
     converted = jax2onnx.to_onnx(
-        lambda images: plain.apply(variables, standardise(images), train=False),
-        [jax.ShapeDtypeStruct(("batch", *IMAGE_SHAPE), jnp.uint8)],
+        _predict(trained),
+        [jax.ShapeDtypeStruct(("batch", *trained.image_shape), jnp.uint8)],
         model_name="mnist_jax",
         opset=21,
         input_names=["images"],
         output_names=["logits"],
     )
     return converted.SerializeToString()
+
+
+def _plain(trained: Trained) -> Any:
+    """The network in Flax's own layers, if it is ours: what others can read."""
+    return trained.model.clone(layers=FLAX) if isinstance(trained.model, Network) else trained.model
+
+
+def _predict(trained: Trained) -> Callable[[jax.Array], jax.Array]:
+    plain = _plain(trained)
+    return lambda images: plain.apply(trained.variables, trained.standardize(images), train=False)
 
 
 class Op(NamedTuple):
@@ -62,15 +72,15 @@ class Op(NamedTuple):
     name: str = ""
 
 
-def operations(model: Network, variables: dict[str, Any]) -> list[Op]:
-    """What a network does to a standardised image, one operation after the other, read off its own trace.
+def operations(trained: Trained) -> list[Op]:
+    """What a network does to a standardized image, one operation after the other, read off its own trace.
 
     Whatever does not depend on the image, such as the scales of a batch norm, is computed here. Raises
     NotImplementedError if the network does something that no `Op` can say.
     """
-    plain = model.clone(layers=FLAX)
-    image = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)
-    traced = jax.make_jaxpr(lambda x: plain.apply(variables, x, train=False))(image)
+    plain = _plain(trained)
+    image = jax.ShapeDtypeStruct((1, *trained.image_shape), jnp.float32)
+    traced = jax.make_jaxpr(lambda x: plain.apply(trained.variables, x, train=False))(image)
     found: list[Op] = []
     _follow(traced.jaxpr, traced.consts, [None], found)
     return _merge(found)
@@ -138,38 +148,49 @@ def _merge(ops: list[Op]) -> list[Op]:
     return merged
 
 
-def to_page(networks: Sequence[tuple[str, Network, dict[str, Any]]], image: np.ndarray) -> str:
+def to_page(networks: Sequence[Trained], image: np.ndarray) -> str:
     """A page on which a person draws a digit and sees what networks make of it; it needs nothing but a browser.
 
     Args:
-      networks: names, networks and their variables.
+      networks: of one data set of 28x28 images with one channel.
       image: uint8 [28, 28, 1], what is there before the first stroke.
 
     Returns:
       HTML, with three bytes of each weight in it, which rounds it by a part in 2^16 at most.
+
+    Raises InputError for networks of other images, or of several data sets.
     """
+    first = networks[0]
+    for other in networks:
+        same = (other.mean, other.deviation, other.classes) == (first.mean, first.deviation, first.classes)
+        if other.image_shape != IMAGE_SHAPE or not same:
+            raise InputError(f"{other} cannot be on the page; give networks of one data set of 28x28x1 images")
     described = []
-    for arch, model, variables in networks:
-        ops = operations(model, variables)
+    for trained in networks:
+        ops = operations(trained)
         weights = np.concatenate([op.weights.ravel() for op in ops if op.weights is not None]).astype("<f4")
         rounded = (weights.view("<u4").astype(np.uint64) + 0x80).astype("<u4").view(np.uint8)
         upper = rounded.reshape(-1, 4)[:, 1:]
         shapes = [() if op.weights is None else op.weights.shape for op in ops]
         steps = [op._replace(weights=None)._asdict() | {"shape": shape} for op, shape in zip(ops, shapes, strict=True)]
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
         described.append(
             {
-                "arch": arch,
-                "parameters": parameters,
+                "arch": _name(trained),
+                "parameters": count_params(trained.variables["params"]),
                 "steps": steps,
                 "weights": base64.b64encode(upper.tobytes()).decode(),
             }
         )
     return render(
         "draw.html",
-        names=", ".join(arch for arch, _, _ in networks),
+        names=", ".join(map(_name, networks)),
         networks=json.dumps(described),
         image=base64.b64encode(image.tobytes()).decode(),
-        mean=MEAN,
-        std=STD,
+        mean=first.mean[0],
+        std=first.deviation[0],
+        classes=first.classes,
     )
+
+
+def _name(trained: Trained) -> str:
+    return getattr(trained.model, "arch", "") or type(trained.model).__name__

@@ -1,9 +1,10 @@
-"""Numbers about a result: the objective's verdict, the statistics of seeds, errors and calibration."""
+"""Statistics of results: the objective's verdict, seeds, errors, calibration."""
 
 import collections
+import dataclasses
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ PARAMETER_LIMIT = 10_000  # The objective asks for fewer.
 
 
 class Condition(NamedTuple):
-    """One condition of the objective: what it is about, what was reached, what is asked, whether it is met."""
+    """One condition of the objective: its quantity, the value reached, the value asked for, whether it is met."""
 
     name: str
     value: str
@@ -25,15 +26,11 @@ class Condition(NamedTuple):
 
 
 def objective(params: Any, epochs: int, accuracy: float, scored_on: str = "test") -> tuple[Condition, ...]:
-    """The four conditions of the exercise, judged at the last epoch by its accuracy, a fraction of all images.
-
-    `scored_on` says of which images; the objective speaks of the test images.
-    """
+    """Judges the exercise's four conditions, by the accuracy of the last epoch on the split `scored_on`, a fraction."""
     parameters, dense = count_params(params), count_dense(params)
+    wanted = f"at least {TARGET_ACCURACY:.2%}"
     return (
-        Condition(
-            f"{scored_on} accuracy", f"{accuracy:.2%}", f"at least {TARGET_ACCURACY:.2%}", accuracy >= TARGET_ACCURACY
-        ),
+        Condition(f"{scored_on} accuracy", f"{accuracy:.2%}", wanted, accuracy >= TARGET_ACCURACY),
         Condition("parameters", f"{parameters:,}", f"fewer than {PARAMETER_LIMIT:,}", parameters < PARAMETER_LIMIT),
         Condition("epochs", f"{epochs}", "fewer than 15", epochs < 15),
         Condition("fully connected layers", f"{dense}", "none", dense == 0),
@@ -41,7 +38,7 @@ def objective(params: Any, epochs: int, accuracy: float, scored_on: str = "test"
 
 
 def epoch_line(metrics: EpochMetrics, epochs: int, scored: str) -> str:
-    """What a run prints of one of its epochs; `scored` says on which images, "test" or "held-out"."""
+    """The line that a run prints per epoch; `scored` names the scored split, "test" or "held-out"."""
     return (
         f"epoch {metrics.epoch:2d}/{epochs}  train loss {metrics.train_loss:.4f} accuracy {metrics.train_accuracy:.2%}"
         f"  {scored} loss {metrics.test_loss:.4f} accuracy {metrics.test_accuracy:.2%}  {metrics.seconds:.1f} s"
@@ -49,7 +46,7 @@ def epoch_line(metrics: EpochMetrics, epochs: int, scored: str) -> str:
 
 
 class SeedStatistics(NamedTuple):
-    """What a sample of seeds says, accuracies as fractions; `std` and `stderr` are None for a single seed."""
+    """Statistics over seeds, accuracies as fractions; `std` and `stderr` are None for a single seed."""
 
     n: int
     mean: float
@@ -61,7 +58,7 @@ class SeedStatistics(NamedTuple):
 
 
 def seed_statistics(accuracies: Sequence[float], threshold: float = TARGET_ACCURACY) -> SeedStatistics:
-    """Summarises one accuracy per seed; `share` is the fraction of seeds at or above the threshold.
+    """Summarizes one accuracy per seed; `share` is the fraction of seeds at or above the threshold.
 
     `std` is the sample standard deviation (N - 1), `stderr` the standard error of the mean, std / sqrt(N).
     """
@@ -73,25 +70,26 @@ def seed_statistics(accuracies: Sequence[float], threshold: float = TARGET_ACCUR
 
 
 def mean_text(accuracies: Sequence[float]) -> str:
-    """The mean and its standard error, where there is one, for instance `mean 99.541% +- 0.011%`."""
+    """The mean, with its standard error if there are several, for instance `mean 99.541% +- 0.011%`."""
     result = seed_statistics(accuracies)
     return f"mean {result.mean:.3%}" + ("" if result.stderr is None else f" +- {result.stderr:.3%}")
 
 
 def error_counts(errors: Sequence[Sequence[int]]) -> dict[int, int]:
-    """How many of the seeds get each image wrong; `errors` has one list of image indices per seed."""
+    """The number of seeds that get each image wrong; `errors` has the image indices of each seed."""
     return dict(collections.Counter(itertools.chain.from_iterable(errors)))
 
 
 def confusion(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """How often each digit (row) was taken for each (column): int [10, 10]."""
+    """Counts how often each digit (row) was predicted as each (column): int [10, 10]."""
     counts = np.zeros((10, 10), int)
     np.add.at(counts, (labels, predictions), 1)
     return counts
 
 
-class Calibration(NamedTuple):
-    """What confidence is worth: for each bin with images in it, float [bins]; `error` is the expected one."""
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Per bin that has images: float, float and int [bins]; `error` is the expected calibration error."""
 
     confidence: np.ndarray
     accuracy: np.ndarray
@@ -100,7 +98,7 @@ class Calibration(NamedTuple):
 
 
 def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> Calibration:
-    """Confidence against accuracy in bins of equal width, and their mean difference weighted by images.
+    """Compares confidence with accuracy in bins of equal width; the error is their mean difference over images.
 
     `probabilities` are float [N, 10], each row of sum 1, `labels` int [N].
 
@@ -116,8 +114,8 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
     return Calibration(mean_confidence, accuracy, count[some], error)
 
 
-def ratios(result: dict[str, Any], figure: str, name: str, base: str = "ours") -> list[float]:
-    """How many times `base`'s seconds a contender took, round by round."""
+def ratios(result: Mapping[str, Any], figure: str, name: str, base: str = "ours") -> list[float]:
+    """A contender's seconds over those of `base`, round by round."""
     mine, theirs = (result["contenders"][who][figure] for who in (base, name))
     return [b / a for a, b in zip(mine, theirs, strict=True)]
 

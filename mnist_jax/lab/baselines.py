@@ -1,20 +1,21 @@
-"""The networks in PyTorch, to compare with: for tests and benchmarks, where torch is installed."""
+"""The networks in PyTorch, for tests and benchmarks; needs torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from mnist_jax.models import Stack, create_model, parse_layout
+from mnist_jax.layouts import Block
+from mnist_jax.models import Stack, make_model
 
 
 def torch_network(arch: str, dropout: float = 0.05) -> Any:
-    """A network as a `torch.nn.Sequential`: float32 [B, 1, 28, 28] to logits [B, 10]."""
+    """Builds a network as a `torch.nn.Sequential`: float32 [B, 1, 28, 28] to logits [B, 10]."""
     from torch import nn
 
-    model = create_model(arch)
+    model = make_model(arch)
     if isinstance(model, Stack):
-        return nn.Sequential(*_torch_stack(model.layout), nn.Flatten())
+        return nn.Sequential(*_torch_stack(model.blocks), nn.Flatten())
 
     def conv(channels_in, channels_out, kernel=3, padding=0, norm=False):
         layers = [nn.Conv2d(channels_in, channels_out, kernel, padding=padding, bias=False), nn.ReLU()]
@@ -32,12 +33,12 @@ def torch_network(arch: str, dropout: float = 0.05) -> Any:
     return nn.Sequential(*body, nn.Flatten())
 
 
-def _torch_stack(layout: str) -> Iterator[Any]:
-    """The layers of a layout, with the same object where kernels are used again."""
+def _torch_stack(blocks: Sequence[Block]) -> Iterator[Any]:
+    """The layers of a layout; where kernels are shared, the same object again."""
     from torch import nn
 
     convolutions, channels = [], 1
-    for block in parse_layout(layout):
+    for block in blocks:
         if block.crop:
             yield nn.ZeroPad2d(-block.crop)
         if block.again:
@@ -57,7 +58,7 @@ def _torch_stack(layout: str) -> Iterator[Any]:
 
 
 def load_variables(network: Any, variables: dict[str, Any]) -> None:
-    """Copies Flax variables into a PyTorch network, layer by layer in order."""
+    """Copies Flax variables into a PyTorch network in place, layer by layer in order."""
     import torch
 
     for tensor, collection, layer, name in _tensors(network, variables):
@@ -66,7 +67,7 @@ def load_variables(network: Any, variables: dict[str, Any]) -> None:
 
 
 def read_variables(network: Any, like: dict[str, Any]) -> dict[str, Any]:
-    """A PyTorch network's weights as Flax variables, a tree of NumPy arrays shaped as `like`."""
+    """Gives a PyTorch network's weights as Flax variables: NumPy arrays in a tree like `like`."""
     read: dict[str, Any] = {"params": {}, "batch_stats": {}}
     for tensor, collection, layer, name in _tensors(network, like):
         value = tensor.detach().permute(2, 3, 1, 0) if name == "kernel" else tensor.detach()
@@ -75,7 +76,7 @@ def read_variables(network: Any, like: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tensors(network: Any, variables: dict[str, Any]) -> Iterator[tuple[Any, str, str, str]]:
-    """Each tensor of a PyTorch network, and where in Flax's variables it stands."""
+    """Each tensor of a PyTorch network with its collection, layer and name in Flax's variables."""
     from torch import nn
 
     kinds = ("conv", "depthwise", "bn")

@@ -1,11 +1,10 @@
-"""Speed of a training step and of scoring, contenders in turn: what `scripts/benchmark.py` prints.
+"""Times a training step and scoring against plain Flax and PyTorch.
 
-Each contender is a process of its own that waits for its turn, so that none inherits another's threads, allocator
-settings or caches. Machines drift, so a ratio is taken within each round and its median over the rounds is quoted.
+Each contender runs in a process of its own, so that none inherits another's threads, allocator settings or caches.
+Contenders take turns: machines drift, so ratios are taken within a round, and their median over the rounds is quoted.
 """
 
 import contextlib
-import dataclasses
 import importlib.util
 import resource
 import statistics
@@ -18,53 +17,55 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mnist_jax import seeds as many_seeds
-from mnist_jax import training
 from mnist_jax.augment import Distortion
-from mnist_jax.data import Mnist, load_mnist, standardise
+from mnist_jax.data import Dataset, load_dataset, standardize
 from mnist_jax.lab import baselines, jobs
 from mnist_jax.layers import FAST, FLAX, Layers
-from mnist_jax.recipes import Config, make_config, make_distortion
+from mnist_jax.recipes.config import Config, make_config
+from mnist_jax.recipes.fits import fit, fit_seeds, start
+from mnist_jax.recipes.values import make_distortion, make_setup
 from mnist_jax.runtime import cores, reuse_freed_memory
-from mnist_jax.steps import Streams, make_setup, train_step
+from mnist_jax.scoring import evaluate
+from mnist_jax.steps import Streams, train_step
+from mnist_jax.training import epoch_order, train_epoch
 
 _MATMUL_SIZE = 2048
 
 
 class Contender(NamedTuple):
-    """A program to be timed: `steps(n)` takes n training steps and `score()` scores 10,000 images, both to the end."""
+    """A program to time: `steps(n)` takes n training steps, `score()` scores the test images; both block."""
 
     steps: Callable[[int], None]
     score: Callable[[], None]
 
 
-def _ours(config: Config, data: Any, distortion: Distortion | None = None, layers: Layers = FAST) -> Contender:
+def _ours(config: Config, data: Dataset, distortion: Distortion | None = None, layers: Layers = FAST) -> Contender:
     reuse_freed_memory()
-    train, test = jax.device_put(data)
-    setup = make_setup(config, 100_000)
-    setup = setup._replace(model=setup.model.clone(layers=layers), distortion=distortion)
+    train, test = jax.device_put((data.train, data.test))
+    setup = make_setup(config, data)
+    setup = setup._replace(model=setup.model.clone(layers=layers), augment=distortion)
     streams = Streams.from_seed(config.seed)
-    order = training.epoch_order(streams.order, 1, len(train.labels), config.batch_size)
-    state = training.start(config, len(train.labels)).state
+    order = epoch_order(streams.order, 1, len(train.labels), config.batch_size)
+    state = start(config, data).state
 
     def steps(n: int) -> None:
         nonlocal state
-        state, _ = training.train_epoch(state, train, order[:n], streams.step, setup)
+        state, _ = train_epoch(state, train, order[:n], streams.step, setup)
         jax.block_until_ready(state)
 
     def score() -> None:
-        training.evaluate(setup.model, state.variables, test, config.eval_batch_size).mean()
+        evaluate(setup.trained(state), test, config.eval_batch_size).mean()
 
     return Contender(steps, score)
 
 
-def _flax(config: Config, data: Any) -> Contender:
-    """Flax's own layers under a plain `jax.jit`, as its documentation has it."""
-    setup = make_setup(config, 100_000)
-    model = setup.model.clone(layers=FLAX)
-    step = jax.jit(partial(train_step, setup=setup._replace(model=model)))
-    predict = jax.jit(lambda variables, images: model.apply(variables, standardise(images), train=False).argmax(-1))
-    key, state = Streams.from_seed(config.seed).step, training.start(config, len(data.train.labels)).state
+def _flax(config: Config, data: Dataset) -> Contender:
+    """Flax's own layers under a plain `jax.jit`, as in its documentation."""
+    setup = make_setup(config, data)
+    setup = setup._replace(model=setup.model.clone(layers=FLAX))
+    step = jax.jit(partial(train_step, setup=setup))
+    predict = jax.jit(lambda t, images: t.model.apply(t.variables, t.standardize(images), train=False).argmax(-1))
+    key, state = Streams.from_seed(config.seed).step, start(config, data).state
     images, labels = (array[: config.batch_size] for array in data.train)
 
     def steps(n: int) -> None:
@@ -75,20 +76,25 @@ def _flax(config: Config, data: Any) -> Contender:
 
     def score() -> None:
         for i in range(0, 10_000, config.eval_batch_size):
-            jax.block_until_ready(predict(state.variables, data.test.images[i : i + config.eval_batch_size]))
+            batch = data.test.images[i : i + config.eval_batch_size]
+            jax.block_until_ready(predict(setup.trained(state), batch))
 
     return Contender(steps, score)
 
 
-def _torch(config: Config, data: Any, channels_last: bool, device: str = "cpu") -> Contender:
-    """The notebook's network and loop in eager PyTorch, images standardised and batched beforehand."""
+def _torch(config: Config, data: Dataset, channels_last: bool, device: str = "cpu") -> Contender:
+    """The notebook's network and loop in eager PyTorch, on images that are standardized beforehand."""
     import torch
 
     torch.set_num_threads(len(cores()))
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def tensor(images: np.ndarray) -> Any:
-        return torch.tensor(np.array(standardise(images))).reshape(-1, 1, 28, 28).to(device, memory_format=layout)
+        return (
+            torch.tensor(np.array(standardize(images, data.mean, data.deviation)))
+            .reshape(-1, 1, 28, 28)
+            .to(device, memory_format=layout)
+        )
 
     network = baselines.torch_network(config.arch, config.dropout_rate).to(device, memory_format=layout)
     optimizer = torch.optim.SGD(network.parameters(), config.learning_rate, config.momentum, nesterov=config.nesterov)
@@ -98,6 +104,7 @@ def _torch(config: Config, data: Any, channels_last: bool, device: str = "cpu") 
 
     def steps(n: int) -> None:
         network.train()
+        loss: Any = None
         for _ in range(n):
             optimizer.zero_grad()
             loss = torch.nn.functional.nll_loss(torch.log_softmax(network(images), 1), labels)
@@ -126,13 +133,11 @@ CONTENDERS: dict[str, Callable[..., Contender]] = {
 def run(
     config: Config, contenders: Sequence[str], rounds: int, steps: int, threads: int, on_round: Callable[[int], None]
 ) -> dict[str, Any]:
-    """Times contenders, names out of `CONTENDERS`, in turns of some steps, each on so many cores (`threads`).
+    """Times contenders, keys of `CONTENDERS`, in turns of `steps` training steps on `threads` cores.
 
-    `on_round` is called with the number of rounds finished.
-
-    Returns:
-      For each contender `start`, `step_seconds` and `score_seconds` (one value a round) and `peak_bytes`; and
-      `matmul_flops`, the float32 matrix product's rate measured in each round in the process of "ours".
+    Calls `on_round` with the number of finished rounds. Returns `contenders`, each with `start`, `step_seconds` and
+    `score_seconds`, one value per round, and `peak_bytes`; and `matmul_flops`, the rate of a float32 matrix product in
+    the process of "ours", one value per round.
     """
     workers, result = {}, {"contenders": {}, "matmul_flops": []}
     with contextlib.ExitStack() as stack:
@@ -158,38 +163,31 @@ def run(
 
 
 def accelerator(
-    arch: str,
-    data: Mnist,
-    seeds: int = 30,
-    batch_sizes: Sequence[int] = (128, 256, 512, 1024),
-    epochs: int | None = None,
+    arch: str, data: Dataset, seeds: int = 30, batch_sizes: Sequence[int] = (128, 256, 512, 1024), epochs: int = 0
 ) -> dict[str, Any]:
-    """Times whole epochs, runs of their recipe's or so many epochs, and many seeds, on the default device.
+    """Times epochs, whole runs (of `epochs`, by default their recipe's) and many seeds on the default device.
 
     Returns:
-      `epoch_seconds`, those of five compiled epochs of `default` by batch size, of `ours` and of the same with `flax`'s
-      layers, in turns; for the recipes `default` and `fast` the seconds of a run with compilation (`first`) and without
-      (`again`) and its accuracy; the same of `seeds` together; `torch_step_seconds` of the notebook's step on the same
-      device, None without PyTorch for it.
+      `epoch_seconds` of five compiled epochs of `default`, by batch size, with our layers and Flax's in turns; `runs`
+      of `default` and `fast`, and `seeds` in one program, in seconds with compilation (`first`) and without (`again`);
+      `torch_step_seconds` of the notebook's step, None without PyTorch for this device.
     """
-    options = {} if epochs is None else {"epochs": epochs}
+    options = {"epochs": epochs} if epochs else {}
     result = {"arch": arch, "epoch_seconds": {}, "runs": {}}
     for batch_size in batch_sizes:
         config = make_config("default", arch=arch, batch_size=batch_size)
         distortion, epoch = make_distortion(config), len(data.train.labels) // batch_size
-        contenders = {
-            name: _ours(config, data, distortion, layers) for name, layers in (("ours", FAST), ("flax", FLAX))
-        }
-        for contender in contenders.values():
-            contender.steps(epoch)
-        turns = [{name: _seconds(each.steps, epoch)[0] for name, each in contenders.items()} for _ in range(5)]
-        result["epoch_seconds"][batch_size] = {name: [turn[name] for turn in turns] for name in contenders}
+        layers = {"ours": FAST, "flax": FLAX}
+        contenders = {name: _ours(config, data, distortion, layers[name]) for name in layers}
+        turns = [{name: _seconds(each.steps, epoch)[0] for name, each in contenders.items()} for _ in range(6)]
+        # The first turn compiles.
+        result["epoch_seconds"][batch_size] = {name: [turn[name] for turn in turns[1:]] for name in contenders}
     for recipe in ("default", "fast"):
         config = make_config(recipe, arch=arch, **options)
-        (first, _), (again, (_, history)) = [_seconds(training.fit, config, data) for _ in range(2)]
+        (first, _), (again, (_, history)) = [_seconds(fit, config, data) for _ in range(2)]
         result["runs"][recipe] = {"first": first, "again": again, "test_accuracy": history[-1].test_accuracy}
     config = make_config("default", arch=arch, **options)
-    together = [_seconds(many_seeds.fit_seeds, config, range(1, seeds + 1), data) for _ in range(2)]
+    together = [_seconds(partial(fit_seeds, seeds=range(1, seeds + 1)), config, data) for _ in range(2)]
     (first, _), (again, (_, histories)) = together
     accuracies = [history[-1].test_accuracy for history in histories]
     result["seeds"] = {"count": seeds, "first": first, "again": again, "test_accuracies": accuracies}
@@ -197,48 +195,15 @@ def accelerator(
     return result
 
 
-def seeds_together(arch: str, data: Mnist, seeds: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of an epoch of `default` of many seeds in one program, `together`, and one by one, `alone`, in turns."""
-    config = make_config("default", arch=arch, epochs=1, plain_epochs=0)
-
-    def alone() -> None:
-        for seed in range(seeds):
-            training.fit(dataclasses.replace(config, seed=seed), data)
-
-    calls = {"together": lambda: many_seeds.fit_seeds(config, range(seeds), data), "alone": alone}
-    for call in calls.values():
-        call()
-    rounds_of = [{name: _seconds(call)[0] for name, call in calls.items()} for _ in range(rounds)]
-    return {name: [seconds[name] for seconds in rounds_of] for name in calls}
-
-
-def trainings_at_once(arch: str, seeds: int, count: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of a series of `fast`, in so many processes at once and in one that has all cores, in turns.
-
-    From the start of the processes to the last seed's score, with the programs in the compilation cache.
-    """
-    tasks = [jobs.Task(make_config("fast", arch=arch), (seed,)) for seed in range(1, seeds + 1)]
-
-    def series(count: int, tasks: Sequence[jobs.Task] = tasks) -> None:
-        with jobs.processes(count, True) as pool:
-            for _ in jobs.run(tasks, pool, lambda task, times: None, lambda: False):
-                pass
-
-    series(1, tasks[:1])
-    counts = {"at_once": count, "one": 1}
-    rounds_of = [{name: _seconds(series, counts[name])[0] for name in counts} for _ in range(rounds)]
-    return {name: [seconds[name] for seconds in rounds_of] for name in counts}
-
-
 def _seconds(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
-    """How long a call took, and what it gave."""
+    """The seconds of a call, and its result."""
     start = time.perf_counter()
     result = call(*arguments)
     return time.perf_counter() - start, result
 
 
-def _torch_step_seconds(config: Config, data: Mnist) -> float | None:
-    """Of the notebook's step on a GPU; None where PyTorch finds none."""
+def _torch_step_seconds(config: Config, data: Dataset) -> float | None:
+    """Seconds of the notebook's step on a GPU; None where PyTorch finds none."""
     torch = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
     if torch is None or not torch.cuda.is_available():
         return None
@@ -252,16 +217,16 @@ def _torch_step_seconds(config: Config, data: Mnist) -> float | None:
 
 @cache
 def _contender(name, config):
-    return CONTENDERS[name](config, load_mnist())
+    return CONTENDERS[name](config, load_dataset("mnist"))
 
 
 def _start(name, config, steps, born):
-    """Seconds from the start of the process to the end of its first step, and of that first step alone."""
+    """Compiles; gives the seconds from the start of the process to the end of its first step, and of that step."""
     contender = _contender(name, config)
     compiling = time.perf_counter()
     contender.steps(1)
     start = {"first_step": time.time() - born, "compile": time.perf_counter() - compiling}
-    contender.steps(steps)  # A program of its own, where the number of steps is part of a shape.
+    contender.steps(steps)  # Compiles again where the number of steps is part of a shape.
     contender.score()
     return start
 

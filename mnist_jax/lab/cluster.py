@@ -1,4 +1,4 @@
-"""Many trainings at once on a Dask cluster, whatever it runs on; Dask repeats by itself what a dead worker held."""
+"""Many trainings at once on a Dask cluster. Dask itself repeats the tasks of a dead worker."""
 
 import collections
 import functools
@@ -16,11 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import mnist_jax
-from mnist_jax import data
 from mnist_jax.errors import InputError, LostError, StorageError
 from mnist_jax.lab.jobs import Pool, Task, prepare, train
-from mnist_jax.recipes import Config
+from mnist_jax.recipes.config import Config
+from mnist_jax.recipes.values import load_data
 
 _CONNECT_SECONDS = 10
 _LOST = "the scheduler is lost; the same command goes on from what is finished"
@@ -28,20 +27,20 @@ _LOST = "the scheduler is lost; the same command goes on from what is finished"
 
 @contextmanager
 def connect(address: str, config: Config, cached: bool) -> Iterator[Pool]:
-    """The workers of a Dask scheduler, one task each and as many threads as the worker has.
+    """The workers of a Dask scheduler; each takes one task at a time, with all its threads.
 
-    Raises LostError if it cannot be reached, InputError if a worker has another version of this package or other data
-    than this process, or if `distributed` is not installed.
+    Raises LostError if the scheduler cannot be reached; InputError if `distributed` is not installed, or a worker has
+    another version of this package or other data than this process.
     """
     if importlib.util.find_spec("distributed") is None:
         raise InputError("--scheduler needs distributed, which is not installed: pip install 'mnist-jax[cluster]'")
-    import distributed
+    import distributed.versions
 
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # What it would say is said here, in one line.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # The errors below say it in one line.
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)  # Each trial has its versions.
-            client = distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+            warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)  # Trials keep versions.
+            client: Any = distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise LostError(f"scheduler {address!r} cannot be reached ({reason}); is it running there?") from error
@@ -77,7 +76,7 @@ def connect(address: str, config: Config, cached: bool) -> Iterator[Pool]:
             _require(worker, found, wanted)
         client.subscribe_topic("all", hear)
         try:
-            yield Pool(submit, size, died, distributed.KilledWorker)
+            yield Pool(submit, size, distributed.KilledWorker, died)
         except StorageError:  # An OSError, but of this process.
             raise
         except (CancelledError, OSError) as error:
@@ -88,16 +87,11 @@ def _train_on_cluster(task, wanted, cached):
     import distributed
 
     worker = distributed.get_worker()
-    _prepare_once(worker.state.nthreads, cached)
+    os.environ.setdefault("NPROC", str(worker.state.nthreads))
+    prepare(cached)
     _require(worker.address, identity(task.config), wanted)
     this = worker.state.tasks[worker.get_current_task()]
-    return train(task, stop=lambda: this.state != "executing")  # Cancelled, or whoever asked for it is gone.
-
-
-@functools.cache
-def _prepare_once(threads, cached):
-    os.environ.setdefault("NPROC", str(threads))
-    prepare(cached)
+    return train(task, stop=lambda: this.state != "executing")  # Cancelled, or its client is gone.
 
 
 def _require(worker, found, wanted):
@@ -109,19 +103,16 @@ def _require(worker, found, wanted):
 
 
 def identity(config: Config) -> dict[str, str]:
-    """What all workers of a series must have in common: this package, by version and sources, and the data."""
-    return _identity(config.data_source, config.data_dir)
+    """What all workers of a series must share: this package, by version and sources, and the data."""
+    return _identity(Config(dataset=config.dataset, data_source=config.data_source, data_dir=config.data_dir))
 
 
 @functools.cache
-def _identity(source, data_dir):
-    arrays, sources = hashlib.sha256(), hashlib.sha256()
-    for split in data.load_mnist(source, data_dir):
-        for array in split:
-            arrays.update(array)
-    for path in sorted(Path(mnist_jax.__file__).parent.rglob("*.py")):
+def _identity(config):
+    sources = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         sources.update(path.read_bytes())
     return {
         "mnist-jax": f"{importlib.metadata.version('mnist-jax')} of sources {sources.hexdigest()[:12]}",
-        "data": arrays.hexdigest()[:12],
+        "data": load_data(config).sha256[:12],
     }

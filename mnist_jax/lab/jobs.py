@@ -1,8 +1,7 @@
-"""Many trainings at once, by workers that may die; here processes of this machine, each with its share of the cores."""
+"""Many trainings at once, by workers that may die: this process, or processes that share the cores of this machine."""
 
 import collections
 import contextlib
-import dataclasses
 import functools
 import itertools
 import multiprocessing
@@ -18,85 +17,85 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from mnist_jax import data
+from mnist_jax.data import Dataset
 from mnist_jax.errors import DivergedError, LostError
 from mnist_jax.lab import trials
-from mnist_jax.recipes import Config
+from mnist_jax.lab.records import Trial
+from mnist_jax.recipes.config import Config
+from mnist_jax.recipes.values import load_data, part_of
 from mnist_jax.runtime import cores, reuse_freed_memory, use_compilation_cache
 from mnist_jax.training import Stopped
 
-ATTEMPTS = 3  # How often a trial is begun whose workers die.
-_BYTES = {"basic": 1.2e9}  # What a worker takes, by network.
+ATTEMPTS = 3  # A task whose workers die this often is given up.
+_BYTES = {"basic": 1.2e9}  # Memory of a worker, by network.
 _OTHER_BYTES = 0.7e9
 
 
 class Task(NamedTuple):
-    """What a worker is given: a config, and its seeds, in one program if there are several."""
+    """The work of one worker: a config and its seeds, in one program if there are several."""
 
     config: Config
     seeds: tuple[int, ...]
 
 
-Result = list[tuple[dict[str, Any], dict[str, Any]]]  # The trial and the final variables of each seed of a task.
+Result = list[tuple[Trial, dict[str, Any]]]  # The trial and the final variables of each seed of a task.
 
 
 class Pool(NamedTuple):
-    """Workers, seen as futures.
+    """Workers, as functions of futures.
 
     Attributes:
-      submit: has a task trained; gives a future of what `train` gives.
-      size: how many tasks at most to have submitted and not finished.
-      died: which of these futures had a worker that died since this was last asked.
-      broken: what a future raises whose worker died and that is not repeated.
+      submit: starts `train` for a task; gives the future.
+      size: the largest number of tasks to run at a time.
+      broken: raised by a future whose worker died.
+      died: futures whose worker died since the last call and which the pool repeats by itself.
     """
 
     submit: Callable[[Task], Any]
     size: Callable[[], int]
-    died: Callable[[Iterable[Any]], list[Any]] = lambda futures: []
     broken: type[Exception] = BrokenExecutor
+    died: Callable[[Iterable[Any]], list[Any]] = lambda futures: []
 
 
 def run(
     tasks: Iterable[Task], pool: Pool, on_death: Callable[[Task, int], None], stop: Callable[[], bool]
 ) -> Iterator[tuple[Task, Result | DivergedError | LostError]]:
-    """Has tasks trained; gives each with its outcome, in the order of finishing.
+    """Trains distinct tasks; yields each with its outcome, in the order of finishing.
 
-    The outcome is what `train` gives, a DivergedError, or a LostError when its workers have died three times.
+    The outcome is the result of `train`, a DivergedError, or a LostError if the task's workers died three times.
+    `on_death` is called with a task and the number of deaths so far, `stop` ten times a second.
 
-    Args:
-      tasks: different ones.
-      pool: the workers.
-      on_death: called with a task and how often its worker has died by now.
-      stop: asked ten times a second, and in a worker of this process after every step, whether to stop.
-
-    Raises:
-      Stopped: `stop` said so.
-      LostError: the cluster is lost.
-      InputError: no worker can use a task.
+    Raises Stopped if `stop` returns true, LostError if the cluster is lost, InputError if no worker can use a task.
     """
     waiting, running, deaths = collections.deque(tasks), {}, collections.Counter()
+    given_up = LostError(f"its worker died {ATTEMPTS} times; is there too little memory?")
+
+    def last_death(task: Task) -> bool:
+        deaths[task] += 1
+        on_death(task, deaths[task])
+        return deaths[task] == ATTEMPTS
+
     while waiting or running:
         while waiting and len(running) < pool.size():
             task = waiting.popleft()
             running[pool.submit(task)] = task
         finished = [future for future in running if future.done()]
         for future in pool.died(list(running)):
-            task = running[future]
-            deaths[task] += 1
-            on_death(task, deaths[task])
-            if deaths[task] == ATTEMPTS:
+            if last_death(running[future]):
                 future.cancel()
-                yield running.pop(future), LostError(f"its worker died {ATTEMPTS} times; is there too little memory?")
+                yield running.pop(future), given_up
         for future in finished:
-            if future not in running:
+            if not (task := running.pop(future, None)):
                 continue
-            task = running.pop(future)
             try:
                 yield task, future.result()
             except DivergedError as error:
                 yield task, error
             except pool.broken:
-                waiting.appendleft(task)
+                if last_death(task):
+                    yield task, given_up
+                else:
+                    waiting.appendleft(task)
         if stop():
             raise Stopped
         if running and not finished:
@@ -106,24 +105,25 @@ def run(
 def train(task: Task, stop: Callable[[], bool] = lambda: False) -> Result:
     """Trains and scores a task; stops and raises as `fit`."""
     config, seeds = task
-    mnist = dataset(config.data_source, config.data_dir, config.held_out)
-    if len(seeds) == 1:
-        return [trials.run(dataclasses.replace(config, seed=seeds[0]), mnist, stop)]
-    return trials.run_seeds(config, seeds, mnist, stop=stop)
+    return trials.run(config, seeds, dataset(config), stop)
+
+
+def dataset(config: Config) -> Dataset:
+    """What a config trains on and scores, loaded once per process; raises as `load_data` and `part_of`."""
+    place = {name: getattr(config, name) for name in ("dataset", "data_source", "data_dir", "held_out")}
+    return _dataset(Config(**place))
 
 
 @functools.cache
-def dataset(source: str, data_dir: str | None, held_out: int) -> data.Mnist:
-    """The images a config asks for, which a worker loads once; raises as `load_mnist` and `hold_out`."""
-    mnist = data.load_mnist(source, data_dir)
-    return data.hold_out(mnist, held_out) if held_out else mnist
+def _dataset(config):
+    return part_of(config, load_data(config))
 
 
 # The workers of this machine ------------------------------------------------------------------------------------------
 
 
 def default_jobs(archs: Iterable[str]) -> int:
-    """One training for each core, as far as memory allows; the limit of a container counts."""
+    """One training per core, as far as memory allows; a container's limit counts."""
     free = [psutil.virtual_memory().available]
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):
@@ -134,7 +134,7 @@ def default_jobs(archs: Iterable[str]) -> int:
 
 @contextmanager
 def here(stop: Callable[[], bool]) -> Iterator[Pool]:
-    """This process as the only worker."""
+    """This process as the only worker; it asks `stop` after every step."""
 
     def submit(task: Task) -> Future:
         future = Future()
@@ -149,7 +149,7 @@ def here(stop: Callable[[], bool]) -> Iterator[Pool]:
 
 @contextmanager
 def processes(count: int, cached: bool) -> Iterator[Pool]:
-    """So many processes, each with its share of the cores; they end with the block."""
+    """`count` processes, each with its share of the cores; they end with the block."""
     mine = cores()
     bounds = [i * len(mine) // count for i in range(count + 1)]
     shares = [mine[start:stop] or [mine[start]] for start, stop in itertools.pairwise(bounds)]
@@ -162,27 +162,24 @@ def processes(count: int, cached: bool) -> Iterator[Pool]:
             i = next(i for i in range(count) if i not in last or last[i].done())
             try:
                 last[i] = workers[i].submit(train, task)
-            except (KeyError, BrokenExecutor):  # It has not begun, or has died.
+            except (KeyError, BrokenExecutor):  # Not started yet, or dead.
                 workers[i] = stack.enter_context(process(shares[i], prepare, cached))
                 last[i] = workers[i].submit(train, task)
             return last[i]
 
-        def died(futures: Iterable[Future]) -> list[Future]:
-            return [future for future in futures if future.done() and isinstance(future.exception(), BrokenExecutor)]
-
-        yield Pool(submit, lambda: count, died)
+        yield Pool(submit, lambda: count)
 
 
 @contextmanager
 def process(share: Sequence[int], begin: Callable[..., None] | None = None, *arguments: Any) -> Iterator[Executor]:
-    """A process of its own, to submit calls to, on some cores from before it first uses JAX.
+    """A new process to submit calls to, bound to cores before it first uses JAX; it first calls `begin`.
 
-    It begins with a call of `begin`, and ends at once when the block does or when this process dies, whatever it does.
+    It ends at once when the block ends or this process dies, even in the middle of a call.
     """
     context = multiprocessing.get_context("spawn")
     leash, end = context.Pipe(duplex=False)
     executor = ProcessPoolExecutor(1, context, _begin, (leash, share, begin, arguments))
-    # What is blocked here is blocked there from the start: Ctrl-C goes to both, and is for this one to answer.
+    # The new process inherits the mask. Ctrl-C goes to both, and only this one answers it.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     executor.submit(int)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -196,20 +193,21 @@ def process(share: Sequence[int], begin: Callable[..., None] | None = None, *arg
 
 def _begin(leash, share, begin, arguments):
     def follow() -> None:
-        leash.poll(None)  # Until the other end is closed, by hand or by death.
+        leash.poll(None)  # Returns when the other end is closed, by the parent or by its death.
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, share)
     else:
-        os.environ["NPROC"] = str(len(share))  # How many threads XLA has.
+        os.environ["NPROC"] = str(len(share))  # XLA's number of threads.
     if begin:
         begin(*arguments)
 
 
+@functools.cache
 def prepare(cached: bool) -> None:
-    """Makes of a process one that trains fast, before it first uses JAX."""
+    """Sets allocator and compilation cache; call it before JAX is first used."""
     reuse_freed_memory()
     if cached:
         use_compilation_cache()

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from mnist_jax import data
+from mnist_jax.data import Split, load_dataset
+from mnist_jax.data.bundled import MEAN, STD
 from mnist_jax.lab import baselines
 from mnist_jax.runtime import cores
 
@@ -24,7 +25,7 @@ def epoch_seconds(arch: str, batch_size: int) -> dict[str, float]:
     class Images(torch.utils.data.Dataset):
         """What torchvision's MNIST with `ToTensor` and `Normalize` does for each image."""
 
-        def __init__(self, split: data.Split) -> None:
+        def __init__(self, split: Split) -> None:
             self.images, self.labels = torch.from_numpy(split.images[..., 0]), split.labels.tolist()
 
         def __len__(self) -> int:
@@ -34,10 +35,10 @@ def epoch_seconds(arch: str, batch_size: int) -> dict[str, float]:
             image = Image.fromarray(self.images[i].numpy())
             pixels = torch.from_numpy(np.array(image, np.uint8, copy=True)).view(28, 28, 1)
             tensor = pixels.permute(2, 0, 1).contiguous().to(torch.float32).div(255)
-            return tensor.sub_(data.MEAN).div_(data.STD), self.labels[i]
+            return tensor.sub_(MEAN).div_(STD), self.labels[i]
 
     torch.set_num_threads(len(cores()))
-    mnist = data.load_mnist()
+    mnist = load_dataset("mnist")
     train, test = (
         torch.utils.data.DataLoader(Images(split), batch_size, shuffle=shuffle)
         for split, shuffle in ((mnist.train, True), (mnist.test, False))

@@ -1,18 +1,19 @@
 """The tables of README in Markdown, line by line, made from the files in `results/`."""
 
-import dataclasses
 import itertools
 import json
+import re
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mnist_jax.lab import trials
+from mnist_jax.lab import records
 from mnist_jax.lab.analysis import PARAMETER_LIMIT, epoch_line, error_counts, ratios, seed_statistics, spread
-from mnist_jax.models import ARCHS, abstract_variables, count_params, create_model
-from mnist_jax.recipes import RECIPES
-from mnist_jax.training import EpochMetrics
+from mnist_jax.lab.records import Trial, read_trials
+from mnist_jax.models import ARCHS, make_model
+from mnist_jax.recipes.config import RECIPES
+from mnist_jax.summary import abstract_variables, count_params
 
 # The notebooks' figures in percent, one seed, 15 epochs: best epoch's test accuracy; last epoch's, test and train.
 NOTEBOOKS = {
@@ -37,36 +38,34 @@ PUBLIC = (
 
 
 class Point(NamedTuple):
-    """A network on the frontier of accuracy against parameters, with the trials of its seeds."""
+    """A network on the frontier of accuracy against parameters, with one trial per seed."""
 
     arch: str
     parameters: int
-    seeds: list[dict[str, Any]]
+    seeds: list[Trial]
 
 
 def frontier(results: Path) -> list[Point]:
-    """The networks below 10,000 parameters, by name or by layout, of which there are `default-ARCH.jsonl`; by size."""
+    """The networks below 10,000 parameters, by name or layout, that have a file `default-ARCH.jsonl`; by size."""
     archs = [path.stem.removeprefix("default-") for path in results.glob("default-*.jsonl")]
-    points = [Point(arch, parameters_of(arch), trials.read(results / f"default-{arch}.jsonl")) for arch in archs]
-    return sorted(
-        (point for point in points if point.parameters < PARAMETER_LIMIT and point.seeds),
-        key=lambda point: (point.parameters, point.arch),
-    )
+    points = [Point(arch, parameters_of(arch), read_trials(results / f"default-{arch}.jsonl")) for arch in archs]
+    points = [point for point in points if point.parameters < PARAMETER_LIMIT and point.seeds]
+    return sorted(points, key=lambda point: (point.parameters, point.arch))
 
 
 def parameters_of(arch: str) -> int:
-    """How many parameters a network has."""
-    return count_params(abstract_variables(create_model(arch))["params"])
+    """The number of parameters of a network."""
+    return count_params(abstract_variables(make_model(arch))["params"])
 
 
-def last_epoch(seeds: Sequence[dict[str, Any]]) -> list[float]:
-    """Test accuracy after the last epoch of each seed."""
-    return [seed["history"][-1]["test_accuracy"] for seed in seeds]
+def last_epoch(seeds: Iterable[Trial]) -> list[float]:
+    """Test accuracy of each seed after its last epoch."""
+    return [seed.history[-1].test_accuracy for seed in seeds]
 
 
-def best_epoch(seeds: Sequence[dict[str, Any]]) -> list[float]:
-    """Test accuracy after the best epoch of each seed: what the notebooks quote, chosen on the test set."""
-    return [max(epoch["test_accuracy"] for epoch in seed["history"]) for seed in seeds]
+def best_epoch(seeds: Iterable[Trial]) -> list[float]:
+    """Test accuracy of each seed after its best epoch, which is chosen on the test set; the notebooks quote it."""
+    return [max(epoch.test_accuracy for epoch in seed.history) for seed in seeds]
 
 
 def percent(accuracies: Sequence[float]) -> str:
@@ -81,8 +80,14 @@ def _head(columns: str) -> list[str]:
     return [columns, "|---" * (columns.count("|") - 1) + "|"]
 
 
+def _by_network(results: Path, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The networks with a file `KIND-ARCH.json`, and what is in it."""
+    paths = {arch: results / f"{kind}-{arch}.json" for arch in ARCHS}
+    return ((arch, records.read_json(path)) for arch, path in paths.items() if path.exists())
+
+
 def ladder_table(results: Path) -> Iterator[str]:
-    """Each network in the notebook's hands and in each recipe's, accuracies in percent."""
+    """Each network with the notebook's recipe and ours, accuracies in percent."""
     yield from _head(
         "| network | parameters | recipe | seeds | epochs | test, last epoch | standard error | min to max "
         "| seeds at 99.40 or above | best epoch | train | train less test | seconds |"
@@ -94,31 +99,31 @@ def ladder_table(results: Path) -> Iterator[str]:
             yield f"{name} notebook | 1 | 15 | {last:.2f} | | | | {best:.2f} | {train:.2f} | {train - last:+.2f} | |"
             name = "| | |"
         for recipe in RECIPES:
-            seeds = trials.read(results / f"{recipe}-{arch}.jsonl")
+            seeds = read_trials(results / f"{recipe}-{arch}.jsonl")
             if not seeds:
                 continue
             result = seed_statistics(last_epoch(seeds))
             error = "" if result.stderr is None else f"{100 * result.stderr:.3f}"
-            trained = [seed["train_accuracy"] for seed in seeds]
+            trained = [seed.train_accuracy for seed in seeds]
             yield (
-                f"{name} {recipe} | {result.n} | {len(seeds[0]['history'])} | {percent(last_epoch(seeds))} | {error} "
+                f"{name} {recipe} | {result.n} | {len(seeds[0].history)} | {percent(last_epoch(seeds))} | {error} "
                 f"| {100 * result.min:.2f} to {100 * result.max:.2f} | {result.share:.0%} "
                 f"| {percent(best_epoch(seeds))} | {percent(trained)} "
                 f"| {100 * (statistics.fmean(trained) - result.mean):+.2f} "
-                f"| {statistics.median(seed['seconds'] for seed in seeds):.0f} |"
+                f"| {statistics.median(seed.seconds for seed in seeds):.0f} |"
             )
             name = "| | |"
 
 
 def errors_table(results: Path) -> Iterator[str]:
-    """How many test images the seeds of a recipe get wrong, each by itself and together."""
+    """The number of test images that the seeds of a recipe get wrong, alone and together."""
     yield from _head(
         "| network | recipe | seeds | wrong, mean of a seed | wrong in every seed | in more than half | in any |"
     )
     for arch, recipe in itertools.product(ARCHS, RECIPES):
-        seeds = trials.read(results / f"{recipe}-{arch}.jsonl")
+        seeds = read_trials(results / f"{recipe}-{arch}.jsonl")
         if len(seeds) > 1:
-            times = error_counts([seed["errors"] for seed in seeds])
+            times = error_counts([seed.errors for seed in seeds])
             shares = [sum(count >= least for count in times.values()) for least in (len(seeds), len(seeds) // 2 + 1, 1)]
             mean = sum(times.values()) / len(seeds)
             yield f"| `{arch}` | {recipe} | {len(seeds)} | {mean:.1f} | {shares[0]} | {shares[1]} | {shares[2]} |"
@@ -131,15 +136,12 @@ def frontier_table(results: Path) -> Iterator[str]:
         "| our best mean up to this size |"
     )
     points = frontier(results)
-    rows = [
-        (
-            point.parameters,
-            f"| {point.parameters:,} | `{point.arch}` | {len(point.seeds)} | {len(point.seeds[0]['history'])} "
-            f"| {percent(last_epoch(point.seeds))} | {100 * min(last_epoch(point.seeds)):.2f} to "
-            f"{100 * max(last_epoch(point.seeds)):.2f} | | |",
-        )
-        for point in points
-    ]
+    rows = []
+    for arch, parameters, seeds in points:
+        last = last_epoch(seeds)
+        reached = f"{percent(last)} | {100 * min(last):.2f} to {100 * max(last):.2f}"
+        row = f"| {parameters:,} | `{arch}` | {len(seeds)} | {len(seeds[0].history)} | {reached} | | |"
+        rows.append((parameters, row))
     for parameters, accuracy, epochs, source in PUBLIC:
         ours = [statistics.fmean(last_epoch(point.seeds)) for point in points if point.parameters <= parameters]
         best = f"{100 * max(ours):.2f}" if ours else "none so small"
@@ -148,17 +150,13 @@ def frontier_table(results: Path) -> Iterator[str]:
 
 
 def trials_table(results: Path) -> Iterator[str]:
-    """What the choice of settings, and of layouts, took, from `search-ARCH.jsonl` and `attempts-ARCH.jsonl`.
-
-    An attempt is a trial with code that was not kept; its key `attempt` holds the settings that the config has not.
-    """
+    """The cost of choosing settings and layouts, from `search-ARCH.jsonl` and `attempts-ARCH.jsonl`."""
     yield from _head("| network | settings tried | trainings | hours |")
     for arch in (*ARCHS, "layouts"):
-        ran = [trial for name in ("search", "attempts") for trial in trials.read(results / f"{name}-{arch}.jsonl")]
+        ran = [trial for name in ("search", "attempts") for trial in read_trials(results / f"{name}-{arch}.jsonl")]
         if ran:
-            tried = [(dataclasses.replace(trials.config_of(trial), seed=0), trial.get("attempt")) for trial in ran]
-            settings = {(config, json.dumps(attempt)) for config, attempt in tried}
-            hours = sum(trial.get("seconds", 0.0) for trial in ran) / 3600
+            settings = {(records.settings(trial.config, seed=0), json.dumps(trial.attempt)) for trial in ran}
+            hours = sum(trial.seconds for trial in ran) / 3600
             yield f"| `{arch}` | {len(settings)} | {len(ran)} | {hours:.1f} |"
 
 
@@ -168,12 +166,11 @@ def speed_table(results: Path) -> Iterator[str]:
         "| network | contender | ms per step, median (min to max) | times ours | images/s "
         "| scoring 10,000, s | times ours | process start to first step, s | peak MB |"
     )
-    for path in (results / f"benchmark-{arch}.json" for arch in ARCHS):
-        result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"contenders": {}}
+    for arch, result in _by_network(results, "benchmark"):
         for name, record in result["contenders"].items():
             low, step, high = (1e3 * seconds for seconds in spread(record["step_seconds"]))
             yield (
-                f"| `{path.stem.removeprefix('benchmark-')}` | {name} | {step:.1f} ({low:.1f} to {high:.1f}) "
+                f"| `{arch}` | {name} | {step:.1f} ({low:.1f} to {high:.1f}) "
                 f"| {spread(ratios(result, 'step_seconds', name))[1]:.2f} | {1e3 * result['batch_size'] / step:,.0f} "
                 f"| {spread(record['score_seconds'])[1]:.2f} | {spread(ratios(result, 'score_seconds', name))[1]:.2f} "
                 f"| {record['start']['first_step']:.1f} | {record['peak_bytes'] / 1e6:.0f} |"
@@ -184,7 +181,7 @@ def time_table(results: Path) -> Iterator[str]:
     """The whole process of `fast` against the notebook's recipe in PyTorch, from `time-to-target*.json`."""
     yield from _head("| network | process | epochs | seconds, median (min to max) | times as fast |")
     for path in sorted(results.glob("time-to-target*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = records.read_json(path)
         scaled, arch = result["torch_seconds_scaled"], result["arch"]
         theirs = result.get("torch_arch", arch)
         for name, process, epochs, seconds in (
@@ -198,29 +195,28 @@ def time_table(results: Path) -> Iterator[str]:
 
 
 def tpu_table(results: Path) -> Iterator[str]:
-    """What the TPU's compiler expects of each network, from `tpu-ARCH.json`."""
+    """The TPU compiler's estimates for each network, from `tpu-ARCH.json`."""
     yield from _head(
         "| network | a step of | cycles, ours | Flax's layers | ours / Flax's | temporaries, MB | Flax's "
         "| compiled in, s | Flax's |"
     )
-    for path in (results / f"tpu-{arch}.json" for arch in ARCHS):
-        programs = json.loads(path.read_text(encoding="utf-8"))["programs"] if path.exists() else {}
-        for name, found in programs.items():
+    for arch, result in _by_network(results, "tpu"):
+        for name, found in result["programs"].items():
             cycles, memory, seconds = (
                 [found[layers][figure] for layers in ("ours", "flax")]
                 for figure in ("cycles", "temporary_bytes", "compile_seconds")
             )
             yield (
-                f"| `{path.stem.removeprefix('tpu-')}` | {name} | {cycles[0]:,} | {cycles[1]:,} "
+                f"| `{arch}` | {name} | {cycles[0]:,} | {cycles[1]:,} "
                 f"| {cycles[0] / cycles[1]:.2f} | {memory[0] / 1e6:.0f} | {memory[1] / 1e6:.0f} "
                 f"| {seconds[0]:.0f} | {seconds[1]:.0f} |"
             )
 
 
 def run_text(results: Path) -> Iterator[str]:
-    """What `scripts/train.py` prints of the epochs of seed 1, the default recipe, from its history."""
-    trial = next(t for t in trials.read(results / "default-bn_dropout.jsonl") if t["config"]["seed"] == 1)
-    history = [EpochMetrics(**epoch) for epoch in trial["history"]]
+    """The lines that `scripts/train.py` prints per epoch, for seed 1 of the default recipe."""
+    trials = read_trials(results / "default-bn_dropout.jsonl")
+    history = next(trial.history for trial in trials if trial.config["seed"] == 1)
     yield from ("```", *(epoch_line(metrics, len(history), "test") for metrics in history), "```")
 
 
@@ -238,11 +234,8 @@ TABLES = {
 
 def insert_tables(text: str, results: Path) -> str:
     """Fills each block between `<!-- table: KIND -->` and `<!-- end -->`, KIND being a name in `TABLES`."""
-    opening = "<!-- table: "
-    parts = text.split(opening)
-    for i, part in enumerate(parts[1:], 1):
-        kind, rest = part.split(" -->", 1)
-        _, after = rest.split("<!-- end -->", 1)
-        lines = "\n".join(TABLES[kind](results))
-        parts[i] = f"{kind} -->\n{lines}\n<!-- end -->{after}"
-    return opening.join(parts)
+
+    def fill(match: re.Match[str]) -> str:
+        return "\n".join([match[1], *TABLES[match[2]](results), match[3]])
+
+    return re.sub("(<!-- table: (.+?) -->).*?(<!-- end -->)", fill, text, flags=re.DOTALL)

@@ -1,14 +1,13 @@
-"""What the TPU's own compiler expects of a program, asked without a TPU: estimates, not times.
+"""The TPU compiler's estimates of a program, without a TPU.
 
-The package `libtpu` compiles for a named topology on any Linux machine, and writes into the compiled text how many
-cycles it estimates each operation to take.
+The package `libtpu` compiles for a named topology on any Linux machine. The compiled text says how many cycles each
+operation is estimated to take; nothing is timed.
 """
 
 import importlib.util
 import os
 import re
 import time
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -16,21 +15,23 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mnist_jax import devices, training
-from mnist_jax.data import Split
+from mnist_jax import devices, scoring, training
+from mnist_jax.data import Dataset, Split
+from mnist_jax.data.bundled import FULL_SIZE, MEAN, STD
 from mnist_jax.errors import InputError
 from mnist_jax.layers import FAST, FLAX, Layers
-from mnist_jax.models import abstract_variables
-from mnist_jax.recipes import Config, make_model
-from mnist_jax.runtime import steps_of
-from mnist_jax.steps import Metrics, init_state, make_setup
+from mnist_jax.loops import steps_of
+from mnist_jax.models import IMAGE_SHAPE
+from mnist_jax.recipes.config import Config
+from mnist_jax.recipes.values import make_setup
+from mnist_jax.steps import Metrics, init_state
+from mnist_jax.summary import abstract_variables
 
 LAYERS = {"ours": FAST, "flax": FLAX}
-_TRAIN, _TEST = 60_000, 10_000
 
 
 class Operation(NamedTuple):
-    """One operation of a step: estimated cycles, its place in the program, and what it gives."""
+    """One operation of a step: estimated cycles, name in the program, type and shape of the result."""
 
     cycles: int
     place: str
@@ -38,15 +39,7 @@ class Operation(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """Of one compiled program.
-
-    Attributes:
-      cycles: estimated, of one step of its loop.
-      operations: those of the step, dearest first.
-      argument_bytes: on each device.
-      temporary_bytes: on each device.
-      compile_seconds: how long the compiler took.
-    """
+    """Estimates for one compiled program: cycles of one step of its loop, dearest operation first; bytes per device."""
 
     cycles: int
     operations: list[Operation]
@@ -56,14 +49,14 @@ class Estimate(NamedTuple):
 
 
 def make_mesh(topology: str) -> Mesh:
-    """The devices of a topology, such as `v5e:1x1` or `v5e:2x2`, to compile for; there need be none.
+    """The devices of a topology such as `v5e:1x1` or `v5e:2x2`, for compiling only; call it before JAX is first used.
 
-    Call it before JAX is first used. Raises InputError if `libtpu` is not installed or does not know the topology.
+    Raises InputError if `libtpu` is not installed or does not know the topology.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise InputError("the TPU's compiler is not installed: pip install libtpu (0.5 GB, Linux)")
     jax.config.update("jax_platforms", "cpu")
-    # Else libtpu asks the network what machine this is, and waits for an answer; and one process may have it at a time.
+    # Without these, libtpu asks the network what machine this is and waits; and only one process may load it.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
     try:
@@ -77,14 +70,14 @@ def make_mesh(topology: str) -> Mesh:
 def compile_program(
     program: str, config: Config, mesh: Mesh, seeds: int = 0, layers: Layers = FAST
 ) -> tuple[jax.stages.Compiled, float]:
-    """Compiles what `fit` runs on a TPU, on all 60,000 images, and gives it with the seconds that took.
+    """Compiles what `fit` runs on a TPU for all of MNIST; gives it and the seconds that took.
 
     Args:
-      program: "epoch", of training, or "scoring", of the 10,000 test images.
+      program: "epoch" of training, or "scoring" of the test images.
       config: the run it belongs to.
-      mesh: the devices to compile for, over which batches are split, or seeds.
-      seeds: how many are trained in one program, 0 for one without an axis of seeds.
-      layers: what the network is made of.
+      mesh: the devices to compile for; they share the batches, or the seeds.
+      seeds: length of the axis of seeds, 0 for none.
+      layers: the network's layers.
     """
     lead, split = ((seeds,), 0) if seeds else ((), None)
 
@@ -97,24 +90,23 @@ def compile_program(
         indices = jax.ShapeDtypeStruct((steps, batch_size), np.int32)
         return place(indices, 0 if seeds else 1, lead)
 
-    def images(count: int) -> Split:
-        return place(Split(np.empty((count, 28, 28, 1), np.uint8), np.empty(count, np.int32)))
-
-    model = make_model(config).clone(layers=layers)
+    train, test = (Split(np.empty((n, *IMAGE_SHAPE), np.uint8), np.empty(n, np.int32)) for n in FULL_SIZE.values())
+    setup = make_setup(config, Dataset(train, test, (MEAN,), (STD,), tuple("0123456789"), "mnist"))
+    setup = setup._replace(model=setup.model.clone(layers=layers))
     totals = place(jax.eval_shape(Metrics.zeros), split, lead)
     if program == "scoring":
         batch_size = -(-config.eval_batch_size // mesh.size) * mesh.size
-        body, static = training.eval_body, model
-        own = place(abstract_variables(model), split, lead)
-        indices = place(np.empty((-(-_TEST // batch_size), batch_size), np.int32), None if seeds else 1)
-        state, shared = None, (images(_TEST), indices)
+        body, static = scoring.eval_body, None
+        own = place(setup.with_variables(abstract_variables(setup.model)), split, lead)
+        indices = np.empty((-(-len(test.labels) // batch_size), batch_size), np.int32)
+        state, shared = None, (place(test), place(indices, None if seeds else 1))
     else:
-        steps = training.steps_per_epoch(_TRAIN, config.batch_size)
-        body, static = training.train_body, make_setup(config, steps * config.epochs)._replace(model=model)
+        steps = training.steps_per_epoch(len(train.labels), config.batch_size)
+        body, static = training.train_body, setup
         state = place(jax.eval_shape(lambda: init_state(static, jax.random.key(0))), split, lead)
         key = place(jax.eval_shape(lambda: jax.random.key(0)), split, lead)
-        own = (order(steps, config.batch_size), key)
-        shared = (images(_TRAIN), place(jax.ShapeDtypeStruct((), np.float32)))
+        own = (order(steps, config.batch_size), key, None)
+        shared = (place(train), place(jax.ShapeDtypeStruct((), np.float32)))
     number = jax.ShapeDtypeStruct((), np.int32)
     function = jax.jit(steps_of(body, bool(seeds)), static_argnames="static", donate_argnames="state")
     lowered = function.lower(place(number), place(number), state, totals, own, shared, static)
@@ -123,32 +115,26 @@ def compile_program(
 
 
 def estimate(program: str, config: Config, mesh: Mesh, seeds: int = 0, layers: Layers = FAST) -> Estimate:
-    """What the compiler says of `compile_program`."""
+    """Compiles a program as `compile_program` does; gives the compiler's estimates."""
     compiled, seconds = compile_program(program, config, mesh, seeds, layers)
-    operations = sorted(_step_operations(compiled.as_text()), reverse=True)
-    memory = compiled.memory_analysis()
+    operations = sorted(_step_operations(compiled.as_text() or ""), reverse=True)
+    memory: Any = compiled.memory_analysis()
     cycles = sum(operation.cycles for operation in operations)
     return Estimate(cycles, operations, memory.argument_size_in_bytes, memory.temp_size_in_bytes, seconds)
 
 
 def _step_operations(text: str) -> list[Operation]:
-    """The operations in the body of the dearest loop of a compiled text: the loop over the steps."""
-    computations, name = {}, None
+    """The operations of the loop over the steps: the body with most cycles in a compiled text."""
+    computations: dict[str, list[Operation]] = {}
+    name = ""
     for line in text.splitlines():
         if begins := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\) -> .*\{$", line):
             name = begins[1]
             computations[name] = []
-        elif name and " = " in line:
-            computations[name].append(line)
-    bodies = re.findall(r" while\(.*?body=%?([\w.-]+)", text)
-    return max(
-        (list(_operations(computations[body])) for body in bodies), key=lambda found: sum(o.cycles for o in found)
-    )
-
-
-def _operations(lines: list[str]) -> Iterator[Operation]:
-    for line in lines:
-        if cycles := re.search(r'"estimated_cycles":"(\d+)"', line):
+        elif cycles := re.search(r' = .*"estimated_cycles":"(\d+)"', line):
             place = re.search(r'op_name="(?:jit\(\w+\)/while/body/)?([^"]*)"', line)
-            shape = re.search(r"\w+\[[\d,]*\]", line.split(" = ", 1)[1])
-            yield Operation(int(cycles[1]), place[1] if place else "", shape[0] if shape else "")
+            shape = re.search(r" = .*?(\w+\[[\d,]*\])", line)
+            operation = Operation(int(cycles[1]), place[1] if place else "", shape[1] if shape else "")
+            computations[name].append(operation)
+    bodies = re.findall(r" while\(.*?body=%?([\w.-]+)", text)
+    return max((computations[body] for body in bodies), key=lambda found: sum(o.cycles for o in found))

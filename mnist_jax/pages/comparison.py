@@ -8,14 +8,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mnist_jax.data import Split
+from mnist_jax.data import Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.lab import analysis
-from mnist_jax.models import count_params
 from mnist_jax.pages import figures, render, report
-from mnist_jax.recipes import Config
+from mnist_jax.recipes.config import Config
 from mnist_jax.runs import directory
-from mnist_jax.training import EpochMetrics, predict
+from mnist_jax.scoring import predict
+from mnist_jax.summary import count_params
+from mnist_jax.training import EpochMetrics
 
 
 class Run(NamedTuple):
@@ -28,17 +29,24 @@ class Run(NamedTuple):
 
 
 # What may differ between the seeds of one group.
-_APART = {"seed": 0, "run_dir": None, "data_source": "bundled", "data_dir": None, "eval_batch_size": 1}
+_APART = {
+    "seed": 0,
+    "run_dir": None,
+    "dataset": "mnist",
+    "data_source": "bundled",
+    "data_dir": None,
+    "eval_batch_size": 1,
+}
 
 
 def read_run(run_dir: Path, scored: Split) -> Run:
     """Reads a finished run, and lets its weights score the images again; raises InputError as `load_run`."""
-    config, model, variables = directory.load_run(run_dir)
-    guesses = predict(model, variables, scored.images).argmax(-1)
+    trained = directory.load_run(run_dir)
+    guesses = predict(trained, scored.images).argmax(-1)
     return Run(
-        config,
+        directory.load_config(run_dir),
         directory.load_epochs(run_dir),
-        count_params(variables["params"]),
+        count_params(trained.variables["params"]),
         np.flatnonzero(guesses != scored.labels),
     )
 
@@ -59,12 +67,13 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return dict(zip(names, groups.values(), strict=True))
 
 
-def write_comparison(run_dirs: Sequence[Path], scored: Split, out: Path) -> Path:
-    """Writes a page that compares finished runs, all scored on the same images, and its figure as PNG beside it.
+def write_comparison(run_dirs: Sequence[Path], data: Dataset, out: Path) -> Path:
+    """Writes a page that compares finished runs, all scored on `data.test`, and its figure as PNG beside it.
 
     Returns the page. Raises InputError if a run cannot be read, or was scored on other images than the first, and
     OSError if the page cannot be written.
     """
+    scored = data.test
     configs = [directory.load_config(run_dir) for run_dir in run_dirs]
     for run_dir, config in zip(run_dirs, configs, strict=True):
         if config.held_out != configs[0].held_out:
@@ -92,12 +101,13 @@ def write_comparison(run_dirs: Sequence[Path], scored: Split, out: Path) -> Path
     drawn = {label: (members[0].parameters, [run.history for run in members]) for label, members in groups.items()}
     draw = partial(figures.comparison, drawn, name, analysis.TARGET_ACCURACY)
     best = max(rows, key=lambda row: row["accuracy"].mean)
-    captions = [f"{scored.labels[index]}, image {index}" for index in everywhere]
+    captions = [f"{data.classes[scored.labels[index]]}, image {index}" for index in everywhere]
     page = render(
         "compare.html",
         rows=rows,
         scored=name,
         scored_images=len(scored.labels),
+        dataset=data.name,
         everywhere=everywhere,
         anywhere=len(times),
         runs=len(runs),
@@ -107,7 +117,7 @@ def write_comparison(run_dirs: Sequence[Path], scored: Split, out: Path) -> Path
             f"{best['name']} with {best['accuracy'].mean:.2%}.",
         ),
         digits=report.picture(
-            partial(figures.digits, scored.images[everywhere], captions), "The digits that every run gets wrong.", False
+            partial(figures.digits, scored.images[everywhere], captions), "The images that every run gets wrong.", False
         ),
     )
     out.with_suffix(".png").write_bytes(figures.png(draw, figures.LIGHT))

@@ -1,4 +1,4 @@
-"""The pictures of a report: numbers in, a matplotlib `Figure` out, in colours that the colour-blind tell apart."""
+"""The pictures of a report: numbers in, a matplotlib `Figure` out, in colors that the color-blind tell apart."""
 
 import io
 import itertools
@@ -19,12 +19,12 @@ BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 LIGHT = {"ink": "#222222", "paper": "#ffffff", "faint": "#dddddd"}
 DARK = {"ink": "#e6e6e6", "paper": "#16181c", "faint": "#44474d"}
 _CYCLE = (BLUE, ORANGE, RED, "#56B4E9", "#CC79A7", "#8C6D00")
-_MARKERS = "osD^vPX"  # One more than colours, so that both repeat together after 42 only.
+_MARKERS = "osD^vPX"  # One more than colors, so that both repeat together after 42 only.
 _MOST = 200  # Digits in one picture; a table beside it lists all.
 
 
 @contextmanager
-def colours(theme: dict[str, str]) -> Iterator[None]:
+def colors(theme: dict[str, str]) -> Iterator[None]:
     """Draws on paper and in ink of a theme, `LIGHT` or `DARK`."""
     ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), theme["ink"])
     paper = dict.fromkeys(
@@ -43,7 +43,7 @@ def colours(theme: dict[str, str]) -> Iterator[None]:
 
 def png(draw: Callable[[], Figure], theme: dict[str, str], metadata: dict[str, str] | None = None) -> bytes:
     """A figure, drawn in a theme, as PNG, with texts that are not shown if any are given."""
-    with colours(theme):
+    with colors(theme):
         file = io.BytesIO()
         draw().savefig(file, format="png", dpi=120, metadata=metadata, pil_kwargs={"compress_level": 3})
     return file.getvalue()
@@ -89,9 +89,9 @@ def _over_epochs(label: str) -> tuple[Figure, Any]:
 
 def _train_and(scored: str, axis: Any, history: Sequence[EpochMetrics], figure: str, factor: float) -> None:
     epochs = [metrics.epoch for metrics in history]
-    for name, label, colour, marker in (("train", "train", BLUE, "o"), ("test", scored, ORANGE, "s")):
+    for name, label, color, marker in (("train", "train", BLUE, "o"), ("test", scored, ORANGE, "s")):
         values = [factor * getattr(metrics, f"{name}_{figure}") for metrics in history]
-        axis.plot(epochs, values, marker=marker, color=colour, ms=3, label=label)
+        axis.plot(epochs, values, marker=marker, color=color, ms=3, label=label)
 
 
 def comparison(
@@ -108,17 +108,17 @@ def comparison(
     left, right = figure.add_axes((0.08, below, 0.36, share)), figure.add_axes((0.53, below, 0.455, share))
     low = 100 * target
     for i, (name, (parameters, histories)) in enumerate(groups.items()):
-        colour, marker = _CYCLE[i % len(_CYCLE)], _MARKERS[i % len(_MARKERS)]
+        color, marker = _CYCLE[i % len(_CYCLE)], _MARKERS[i % len(_MARKERS)]
         seeds = 100 * np.array([[epoch.test_accuracy for epoch in history] for history in histories])
         mean, lowest, highest = seeds[:, -1].mean(), seeds[:, -1].min(), seeds[:, -1].max()
         low = min(low, lowest)
-        left.errorbar(parameters, mean, [[mean - lowest], [highest - mean]], fmt=marker, color=colour, capsize=4)
+        left.errorbar(parameters, mean, [[mean - lowest], [highest - mean]], fmt=marker, color=color, capsize=4)
         epochs = np.arange(1, seeds.shape[1] + 1)
         style = ("-", "--", ":")[i // len(_CYCLE) % 3]
         label = f"{name} ({len(seeds)})"
-        right.plot(epochs, seeds.mean(0), marker=marker, ms=4, color=colour, ls=style, label=label)
+        right.plot(epochs, seeds.mean(0), marker=marker, ms=4, color=color, ls=style, label=label)
         if len(seeds) > 1:
-            right.fill_between(epochs, seeds.min(0), seeds.max(0), color=colour, alpha=0.25, lw=0)
+            right.fill_between(epochs, seeds.min(0), seeds.max(0), color=color, alpha=0.25, lw=0)
     for axis in (left, right):
         axis.axhline(100 * target, color=GREEN, ls="--", lw=1)
     margin = 0.08 * (100 - low)
@@ -162,15 +162,18 @@ def frontier(
     return figure
 
 
-def confusion(counts: np.ndarray) -> Figure:
-    """Confusion matrix: errors shaded, every count written. `counts` is int [10, 10], true digits in rows."""
+def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
+    """Confusion matrix: errors shaded, every count written. `counts` is int [K, K], true classes in rows."""
     figure, axis = _axis(5.2, 4.8)
     errors = counts - np.diag(np.diag(counts))
     axis.imshow(np.sqrt(errors), cmap="Blues", vmin=0, vmax=max(np.sqrt(errors.max()) * 1.4, 1))
+    size, wide = min(8, 110 / len(classes)), max(map(len, classes)) > 2
     for i, j in np.ndindex(counts.shape):
-        colour = "#8a8a8a" if i != j and not counts[i, j] else "#1a1a1a"
-        axis.text(j, i, counts[i, j], ha="center", va="center", fontsize=8, color=colour)
-    axis.set(xlabel="predicted", ylabel="true", xticks=range(10), yticks=range(10))
+        color = "#8a8a8a" if i != j and not counts[i, j] else "#1a1a1a"
+        axis.text(j, i, counts[i, j], ha="center", va="center", fontsize=size, color=color)
+    axis.set(xlabel="predicted", ylabel="true")
+    axis.set_xticks(range(len(classes)), classes, fontsize=size, rotation=90 if wide else 0)
+    axis.set_yticks(range(len(classes)), classes, fontsize=size)
     axis.grid(visible=False)
     return figure
 
@@ -186,30 +189,42 @@ def reliability(result: Calibration) -> Figure:
 
 
 def digits(images: np.ndarray, captions: Sequence[str]) -> Figure:
-    """Digits in rows of ten, each with a caption under it. `images` is uint8 [N, 28, 28, 1], of which 200 are drawn."""
-    images, captions = images[:_MOST, :, :, 0], captions[:_MOST]
-    tiles = np.pad(images, ((0, 0), (2, 12), (6, 6)))  # Room for the caption, in pixels of the digits.
-    figure, axis = _tiled(tiles, columns=10, width=10.0, cmap="gray_r", vmin=0, vmax=255)
+    """Images in rows of ten, each with a caption under it. `images` are [N, H, W, C], of which 200 are drawn.
+
+    One channel is drawn dark on light, three as colors.
+    """
+    images, captions = images[:_MOST], captions[:_MOST]
+    images = images if images.shape[-1] == 3 else images[..., 0]
+    _, height, width = images.shape[:3]
+    below, beside = round(height * 3 / 7), round(width * 3 / 14)  # Room for the caption, in pixels of the images.
+    light = 255 if images.dtype == np.uint8 else 1
+    edges = ((0, 0), (height // 14, below), (beside, beside), (0, 0))[: images.ndim]
+    tiles = np.pad(images, edges, constant_values=light if images.ndim == 4 else 0)
+    shades = {} if images.ndim == 4 else {"cmap": "gray_r", "vmin": 0, "vmax": light}
+    figure, axis = _tiled(tiles, columns=10, width=10.0, **shades)
+    down, across = tiles.shape[1:3]
     for i, caption in enumerate(captions):
-        axis.text(i % 10 * 40 + 19.5, i // 10 * 42 + 36, caption, ha="center", va="center", fontsize=8, color="#1a1a1a")
+        x, y = i % 10 * across + (across - 1) / 2, i // 10 * down + down - below / 2
+        axis.text(x, y, caption, ha="center", va="center", fontsize=8, color="#1a1a1a")
     return figure
 
 
 def kernels(weights: np.ndarray) -> Figure:
-    """The kernels of a first convolution, float [height, width, 1, channels]; blue is negative, red positive."""
-    limit = np.abs(weights).max()
-    tiles = np.pad(weights[:, :, 0].transpose(2, 0, 1), ((0, 0), (0, 1), (0, 1)), constant_values=np.nan)
+    """The kernels of a first convolution, float [height, width, inputs, channels]; blue is negative, red positive."""
+    limit, flat = np.abs(weights).max(), weights.reshape(*weights.shape[:2], -1)
+    tiles = np.pad(flat.transpose(2, 0, 1), ((0, 0), (0, 1), (0, 1)), constant_values=np.nan)
     return _tiled(tiles, columns=8, width=5.2, cmap="RdBu_r", vmin=-limit, vmax=limit)[0]
 
 
 def _tiled(tiles: np.ndarray, columns: int, width: float, **options) -> tuple[Figure, Any]:
-    """Tiles [N, H, W] in rows, as one image, which draws many times faster than an axis for each."""
-    count, height, breadth = tiles.shape
+    """Tiles [N, H, W] or [N, H, W, 3] in rows, as one image, which draws many times faster than an axis for each."""
+    count, height, breadth, *colors = tiles.shape
     rows = max(-(-count // columns), 1)
-    empty = np.full((rows * columns - count, height, breadth), 0 if tiles.dtype == np.uint8 else np.nan, tiles.dtype)
-    grid = np.concatenate([tiles, empty]).reshape(rows, columns, height, breadth).swapaxes(1, 2)
+    blank = np.nan if np.isnan(tiles).any() else tiles[:1, :1, :1].max(initial=0)
+    empty = np.full((rows * columns - count, height, breadth, *colors), blank, tiles.dtype)
+    grid = np.concatenate([tiles, empty]).reshape(rows, columns, height, breadth, *colors).swapaxes(1, 2)
     figure = Figure(figsize=(width, width * rows * height / (columns * breadth)))
     axis = figure.add_axes((0, 0, 1, 1))
-    axis.imshow(grid.reshape(rows * height, columns * breadth), **options)
+    axis.imshow(grid.reshape(rows * height, columns * breadth, *colors), **options)
     axis.axis("off")
     return figure, axis

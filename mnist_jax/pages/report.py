@@ -3,7 +3,7 @@
 import base64
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,36 +12,39 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from mnist_jax.data import Split
+from mnist_jax.data import Dataset
 from mnist_jax.lab import analysis
-from mnist_jax.models import layers_of
 from mnist_jax.pages import figures, render
 from mnist_jax.runs import directory
-from mnist_jax.training import predict
+from mnist_jax.scoring import predict
+from mnist_jax.summary import layers_of
 
 REPORT, PICTURES = "report.html", "figures"
 
 
-def write_report(run_dir: Path, scored: Split) -> Path:
+def write_report(run_dir: Path, data: Dataset) -> Path:
     """Writes the report of a finished run, and its pictures, light and dark, in the directory `figures` beside it.
+
+    `data` is what the run was trained and scored on.
 
     Returns the page. Raises InputError as `directory.load_run`, and StorageError if it cannot be written.
     """
-    config, model, variables = directory.load_run(run_dir)
+    config, trained, scored = directory.load_config(run_dir), directory.load_run(run_dir), data.test
     history = directory.load_epochs(run_dir)
     summary = json.loads((run_dir / directory.SUMMARY).read_text(encoding="utf-8"))
-    probabilities = np.asarray(jax.jit(jax.nn.softmax)(predict(model, variables, scored.images)))
-    pictures = _draw(history, summary, variables, probabilities, scored)
+    probabilities = np.asarray(jax.jit(jax.nn.softmax)(predict(trained, scored.images)))
+    pictures = _draw(history, summary, trained, probabilities, scored)
     page = render(
         "report.html",
         config=dataclasses.asdict(config),
         history=history,
         summary=summary,
-        layers=layers_of(model),
+        layers=layers_of(trained.model, trained.image_shape),
         pictures=pictures,
-        wrong=_mistakes(probabilities, scored.labels),
+        wrong=_mistakes(probabilities, scored.labels, data.classes),
         calibration=analysis.calibration(probabilities, scored.labels),
         scored_images=len(scored.labels),
+        dataset=data.name,
     )
     with directory.storing(run_dir):
         (run_dir / PICTURES).mkdir(exist_ok=True)
@@ -62,21 +65,26 @@ def picture(draw: Callable[[], Figure], alt: str, themed: bool = True) -> dict[s
     return {"alt": alt, "light": base64.b64encode(light).decode(), "dark": base64.b64encode(dark).decode()}
 
 
-def _mistakes(probabilities: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
+def _mistakes(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
     """The images that are got wrong, the most confident first."""
     guesses, confidence = probabilities.argmax(1), probabilities.max(1)
     wrong = np.flatnonzero(guesses != labels)
     wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
     return [
-        {"index": int(i), "true": int(labels[i]), "guess": int(guesses[i]), "confidence": float(confidence[i])}
+        {
+            "index": int(i),
+            "true": classes[labels[i]],
+            "guess": classes[guesses[i]],
+            "confidence": float(confidence[i]),
+        }
         for i in wrong
     ]
 
 
-def _draw(history, summary, variables, probabilities, scored) -> dict[str, dict[str, str]]:
+def _draw(history, summary, trained, probabilities, scored) -> dict[str, dict[str, str]]:
     """Every picture by name."""
-    counts = analysis.confusion(scored.labels, probabilities.argmax(1))
-    wrong = _mistakes(probabilities, scored.labels)
+    counts = analysis.confusion(scored.labels, probabilities.argmax(1), len(trained.classes))
+    wrong = _mistakes(probabilities, scored.labels, trained.classes)
     captions = [f"{item['true']} not {item['guess']} {item['confidence']:.0%}" for item in wrong]
     last, scored_on = history[-1], summary["scored_on"]
     drawings = {
@@ -89,7 +97,7 @@ def _draw(history, summary, variables, probabilities, scored) -> dict[str, dict[
             f"Training accuracy, in the last epoch {last.train_accuracy:.2%}; {scored_on}: {last.test_accuracy:.2%}.",
         ),
         "confusion": (
-            partial(figures.confusion, counts),
+            partial(figures.confusion, counts, trained.classes),
             f"Confusion matrix; {counts.sum() - np.trace(counts)} errors off its diagonal.",
         ),
         "calibration": (
@@ -97,12 +105,12 @@ def _draw(history, summary, variables, probabilities, scored) -> dict[str, dict[
             "Accuracy against confidence, beside the diagonal of a calibrated network.",
         ),
         "kernels": (
-            partial(figures.kernels, np.asarray(variables["params"]["conv1"]["kernel"])),
+            partial(figures.kernels, np.asarray(trained.variables["params"]["conv1"]["kernel"])),
             "The kernels of the first convolution.",
         ),
         "errors": (
             partial(figures.digits, scored.images[[item["index"] for item in wrong]], captions),
-            "The digits that are got wrong; the table under them lists them.",
+            "The images that are got wrong; the table under them lists them.",
         ),
     }
     return {name: picture(draw, alt, name not in ("kernels", "errors")) for name, (draw, alt) in drawings.items()}

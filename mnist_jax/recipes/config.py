@@ -13,6 +13,9 @@ from mnist_jax.optimizers import OPTIMIZERS, SCHEDULES
 
 PRECISIONS = ("float32", "bfloat16")
 
+# Settings of earlier versions, with the values at which they changed nothing.
+RETIRED = {"low_resolution": 20, "low_resolution_epochs": 0}
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:

@@ -24,8 +24,12 @@ Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def load_data(config: Config) -> Dataset:
-    """The data a config names, without the images it holds out; raises as `load_dataset` and `hold_out`."""
-    data = load_dataset(config.dataset, data_dir=config.data_dir, source=config.data_source)
+    """The whole of the data a config names; raises as `load_dataset`."""
+    return load_dataset(config.dataset, data_dir=config.data_dir, source=config.data_source)
+
+
+def part_of(config: Config, data: Dataset) -> Dataset:
+    """What a config trains on and scores: all of its data, or without the images it holds out; raises as `hold_out`."""
     return hold_out(data, config.held_out) if config.held_out else data
 
 

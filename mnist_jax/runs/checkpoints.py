@@ -17,17 +17,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from mnist_jax.data import Dataset
 from mnist_jax.devices import from_writer
 from mnist_jax.errors import InputError
-from mnist_jax.recipes import Config, make_config
-from mnist_jax.runs.directory import load_config, storing, write_text
+from mnist_jax.recipes.config import Config
+from mnist_jax.recipes.fits import abstract_progress
+from mnist_jax.runs.directory import config_of, load_config, storing, write_text
 from mnist_jax.runtime import environment
-from mnist_jax.training import EpochMetrics, Progress, abstract_progress
+from mnist_jax.training import EpochMetrics, Progress
 
 CHECKPOINTS = "checkpoints"
 
 # Settings that a run may go on with otherwise: they change where it reads and how it scores, not what it computes.
-MAY_CHANGE = ("data_source", "data_dir", "eval_batch_size", "run_dir")
+MAY_CHANGE = ("dataset", "data_source", "data_dir", "eval_batch_size", "run_dir")
 
 
 class Resumed(NamedTuple):
@@ -70,7 +72,7 @@ def save_checkpoint(run_dir: Path, config: Config, progress: Progress, num_examp
                 hashes.unlink()
 
 
-def resume(run_dir: Path, config: Config, num_examples: int) -> Resumed:
+def resume(run_dir: Path, config: Config, data: Dataset) -> Resumed:
     """The newest intact checkpoint of a locked run; damaged ones that are newer are set aside as `STEP.damaged`.
 
     Only its hashes say whether a checkpoint is damaged. One that is intact and cannot be read stays where it is.
@@ -85,7 +87,7 @@ def resume(run_dir: Path, config: Config, num_examples: int) -> Resumed:
     for step in sorted((int(name) for name in names if name.isdecimal()), reverse=True):
         try:
             if not (reason := _damage(directory / str(step))):
-                return Resumed(_restore(run_dir, step, config, num_examples), tuple(damaged))
+                return Resumed(_restore(run_dir, step, config, data), tuple(damaged))
         except InputError:
             raise
         except Exception as error:  # Orbax and TensorStore raise whatever they stumble over.
@@ -104,7 +106,7 @@ def resume(run_dir: Path, config: Config, num_examples: int) -> Resumed:
     return Resumed(None, ())
 
 
-def share(progress: Progress | None, config: Config, num_examples: int) -> Progress | None:
+def share(progress: Progress | None, config: Config, data: Dataset) -> Progress | None:
     """What the writing process goes on from, for every process; the others give None."""
     if jax.process_count() == 1:
         return progress
@@ -112,23 +114,26 @@ def share(progress: Progress | None, config: Config, num_examples: int) -> Progr
     if epochs < 0:
         return None
     if progress is None:
-        shapes = abstract_progress(config, num_examples)
+        shapes = abstract_progress(config, data)
         progress = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    history = np.zeros((epochs, len(EpochMetrics._fields))) if not progress.history else np.array(progress.history)
-    arrays, history = from_writer((progress._replace(history=()), history))
-    return arrays._replace(history=tuple(EpochMetrics(int(row[0]), *map(float, row[1:])) for row in history))
+    history = np.array(progress.history) if progress.history else np.zeros((epochs, len(EpochMetrics._fields)))
+    # As bytes: JAX would make float32 of float64.
+    arrays, shared = from_writer((progress._replace(history=()), history.view(np.uint8)))
+    rows = np.asarray(shared).view(np.float64)
+    return arrays._replace(history=tuple(EpochMetrics(int(row[0]), *map(float, row[1:])) for row in rows))
 
 
-def _restore(run_dir: Path, step: int, config: Config, num_examples: int) -> Progress:
+def _restore(run_dir: Path, step: int, config: Config, data: Dataset) -> Progress:
     """The progress of an intact checkpoint; raises InputError if its config or its number of images is another."""
     tensors, record = _read_checkpoint(run_dir, step)
-    _require_same(make_config(**record["config"]), config)
+    _require_same(config_of(record["config"]), config)
+    num_examples = len(data.train.labels)
     if record["num_examples"] != num_examples:
         raise InputError(
             f"the run in {str(run_dir)!r} trains on {record['num_examples']} images, not {num_examples}; "
             "give it the same data"
         )
-    expected = abstract_progress(config, num_examples)
+    expected = abstract_progress(config, data)
     arrays = [jax.numpy.asarray(tensors[name]) for name in _named(expected)]
     history = tuple(EpochMetrics(**metrics) for metrics in record["history"])
     return jax.tree.unflatten(jax.tree.structure(expected), arrays)._replace(history=history)
@@ -145,9 +150,10 @@ def _read_checkpoint(run_dir: Path, step: int) -> tuple[dict[str, np.ndarray], d
 
 
 def _named(progress: Progress) -> dict[str, Any]:
-    """The arrays of a progress by name, such as `state/params/conv1/kernel`."""
+    """The arrays of a progress by name, such as `state.params.conv1.kernel`, `state.batch_stats.bn1.mean`."""
     leaves = jax.tree_util.tree_leaves_with_path(progress._replace(history=()))
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    names = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
+    return {name.replace("state.collections.", "state."): leaf for name, (_, leaf) in zip(names, leaves, strict=True)}
 
 
 def _hashes(checkpoint: Path) -> dict[str, str]:

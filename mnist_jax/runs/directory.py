@@ -1,6 +1,7 @@
 """A run on disk: what it was set to, what it came to, and one writer at a time.
 
 RUN_DIR/config.json          every setting
+RUN_DIR/dataset.json         name and hash of the data
 RUN_DIR/metrics.jsonl        one line per finished epoch
 RUN_DIR/checkpoints/         see `checkpoints.py`
 RUN_DIR/summary.json         the result, the objective's verdict, the environment
@@ -19,13 +20,15 @@ from typing import Any
 
 import filelock
 
+from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.errors import InputError, StorageError
-from mnist_jax.recipes.config import Config, make_config
-from mnist_jax.runs.weights import load_pretrained, load_weights, replace_file, save_weights
+from mnist_jax.recipes.config import RETIRED, Config, make_config
+from mnist_jax.runs.weights import load_weights, replace_file, save_weights
 from mnist_jax.steps import Trained
 from mnist_jax.training import EpochMetrics
 
-CONFIG, METRICS, SUMMARY, WEIGHTS = "config.json", "metrics.jsonl", "summary.json", "weights.safetensors"
+CONFIG, DATASET, METRICS, SUMMARY = "config.json", "dataset.json", "metrics.jsonl", "summary.json"
+WEIGHTS = "weights.safetensors"
 LOCK, OWNER = ".lock", ".owner"
 
 
@@ -48,26 +51,82 @@ def load_config(run_dir: Path) -> Config:
     """The config of a run; raises InputError if `run_dir` holds no run, or its config cannot be used."""
     path = run_dir / CONFIG
     try:
-        return make_config(**_kept(json.loads(path.read_text(encoding="utf-8"))))
+        return config_of(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise InputError(f"{str(run_dir)!r} holds no run ({path.name}: {error.strerror}); name a run dir") from error
     except (TypeError, ValueError) as error:
         raise InputError(f"config {str(path)!r} cannot be used: {error}") from error
 
 
-# Settings of earlier versions, and the value with which they changed nothing.
-_RETIRED = {"low_resolution": None, "low_resolution_epochs": 0}
+def config_of(settings: dict[str, Any]) -> Config:
+    """The config that a run was begun with, by whatever version; raises InputError if it asks for what is retired."""
+    if settings.get("low_resolution_epochs"):
+        raise InputError("low_resolution_epochs is no setting any more; use the version that began the run")
+    return make_config(**{name: value for name, value in settings.items() if name not in RETIRED})
 
 
-def _kept(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a config as it was written, without those that are retired.
+def save_dataset(run_dir: Path, data: Dataset) -> None:
+    """Writes name and hash of the data that a run is begun with; raises StorageError if they cannot be written."""
+    with storing(run_dir):
+        _write_json(run_dir / DATASET, {"version": 1, "name": data.name, "sha256": data.sha256})
 
-    Raises InputError for a retired one that changed what the run computes.
+
+def require_same_data(run_dir: Path, data: Dataset) -> None:
+    """Raises InputError if a run was begun with other data; one without a record is of MNIST."""
+    name, digest = _dataset_record(run_dir)
+    if data.sha256 != digest if digest else data.name != name:
+        raise InputError(
+            f"data set {data.name!r} (SHA-256 {data.sha256[:12]}) is not what the run in {str(run_dir)!r} was begun with, "
+            f"{name!r} ({digest[:12] if digest else 'as shipped'}); give it that"
+        )
+
+
+def load_run_data(
+    run_dir: Path,
+    trained: Trained,
+    dataset: str | None = None,
+    data_dir: str | Path | None = None,
+    source: str | None = None,
+) -> tuple[Dataset, str | None]:
+    """The whole of a run's own data, or of other data where it is named, and then a line that says so.
+
+    Raises InputError if it has the run's name and another hash, other data has other classes, or it cannot be had.
     """
-    for name, harmless in _RETIRED.items():
-        if settings.get(name, harmless) != harmless and harmless is not None:
-            raise InputError(f"{name} {settings[name]} is no setting any more; use the version that began the run")
-    return {name: value for name, value in settings.items() if name not in _RETIRED}
+    config = load_config(run_dir)
+    if dataset is None:
+        place = data_dir or config.data_dir, source or config.data_source
+        data = load_dataset(config.dataset, data_dir=place[0], source=place[1])
+    else:
+        data = load_dataset(dataset, data_dir=data_dir, source=source or "bundled")
+    name, _ = _dataset_record(run_dir)
+    if dataset is None or data.name == name:
+        require_same_data(run_dir, data)
+        return data, None
+    require_classes(trained, data)
+    return data, f"the run in {run_dir} was trained on {name}; it is scored on {data.name}"
+
+
+def require_classes(trained: Trained, data: Dataset) -> None:
+    """Raises InputError if data has other classes, or images of another shape, than a network was trained on."""
+    for what, found, expected in (
+        ("classes", data.classes, trained.classes),
+        ("images of shape", data.image_shape, trained.image_shape),
+    ):
+        if found != expected:
+            told = (", ".join(map(str, each)) for each in (found, expected))
+            raise InputError(
+                "data set {!r} has {} {}, and the network {}; name other data".format(data.name, what, *told)
+            )
+
+
+def _dataset_record(run_dir: Path) -> tuple[str, str | None]:
+    """Name and hash of a run's data; runs from before there were others have no file, and are of MNIST."""
+    path = run_dir / DATASET
+    try:
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"name": "mnist", "sha256": None}
+        return known["name"], known["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{str(path)!r} cannot be read ({error}); remove it if the run is of mnist") from error
 
 
 @contextlib.contextmanager
@@ -131,16 +190,6 @@ def load_run(run_dir: str | Path) -> Trained:
     """The trained network of a finished run; raises InputError as `load_config` and `load_weights`."""
     load_config(Path(run_dir))
     return load_weights(Path(run_dir) / WEIGHTS)
-
-
-def load_trained(run_dir: Path | None, arch: str | None) -> Trained:
-    """The trained network of a finished run, or one as shipped.
-
-    Raises InputError if not one of the two is given, or as `load_run` and `load_pretrained`.
-    """
-    if (run_dir is None) == (arch is None):
-        raise InputError("name either a run dir or --arch, one of the two")
-    return load_pretrained(arch) if run_dir is None else load_run(run_dir)
 
 
 def _write_json(path: Path, content: Any) -> None:

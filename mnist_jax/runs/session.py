@@ -12,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import psutil
 
-from mnist_jax import devices, training
-from mnist_jax.data import Mnist
+from mnist_jax import devices
+from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError, LostError
 from mnist_jax.optimizers import make_schedule
-from mnist_jax.recipes import Config
+from mnist_jax.recipes.config import Config
+from mnist_jax.recipes.fits import fit
+from mnist_jax.recipes.values import make_setup, part_of, total_steps
 from mnist_jax.runs import checkpoints, directory
 from mnist_jax.runtime import compilations, environment, seconds_within
 from mnist_jax.signals import catch_signals
-from mnist_jax.training import EpochMetrics, Progress, TrainState
+from mnist_jax.steps import Trained, TrainState
+from mnist_jax.training import EpochMetrics, Progress, Stopped
 
 
 class Clock:
@@ -58,7 +60,7 @@ class Session:
 
     Attributes:
       config: every setting of the run.
-      num_examples: how many training images it has.
+      data: what it trains on and scores.
       run_dir: its directory.
       keep: how many checkpoints stay.
       checkpoint_every: epochs from one checkpoint to the next; the last epoch always has one.
@@ -70,12 +72,12 @@ class Session:
     """
 
     config: Config
-    num_examples: int
+    data: Dataset
     run_dir: Path
     keep: int = 3
     checkpoint_every: int = 1
     clock: Clock = dataclasses.field(default_factory=Clock)
-    progress: Progress | None = None
+    progress: Progress[EpochMetrics] | None = None
     damaged: tuple[str, ...] = ()
     received: list[int] = dataclasses.field(default_factory=list)
     background: ThreadPoolExecutor = dataclasses.field(default_factory=lambda: ThreadPoolExecutor(1))
@@ -83,21 +85,20 @@ class Session:
     def _resume(self) -> None:
         """Goes on from the newest intact checkpoint; every process of the run has to call it."""
         if devices.is_writer():
-            self.progress, self.damaged = checkpoints.resume(self.run_dir, self.config, self.num_examples)
+            self.progress, self.damaged = checkpoints.resume(self.run_dir, self.config, self.data)
             directory.save_config(self.run_dir, self.config)
             directory.save_epochs(self.run_dir, self.progress.history if self.progress else ())
-        self.progress = checkpoints.share(self.progress, self.config, self.num_examples)
+        self.progress = checkpoints.share(self.progress, self.config, self.data)
 
     def fit(
-        self, data: Mnist, *, tell: Callable[[EpochMetrics], None], tensorboard: bool = False, **options: Any
+        self, *, tell: Callable[[EpochMetrics], None], tensorboard: bool = False, **options: Any
     ) -> tuple[TrainState, list[EpochMetrics]]:
-        """`training.fit` of this run, with `options`; saves every epoch while the next one runs.
+        """The `fit` of this run; saves every epoch while the next one runs.
 
         Args:
-          data: the run's data.
           tell: called with the metrics of each epoch, from another thread, once the epoch is on disk.
           tensorboard: whether to write RUN_DIR/tensorboard too; needs tensorboardX.
-          options: more arguments of `training.fit`.
+          options: more arguments of `fit`.
 
         Raises:
           Stopped: SIGINT or SIGTERM came, here or in another process; where the run stands is saved.
@@ -122,23 +123,21 @@ class Session:
                 """Has an epoch saved, then told of, while the next one runs: what was told of is never lost."""
                 nonlocal saved
                 saved.result()
-                copy = jax.tree.map(np.array, progress._replace(history=()))  # The next step takes its arrays.
-                saved = background.submit(finish, copy._replace(history=progress.history))
+                saved = background.submit(finish, progress)
 
             def stop() -> bool:
                 return bool(self.received) or (saved.done() and saved.exception() is not None)
 
             self.clock.end("data")
             try:
-                state, history = training.fit(
-                    self.config, data, progress=self.progress, on_epoch=on_epoch, stop=stop, **options
-                )
+                options |= {"progress": self.progress, "on_epoch": on_epoch, "stop": stop}
+                state, history = fit(self.config, self.data, **options)
                 self.clock.end("training")
                 saved.result()
-            except training.Stopped as stopped:
+            except Stopped as stopped:
                 saved.result()
-                (self.progress,) = stopped.args
-                self._save(self.progress)
+                self.progress = stopped.progress
+                self._save(stopped.progress)
                 raise
             except (jax.errors.JaxRuntimeError, ValueError) as error:  # Of either kind, by the moment of the loss.
                 if jax.process_count() == 1 or isinstance(error, InputError):
@@ -150,7 +149,7 @@ class Session:
         return state, history
 
     def finish(
-        self, variables: dict[str, Any], summary: dict[str, Any], write_report: Callable[[Path], Path] | None = None
+        self, state: TrainState, summary: dict[str, Any], write_report: Callable[[Path], Path] | None = None
     ) -> tuple[dict[str, Any], Path | None]:
         """Writes the final weights and summary.json, then a report: `write_report(run_dir)` returns its page.
 
@@ -159,7 +158,7 @@ class Session:
         page, write = None, devices.is_writer()
         summary = {**summary, "scored_on": self.scored_on, "environment": environment()}
         if write:
-            directory.save_variables(self.run_dir, self.config, variables)
+            directory.save_trained(self.run_dir, self.trained(state))
         self.clock.end("saving")
         summary |= self.clock.seconds()
         if write:
@@ -170,6 +169,10 @@ class Session:
             summary |= self.clock.seconds()
             directory.save_summary(self.run_dir, summary)
         return summary, page
+
+    def trained(self, state: TrainState) -> Trained:
+        """The network with the weights of a state."""
+        return make_setup(self.config, self.data).trained(state)
 
     @property
     def scored_on(self) -> str:
@@ -184,7 +187,7 @@ class Session:
     def _save(self, progress: Progress, checkpoint: bool = True) -> None:
         if devices.is_writer():
             if checkpoint:
-                checkpoints.save_checkpoint(self.run_dir, self.config, progress, self.num_examples, self.keep)
+                checkpoints.save_checkpoint(self.run_dir, self.config, progress, len(self.data.train.labels), self.keep)
             directory.save_epochs(self.run_dir, progress.history)
 
     def _event_writer(self) -> Any:
@@ -197,8 +200,9 @@ class Session:
 
     def _write_events(self, events: Any, metrics: EpochMetrics) -> None:
         """Writes losses and accuracies of an epoch, and the learning rate of its last step."""
-        steps = training.steps_per_epoch(self.num_examples, self.config.batch_size)
-        rate = make_schedule(self.config, steps * self.config.epochs)(steps * metrics.epoch - 1)
+        config, steps = self.config, total_steps(self.config, self.data)
+        schedule = make_schedule(config.schedule, config.learning_rate, config.warmup, steps)
+        rate = schedule(steps // config.epochs * metrics.epoch - 1)
         with directory.storing(self.run_dir):
             for figure, name in itertools.product(("loss", "accuracy"), ("train", "test")):
                 told = self.scored_on if name == "test" else name
@@ -208,22 +212,28 @@ class Session:
 
 
 @contextlib.contextmanager
-def session(config: Config, num_examples: int, *, resume: Path | None = None, **options: Any) -> Iterator[Session]:
+def session(config: Config, whole: Dataset, *, resume: Path | None = None, **options: Any) -> Iterator[Session]:
     """A run on disk, from its directory to its summary; no other process can write to it meanwhile.
 
     Args:
       config: every setting; `config.run_dir` is where to write, by default runs/TIME-ARCH-RECIPE.
-      num_examples: how many training images it has.
+      whole: the data that the config names, with what it holds out.
       resume: in place of a new run, the directory of one to go on with.
       options: `keep`, `checkpoint_every` and `clock` of the `Session`.
 
-    Raises InputError if the directory holds a run already, cannot be written, is in use, or as `checkpoints.resume`.
+    Raises InputError if the directory holds a run already, cannot be written, is in use, the data
+    does not fit or is not what the run was begun with, or as `checkpoints.resume`.
     """
-    run = Session(config, num_examples, resume or Path(config.run_dir or _new_run_dir(config)), **options)
+    data = part_of(config, whole)
+    make_setup(config, data)  # Whether the data fits the network, ahead of writing anything.
+    run = Session(config, data, resume or Path(config.run_dir or _new_run_dir(config)), **options)
     writer = devices.is_writer()
     if writer and not resume:
         directory.create_run(run.run_dir, config)
+        directory.save_dataset(run.run_dir, whole)
     with directory.lock(run.run_dir) if writer else contextlib.nullcontext():
+        if resume and writer:
+            directory.require_same_data(run.run_dir, whole)
         if resume:
             run._resume()
         yield run

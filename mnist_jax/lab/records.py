@@ -1,0 +1,139 @@
+"""What is kept in `results/`: trials, one per line, and benchmarks, each read as it was written."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from math import nan
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mnist_jax.errors import InputError, StorageError
+from mnist_jax.recipes.config import ARCH_RECIPES, RECIPES, RETIRED, Config
+from mnist_jax.training import EpochMetrics
+
+VERSION = 1
+
+
+class Trial(NamedTuple):
+    """One config trained to the end; fields that a file lacks have their default.
+
+    Attributes:
+      config: the settings by name, as they were written; today's `Config` may have others.
+      multiply_adds: of the convolutions, for one image.
+      history: one entry per epoch, none if the training diverged.
+      train_loss: of the final weights on the training images, without distortion or dropout; so is `train_accuracy`.
+      errors: indices of the scored images that the final weights get wrong.
+      seconds: of training with a score after every epoch; of all seeds of the program, if there are several.
+      together: number of seeds in the program, if there are several.
+      diverged: the message, if the training diverged.
+      attempt: settings of code that was not kept.
+      dataset: name of the data; `sha256` is that of its arrays. Trials from before they were written are of MNIST.
+      version: of the format; 0 in trials from before it was written.
+    """
+
+    config: dict[str, Any]
+    parameters: int | None = None
+    multiply_adds: int | None = None
+    history: tuple[EpochMetrics, ...] = ()
+    train_loss: float = nan
+    train_accuracy: float = nan
+    errors: tuple[int, ...] = ()
+    seconds: float = 0.0
+    environment: dict[str, Any] | None = None
+    together: int | None = None
+    diverged: str | None = None
+    attempt: dict[str, Any] | None = None
+    dataset: str = "mnist"
+    sha256: str | None = None
+    version: int = VERSION
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A benchmark; raises InputError if its version is newer than this package."""
+    return _known(path, json.loads(path.read_text(encoding="utf-8")))
+
+
+def read_trials(path: Path) -> list[Trial]:
+    """The trials of a file, none where there is none; an incomplete last line is left out.
+
+    Raises InputError for another line that is no trial, or whose version is newer than this package.
+    """
+    if not path.exists():
+        return []
+    try:
+        lines = [{"version": 0, **json.loads(line)} for line in _whole(path.read_bytes()).splitlines()]
+        return [_trial(**_known(path, line)) for line in lines]
+    except (TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"results {str(path)!r} cannot be read ({error}); mend or remove the line") from error
+
+
+def prepare_trials(path: Path) -> None:
+    """Makes the file if it is missing and cuts off an incomplete last line; raises InputError if it is not writable."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            file.seek(0)
+            text = file.read()
+            whole = _whole(text)
+            if whole != text:
+                file.truncate(min(len(text), len(whole)))
+                file.write(whole[len(text) :])
+    except OSError as error:
+        raise InputError(f"results {str(path)!r} cannot be written ({error.strerror}); name another file") from error
+
+
+def append_trials(path: Path, *trials: Trial) -> None:
+    """Adds trials to a file that `prepare_trials` made, all of them or none; raises StorageError if it cannot."""
+    text = "".join(json.dumps(_written(trial)) + "\n" for trial in trials)
+    try:
+        size = path.stat().st_size
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError:
+            os.truncate(path, size)
+            raise
+    except OSError as error:
+        raise StorageError(
+            f"cannot write to results {str(path)!r} ({error.strerror}); what was there is intact; make room or "
+            "mend the permissions, then run the same command again"
+        ) from error
+
+
+def settings(config: Mapping[str, Any], **changes: Any) -> frozenset[tuple[str, Any]]:
+    """The settings of a trial, to be compared.
+
+    A setting that is newer than the trial has its recipe's value. One that was retired since keeps what was written.
+    """
+    recipe, arch = config.get("recipe", "default"), config.get("arch", "bn_dropout")
+    today = {field.name: field.default for field in dataclasses.fields(Config)}
+    today |= RECIPES.get(recipe, {}) | ARCH_RECIPES.get((recipe, arch), {})
+    return frozenset({**RETIRED, **today, **config, **changes}.items())
+
+
+def _known(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    if record.get("version", 0) > VERSION:
+        raise InputError(f"{str(path)!r} has format {record['version']}, newer than {VERSION}; update mnist_jax")
+    return record
+
+
+def _whole(text: bytes) -> bytes:
+    """The whole lines: a last one without newline is left out if it is not JSON, for its writer was killed."""
+    last = text.rpartition(b"\n")[2]
+    try:
+        json.loads(last)
+    except ValueError:
+        return text.removesuffix(last)
+    return text + b"\n"
+
+
+def _trial(history: Any = (), errors: Any = (), **line: Any) -> Trial:
+    return Trial(history=tuple(EpochMetrics(**epoch) for epoch in history), errors=tuple(errors), **line)
+
+
+def _written(trial: Trial) -> dict[str, Any]:
+    """The line of a trial; fields with their default are left out."""
+    history, defaults = [metrics._asdict() for metrics in trial.history], trial._field_defaults
+    fields = {name: value for name, value in trial._asdict().items() if value is not defaults.get(name)}
+    return {"version": trial.version, **fields} | ({"history": history} if history else {})
