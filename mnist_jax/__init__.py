@@ -5,6 +5,7 @@ from mnist_jax.data import Dataset, Split, hold_out, load_dataset, standardize
 from mnist_jax.errors import DivergedError, InputError, StorageError
 from mnist_jax.layers import FAST, FLAX
 from mnist_jax.models import ARCHS, make_model
+from mnist_jax.objective import objective
 from mnist_jax.recipes.config import RECIPES, Config, make_config
 from mnist_jax.recipes.fits import fit, fit_many, fit_seeds, start
 from mnist_jax.recipes.values import make_optimizer, make_setup
@@ -12,6 +13,7 @@ from mnist_jax.runs.directory import load_run
 from mnist_jax.runs.weights import load_pretrained, load_weights, save_weights
 from mnist_jax.runtime import environment, jit, prepare_process
 from mnist_jax.scoring import evaluate, predict
+from mnist_jax.statistics import seed_statistics
 from mnist_jax.steps import Metrics, Setup, Streams, Trained, TrainState, eval_step, init_state, train_step
 from mnist_jax.summary import count_params, layers_of
 from mnist_jax.training import EpochMetrics, Progress, Stopped, epoch_order, train_epoch
@@ -58,8 +60,10 @@ __all__ = [
     "make_model",
     "make_optimizer",
     "make_setup",
+    "objective",
     "predict",
     "save_weights",
+    "seed_statistics",
     "standardize",
     "start",
     "train_epoch",

@@ -14,10 +14,10 @@ import pytest
 
 os.environ["MNIST_JAX_LEAVE_PROCESS"] = "1"  # Else importing the package would have the user's cache.
 
-from mnist_jax import EpochMetrics, Setup, Split, Trained, cli, init_state, load_dataset, make_config  # noqa: E402
-from mnist_jax.lab.analysis import objective  # noqa: E402
-from mnist_jax.runs import directory  # noqa: E402
-from mnist_jax.runtime import use_compilation_cache  # noqa: E402
+from mnist_jax import EpochMetrics, Setup, Split, Trained, cli, init_state, load_dataset, make_config
+from mnist_jax.objective import objective
+from mnist_jax.runs import directory
+from mnist_jax.runtime import use_compilation_cache
 
 del os.environ["MNIST_JAX_LEAVE_PROCESS"]
 

@@ -4,7 +4,7 @@ from conftest import part
 
 from mnist_jax import EpochMetrics, make_config, seeds, training
 from mnist_jax.lab import benchmark
-from mnist_jax.lab.analysis import ratios, spread
+from mnist_jax.statistics import ratios, spread
 
 
 def test_ratios_are_taken_round_by_round():

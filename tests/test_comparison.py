@@ -6,8 +6,8 @@ import pytest
 from conftest import finished_run, initial_variables, part
 
 from mnist_jax import InputError, create_model, load_pretrained, make_config, predict
-from mnist_jax.pages import comparison
-from mnist_jax.pages.comparison import Run, group
+from mnist_jax.reports import comparison
+from mnist_jax.reports.comparison import Run, group
 
 
 @pytest.fixture(scope="module")

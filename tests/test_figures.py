@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_jax.lab import analysis
-from mnist_jax.pages import figures
+from mnist_jax.reports import figures
+from mnist_jax.statistics import calibration, confusion
 from mnist_jax.training import EpochMetrics
 
 HISTORY = [EpochMetrics(i, 0.5 / i, 0.9, 0.4 / i, 0.95, 1.0) for i in (1, 2, 3)]
 RANDOM = np.random.default_rng(0)
 PROBABILITIES = RANDOM.dirichlet(np.ones(10), 200)
 LABELS = RANDOM.integers(0, 10, 200)
-COUNTS = analysis.confusion(LABELS, PROBABILITIES.argmax(1))
+COUNTS = confusion(LABELS, PROBABILITIES.argmax(1))
 
 
 @pytest.mark.parametrize("theme", [figures.LIGHT, figures.DARK], ids=["light", "dark"])
@@ -22,7 +22,7 @@ COUNTS = analysis.confusion(LABELS, PROBABILITIES.argmax(1))
         lambda: figures.losses(HISTORY, "test"),
         lambda: figures.accuracies(HISTORY, "held-out", 0.994),
         lambda: figures.confusion(COUNTS),
-        lambda: figures.reliability(analysis.calibration(PROBABILITIES, LABELS)),
+        lambda: figures.reliability(calibration(PROBABILITIES, LABELS)),
         lambda: figures.digits(RANDOM.integers(0, 255, (13, 28, 28, 1)).astype(np.uint8), ["1 not 7"] * 13),
         lambda: figures.digits(np.zeros((0, 28, 28, 1), np.uint8), []),
         lambda: figures.frontier({"gap": (9752, [0.99, 0.98]), "4-8": (400, [0.97])}, [(575, 98.0)], 0.994),

@@ -8,7 +8,7 @@ import pytest
 from conftest import finished_run, part
 
 from mnist_jax import InputError, load_pretrained, make_config, predict
-from mnist_jax.pages.report import write_report
+from mnist_jax.reports.report import write_report
 
 
 @pytest.fixture(scope="module")

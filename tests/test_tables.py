@@ -6,9 +6,8 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from mnist_jax.lab import tables
-from mnist_jax.lab.analysis import seed_statistics
-from mnist_jax.pages import ladder
+from mnist_jax.lab import figures, tables
+from mnist_jax.statistics import seed_statistics
 
 
 def test_readme_tables_are_made_from_the_results():
@@ -28,7 +27,7 @@ def test_readme_figures_are_drawn_from_the_results():
 def test_figures_are_written_beside_their_sources(tmp_path, monkeypatch):
     (tmp_path / "default-gap.jsonl").write_text(line(1, 0.99, 0.98) + "\n" + line(2, 0.97, 0.995) + "\n")
     before = ladder.sources_hash(tmp_path)
-    written = ladder.write_figures(tmp_path)
+    written = figures.write_figures(tmp_path)
     names = ["ladder-light", "ladder-dark", "frontier-light", "frontier-dark", "errors-light"]
     assert [path.stem for path in written] == names
     for path in written:

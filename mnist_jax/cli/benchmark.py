@@ -15,11 +15,12 @@ from rich.table import Table
 from mnist_jax.cli.program import require_at_least, require_folder, write_json
 from mnist_jax.data import load_dataset
 from mnist_jax.errors import InputError
-from mnist_jax.lab import analysis, benchmark
+from mnist_jax.lab import benchmark
 from mnist_jax.models import Stack
 from mnist_jax.recipes.config import make_config
 from mnist_jax.recipes.values import network_of
 from mnist_jax.runtime import cores, environment
+from mnist_jax.statistics import ratios, seed_statistics, spread
 from mnist_jax.summary import layers_of
 
 
@@ -98,14 +99,14 @@ def main(options: Options) -> None:
         "step_flops": flops,
     }
     console.print(table(result))
-    low, matmul, high = analysis.spread(result["matmul_flops"])
+    low, matmul, high = spread(result["matmul_flops"])
     achieved = [
         flops / seconds / rate
         for seconds, rate in zip(result["contenders"]["ours"]["step_seconds"], result["matmul_flops"], strict=True)
     ]
     console.print(
         f"float32 matmul {matmul / 1e9:.0f} GFLOP/s ({low / 1e9:.0f} to {high / 1e9:.0f}); ours runs at "
-        f"{analysis.spread(achieved)[1]:.0%} of that, counting {flops / 1e9:.2f} GFLOP a step, "
+        f"{spread(achieved)[1]:.0%} of that, counting {flops / 1e9:.2f} GFLOP a step, "
         "two for each multiply-add of the convolutions and of the gradients that are taken"
     )
     console.print(f"{options.threads} of {os.cpu_count()} cores, {options.rounds} rounds of {options.steps} steps")
@@ -134,7 +135,7 @@ def on_accelerator(options: Options) -> None:
     times = f"{together['again']:.2f} s, {together['first']:.2f} s with compilation"
     console.print(
         f"{together['count']} seeds of default together: {times}, {together['again'] / alone:.1f} times one; "
-        f"mean accuracy {analysis.seed_statistics(together['test_accuracies']).mean:.3%}"
+        f"mean accuracy {seed_statistics(together['test_accuracies']).mean:.3%}"
     )
     if result["torch_step_seconds"]:
         console.print(f"a step of PyTorch: {1e3 * result['torch_step_seconds']:.2f} ms")
@@ -156,15 +157,15 @@ def table(result: dict) -> Table:
         column.justify, column.no_wrap = "right", True
     made.columns[0].justify = "left"
     for name, record in result["contenders"].items():
-        low, step, high = (1e3 * value for value in analysis.spread(record["step_seconds"]))
+        low, step, high = (1e3 * value for value in spread(record["step_seconds"]))
         made.add_row(
             name,
             f"{step:.1f}",
             f"{low:.0f}-{high:.0f}",
             f"{1e3 * result['batch_size'] / step:,.0f}",
-            f"{analysis.spread(analysis.ratios(result, 'step_seconds', name))[1]:.2f}",
-            f"{analysis.spread(record['score_seconds'])[1]:.2f}",
-            f"{analysis.spread(analysis.ratios(result, 'score_seconds', name))[1]:.2f}",
+            f"{spread(ratios(result, 'step_seconds', name))[1]:.2f}",
+            f"{spread(record['score_seconds'])[1]:.2f}",
+            f"{spread(ratios(result, 'score_seconds', name))[1]:.2f}",
             f"{record['start']['first_step']:.1f}",
             f"{record['start']['compile']:.1f}",
             f"{record['peak_bytes'] / 1e6:.0f}",

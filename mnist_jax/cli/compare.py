@@ -8,8 +8,8 @@ import tyro
 
 from mnist_jax.cli.program import writing
 from mnist_jax.errors import InputError
-from mnist_jax.pages import comparison
 from mnist_jax.recipes.values import part_of
+from mnist_jax.reports import comparison
 from mnist_jax.runs import directory
 
 

@@ -9,11 +9,12 @@ import tyro
 from mnist_jax.cli.program import require_at_least, writing
 from mnist_jax.cli.series import Workers, run_trials
 from mnist_jax.errors import DivergedError, InputError
-from mnist_jax.lab import analysis, jobs, records, tables
-from mnist_jax.pages import ladder
+from mnist_jax.lab import figures, jobs, records, tables
+from mnist_jax.objective import TARGET_ACCURACY
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.values import make_setup
 from mnist_jax.runs import weights
+from mnist_jax.statistics import mean_text, seed_statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ def main(options: Options) -> None:
                 f"--table needs README.md and results/, which {str(Path.cwd())!r} lacks; go where they are"
             )
         readme.write_text(tables.insert_tables(readme.read_text("utf-8"), results), "utf-8")
-        ladder.write_figures(results)
+        figures.write_figures(results)
         return
     require_at_least(1, options, "seeds", "together")
     config = options.config
@@ -92,17 +93,17 @@ def main(options: Options) -> None:
             records.append_trials(out, trial)
             finished[seed] = trial
             lines.append(f"seed {seed}  test accuracy {trial.history[-1].test_accuracy:.2%}  {trial.seconds:.0f} s")
-        return "\n".join(lines), analysis.mean_text(tables.last_epoch([finished[i] for i in seeds if i in finished]))
+        return "\n".join(lines), mean_text(tables.last_epoch([finished[i] for i in seeds if i in finished]))
 
     run_trials(tasks, options.workers, label, record)
     if diverged:
         raise DivergedError("; ".join(diverged))
     chosen = [finished[seed] for seed in seeds]
-    result = analysis.seed_statistics(tables.last_epoch(chosen))
+    result = seed_statistics(tables.last_epoch(chosen))
     spread = "" if result.std is None else f" +- {result.std:.2%} (standard error {result.stderr:.3%})"
     print(
         f"{config.arch}, {config.recipe}, last of {config.epochs} epochs, {result.n} seeds: "
         f"mean {result.mean:.3%}{spread}, min {result.min:.2%}, max {result.max:.2%}, "
-        f"{result.share:.0%} at or above {analysis.TARGET_ACCURACY:.2%}; "
-        f"best epoch, for comparison: mean {analysis.seed_statistics(tables.best_epoch(chosen)).mean:.3%}"
+        f"{result.share:.0%} at or above {TARGET_ACCURACY:.2%}; "
+        f"best epoch, for comparison: mean {seed_statistics(tables.best_epoch(chosen)).mean:.3%}"
     )

@@ -14,9 +14,10 @@ from rich.table import Table
 from mnist_jax.cli.program import require_at_least
 from mnist_jax.cli.series import Workers, run_trials
 from mnist_jax.errors import DivergedError, InputError
-from mnist_jax.lab import analysis, jobs, records, tables
+from mnist_jax.lab import jobs, records, tables
 from mnist_jax.models import ARCHS
 from mnist_jax.recipes.config import Config, make_config
+from mnist_jax.statistics import mean_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,7 @@ def main(options: Options) -> None:
         records.append_trials(log, finished[config])
         (accuracy,) = tables.last_epoch([finished[config]])
         alike = [finished.get(dataclasses.replace(config, seed=seed)) for seed in seeds]
-        mean = analysis.mean_text(tables.last_epoch([trial for trial in alike if trial and trial.history]))
+        mean = mean_text(tables.last_epoch([trial for trial in alike if trial and trial.history]))
         return (
             f"{name(task)}: {accuracy:.2%}  {finished[config].seconds:.0f} s",
             f"{label(config, settings)}: {mean}",

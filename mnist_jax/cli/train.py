@@ -19,7 +19,7 @@ from mnist_jax import devices
 from mnist_jax.cli.program import called, require_at_least
 from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError
-from mnist_jax.lab import analysis
+from mnist_jax.objective import epoch_line, objective
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.values import load_data, network_of, total_steps
 from mnist_jax.runs.session import Clock, session
@@ -102,13 +102,13 @@ def main(options: Options) -> int:
             f"{jax.devices()[0].device_kind}"
         )
         if options.report:  # Drawing takes a second to import: do it while the first step is compiled.
-            run.background.submit(importlib.import_module, "mnist_jax.pages.report")
+            run.background.submit(importlib.import_module, "mnist_jax.reports.report")
         try:
             with progress_bar(console, config, steps) as show:
                 state, history = run.fit(
                     mesh=mesh,
                     on_step=show,
-                    tell=lambda metrics: console.print(analysis.epoch_line(metrics, config.epochs, run.scored_on)),
+                    tell=lambda metrics: console.print(epoch_line(metrics, config.epochs, run.scored_on)),
                     tensorboard=options.tensorboard,
                 )
         except Stopped:
@@ -116,12 +116,12 @@ def main(options: Options) -> int:
             console.print(called("train", "--resume", run.run_dir))
             return run.status
 
-        conditions = analysis.objective(state.params, config.epochs, history[-1].test_accuracy, run.scored_on)
+        conditions = objective(state.params, config.epochs, history[-1].test_accuracy, run.scored_on)
         met = all(condition.met for condition in conditions)
         verdict = {"objective": [condition._asdict() for condition in conditions], "objective_met": met}
         write = None
         if options.report:
-            from mnist_jax.pages.report import write_report
+            from mnist_jax.reports.report import write_report
 
             write = partial(write_report, data=run.data)
         summary, page = run.finish(state, history[-1]._asdict() | verdict, write)

@@ -13,7 +13,7 @@ from jax import export
 from mnist_jax.errors import InputError
 from mnist_jax.layers import FLAX
 from mnist_jax.models import IMAGE_SHAPE, Network
-from mnist_jax.pages import render
+from mnist_jax.reports import render
 from mnist_jax.steps import Trained
 from mnist_jax.summary import count_params
 

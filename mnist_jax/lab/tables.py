@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mnist_jax.lab import records
-from mnist_jax.lab.analysis import PARAMETER_LIMIT, epoch_line, error_counts, ratios, seed_statistics, spread
 from mnist_jax.lab.records import Trial, read_trials
 from mnist_jax.models import ARCHS, make_model
+from mnist_jax.objective import PARAMETER_LIMIT, epoch_line
 from mnist_jax.recipes.config import RECIPES
+from mnist_jax.statistics import error_counts, ratios, seed_statistics, spread
 from mnist_jax.summary import abstract_variables, count_params
 
 # The notebooks' figures in percent, one seed, 15 epochs: best epoch's test accuracy; last epoch's, test and train.

@@ -76,8 +76,8 @@ def require_same_data(run_dir: Path, data: Dataset) -> None:
     name, digest = _dataset_record(run_dir)
     if data.sha256 != digest if digest else data.name != name:
         raise InputError(
-            f"data set {data.name!r} (SHA-256 {data.sha256[:12]}) is not what the run in {str(run_dir)!r} was begun with, "
-            f"{name!r} ({digest[:12] if digest else 'as shipped'}); give it that"
+            f"data set {data.name!r} (SHA-256 {data.sha256[:12]}) is not that of the run in {str(run_dir)!r}, {name!r} "
+            f"({digest[:12] if digest else 'as shipped'}); give it the run's own"
         )
 
 
@@ -113,9 +113,9 @@ def require_classes(trained: Trained, data: Dataset) -> None:
         ("images of shape", data.image_shape, trained.image_shape),
     ):
         if found != expected:
-            told = (", ".join(map(str, each)) for each in (found, expected))
+            here, there = (", ".join(map(str, each)) for each in (found, expected))
             raise InputError(
-                "data set {!r} has {} {}, and the network {}; name other data".format(data.name, what, *told)
+                f"data set {data.name!r} has {what} {here}, and the network was trained on {there}; name other data"
             )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from mnist_jax.lab.analysis import Calibration
+from mnist_jax.statistics import Calibration
 from mnist_jax.training import EpochMetrics
 
 # Okabe and Ito, "Color Universal Design", 2008.

@@ -13,10 +13,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mnist_jax.data import Dataset
-from mnist_jax.lab import analysis
-from mnist_jax.pages import figures, render
+from mnist_jax.objective import TARGET_ACCURACY
+from mnist_jax.reports import figures, render
 from mnist_jax.runs import directory
 from mnist_jax.scoring import predict
+from mnist_jax.statistics import calibration, confusion
 from mnist_jax.summary import layers_of
 
 REPORT, PICTURES = "report.html", "figures"
@@ -42,7 +43,7 @@ def write_report(run_dir: Path, data: Dataset) -> Path:
         layers=layers_of(trained.model, trained.image_shape),
         pictures=pictures,
         wrong=_mistakes(probabilities, scored.labels, data.classes),
-        calibration=analysis.calibration(probabilities, scored.labels),
+        calibration=calibration(probabilities, scored.labels),
         scored_images=len(scored.labels),
         dataset=data.name,
     )
@@ -83,7 +84,7 @@ def _mistakes(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[s
 
 def _draw(history, summary, trained, probabilities, scored) -> dict[str, dict[str, str]]:
     """Every picture by name."""
-    counts = analysis.confusion(scored.labels, probabilities.argmax(1), len(trained.classes))
+    counts = confusion(scored.labels, probabilities.argmax(1), len(trained.classes))
     wrong = _mistakes(probabilities, scored.labels, trained.classes)
     captions = [f"{item['true']} not {item['guess']} {item['confidence']:.0%}" for item in wrong]
     last, scored_on = history[-1], summary["scored_on"]
@@ -93,7 +94,7 @@ def _draw(history, summary, trained, probabilities, scored) -> dict[str, dict[st
             f"Loss over {len(history)} epochs, in the last {last.train_loss:.4f}; {scored_on}: {last.test_loss:.4f}.",
         ),
         "accuracy": (
-            partial(figures.accuracies, history, scored_on, analysis.TARGET_ACCURACY),
+            partial(figures.accuracies, history, scored_on, TARGET_ACCURACY),
             f"Training accuracy, in the last epoch {last.train_accuracy:.2%}; {scored_on}: {last.test_accuracy:.2%}.",
         ),
         "confusion": (
@@ -101,7 +102,7 @@ def _draw(history, summary, trained, probabilities, scored) -> dict[str, dict[st
             f"Confusion matrix; {counts.sum() - np.trace(counts)} errors off its diagonal.",
         ),
         "calibration": (
-            partial(figures.reliability, analysis.calibration(probabilities, scored.labels)),
+            partial(figures.reliability, calibration(probabilities, scored.labels)),
             "Accuracy against confidence, beside the diagonal of a calibrated network.",
         ),
         "kernels": (

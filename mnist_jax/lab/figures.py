@@ -8,9 +8,10 @@ from pathlib import Path
 
 from mnist_jax.data import load_dataset
 from mnist_jax.lab import records
-from mnist_jax.lab.analysis import TARGET_ACCURACY, error_counts
 from mnist_jax.lab.tables import NOTEBOOKS, PUBLIC, frontier, last_epoch, parameters_of
-from mnist_jax.pages import figures
+from mnist_jax.objective import TARGET_ACCURACY
+from mnist_jax.reports import figures
+from mnist_jax.statistics import error_counts
 
 
 def write_figures(results: Path) -> list[Path]:

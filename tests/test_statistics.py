@@ -2,13 +2,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_jax import create_model, environment, objective
-from mnist_jax.lab import analysis
-from mnist_jax.models import abstract_variables
+from mnist_jax import environment, make_model, objective
+from mnist_jax.statistics import calibration, confusion
+from mnist_jax.summary import abstract_variables
 
 
 def verdicts(arch, epochs, accuracy):
-    params = abstract_variables(create_model(arch))["params"]
+    params = abstract_variables(make_model(arch))["params"]
     return [condition.met for condition in objective(params, epochs, accuracy)]
 
 
@@ -26,7 +26,7 @@ def test_a_fully_connected_layer_is_found():
 
 
 def test_values_are_shown():
-    params = abstract_variables(create_model("gap"))["params"]
+    params = abstract_variables(make_model("gap"))["params"]
     values = [condition.value for condition in objective(params, 3, 0.98765)]
     assert values == ["98.77%", "9,752", "3", "0"]
 
@@ -40,7 +40,7 @@ def test_environment_names_versions_and_hardware():
 
 
 def test_confusion_counts_rows_for_what_is_true():
-    counts = analysis.confusion(np.array([3, 3, 3, 5]), np.array([3, 8, 8, 5]))
+    counts = confusion(np.array([3, 3, 3, 5]), np.array([3, 8, 8, 5]))
     assert counts.sum() == 4
     assert (counts[3, 3], counts[3, 8], counts[5, 5]) == (1, 2, 1)
 
@@ -51,7 +51,7 @@ def test_calibration_closed_form():
     probabilities[:, 2] = 0.9
     probabilities[4] = 0.4 / 9
     probabilities[4, 2] = 0.6
-    result = analysis.calibration(probabilities, np.array([2, 2, 2, 7, 2]), bins=10)
+    result = calibration(probabilities, np.array([2, 2, 2, 7, 2]), bins=10)
     np.testing.assert_allclose(result.confidence, [0.6, 0.9])
     np.testing.assert_allclose(result.accuracy, [1.0, 0.75])
     np.testing.assert_array_equal(result.count, [1, 4])
@@ -60,4 +60,4 @@ def test_calibration_closed_form():
 
 def test_calibration_of_certainty():
     certain = np.eye(10)[[1, 2, 3]]
-    assert analysis.calibration(certain, np.array([1, 2, 3])).error == 0
+    assert calibration(certain, np.array([1, 2, 3])).error == 0

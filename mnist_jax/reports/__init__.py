@@ -5,7 +5,7 @@ from typing import Any
 import jinja2
 
 _PAGES = jinja2.Environment(
-    loader=jinja2.PackageLoader("mnist_jax.pages"), autoescape=True, undefined=jinja2.StrictUndefined
+    loader=jinja2.PackageLoader("mnist_jax.reports"), autoescape=True, undefined=jinja2.StrictUndefined
 )
 
 

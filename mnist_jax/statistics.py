@@ -1,4 +1,4 @@
-"""Statistics of results: the objective's verdict, seeds, errors, calibration."""
+"""Statistics of results: seeds, errors, calibration, timings."""
 
 import collections
 import dataclasses
@@ -9,40 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mnist_jax.summary import count_dense, count_params
-from mnist_jax.training import EpochMetrics
-
-TARGET_ACCURACY = 0.994
-PARAMETER_LIMIT = 10_000  # The objective asks for fewer.
-
-
-class Condition(NamedTuple):
-    """One condition of the objective: its quantity, the value reached, the value asked for, whether it is met."""
-
-    name: str
-    value: str
-    target: str
-    met: bool
-
-
-def objective(params: Any, epochs: int, accuracy: float, scored_on: str = "test") -> tuple[Condition, ...]:
-    """Judges the exercise's four conditions, by the accuracy of the last epoch on the split `scored_on`, a fraction."""
-    parameters, dense = count_params(params), count_dense(params)
-    wanted = f"at least {TARGET_ACCURACY:.2%}"
-    return (
-        Condition(f"{scored_on} accuracy", f"{accuracy:.2%}", wanted, accuracy >= TARGET_ACCURACY),
-        Condition("parameters", f"{parameters:,}", f"fewer than {PARAMETER_LIMIT:,}", parameters < PARAMETER_LIMIT),
-        Condition("epochs", f"{epochs}", "fewer than 15", epochs < 15),
-        Condition("fully connected layers", f"{dense}", "none", dense == 0),
-    )
-
-
-def epoch_line(metrics: EpochMetrics, epochs: int, scored: str) -> str:
-    """The line that a run prints per epoch; `scored` names the scored split, "test" or "held-out"."""
-    return (
-        f"epoch {metrics.epoch:2d}/{epochs}  train loss {metrics.train_loss:.4f} accuracy {metrics.train_accuracy:.2%}"
-        f"  {scored} loss {metrics.test_loss:.4f} accuracy {metrics.test_accuracy:.2%}  {metrics.seconds:.1f} s"
-    )
+from mnist_jax.objective import TARGET_ACCURACY
 
 
 class SeedStatistics(NamedTuple):
@@ -80,9 +47,9 @@ def error_counts(errors: Sequence[Sequence[int]]) -> dict[int, int]:
     return dict(collections.Counter(itertools.chain.from_iterable(errors)))
 
 
-def confusion(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Counts how often each digit (row) was predicted as each (column): int [10, 10]."""
-    counts = np.zeros((10, 10), int)
+def confusion(labels: np.ndarray, predictions: np.ndarray, classes: int = 10) -> np.ndarray:
+    """How often each class (row) was taken for each (column): int [classes, classes]."""
+    counts = np.zeros((classes, classes), int)
     np.add.at(counts, (labels, predictions), 1)
     return counts
 

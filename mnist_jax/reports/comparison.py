@@ -10,11 +10,12 @@ import numpy as np
 
 from mnist_jax.data import Dataset, Split
 from mnist_jax.errors import InputError
-from mnist_jax.lab import analysis
-from mnist_jax.pages import figures, render, report
+from mnist_jax.objective import TARGET_ACCURACY
 from mnist_jax.recipes.config import Config
+from mnist_jax.reports import figures, render, report
 from mnist_jax.runs import directory
 from mnist_jax.scoring import predict
+from mnist_jax.statistics import error_counts, seed_statistics
 from mnist_jax.summary import count_params
 from mnist_jax.training import EpochMetrics
 
@@ -83,7 +84,7 @@ def write_comparison(run_dirs: Sequence[Path], data: Dataset, out: Path) -> Path
             )
     groups = group([read_run(run_dir, scored) for run_dir in run_dirs])
     runs = [run for members in groups.values() for run in members]
-    times = analysis.error_counts([run.wrong.tolist() for run in runs])
+    times = error_counts([run.wrong.tolist() for run in runs])
     everywhere = sorted(index for index, count in times.items() if count == len(runs))
     name = "held-out" if configs[0].held_out else "test"
     rows = [
@@ -92,14 +93,14 @@ def write_comparison(run_dirs: Sequence[Path], data: Dataset, out: Path) -> Path
             "parameters": members[0].parameters,
             "epochs": len(members[0].history),
             "seeds": sorted(run.config.seed for run in members),
-            "accuracy": analysis.seed_statistics([run.history[-1].test_accuracy for run in members]),
-            "train": analysis.seed_statistics([run.history[-1].train_accuracy for run in members]).mean,
+            "accuracy": seed_statistics([run.history[-1].test_accuracy for run in members]),
+            "train": seed_statistics([run.history[-1].train_accuracy for run in members]).mean,
             "seconds": float(np.median([sum(epoch.seconds for epoch in run.history) for run in members])),
         }
         for label, members in groups.items()
     ]
     drawn = {label: (members[0].parameters, [run.history for run in members]) for label, members in groups.items()}
-    draw = partial(figures.comparison, drawn, name, analysis.TARGET_ACCURACY)
+    draw = partial(figures.comparison, drawn, name, TARGET_ACCURACY)
     best = max(rows, key=lambda row: row["accuracy"].mean)
     captions = [f"{data.classes[scored.labels[index]]}, image {index}" for index in everywhere]
     page = render(

@@ -1,0 +1,38 @@
+"""The exercise's verdict: 99.4%, fewer than 10,000 parameters, fewer than 15 epochs, no fully connected layer."""
+
+from typing import Any, NamedTuple
+
+from mnist_jax.summary import count_dense, count_params
+from mnist_jax.training import EpochMetrics
+
+TARGET_ACCURACY = 0.994
+PARAMETER_LIMIT = 10_000  # The objective asks for fewer.
+
+
+class Condition(NamedTuple):
+    """One condition of the objective: its quantity, the value reached, the value asked for, whether it is met."""
+
+    name: str
+    value: str
+    target: str
+    met: bool
+
+
+def objective(params: Any, epochs: int, accuracy: float, scored_on: str = "test") -> tuple[Condition, ...]:
+    """Judges the exercise's four conditions, by the accuracy of the last epoch on the split `scored_on`, a fraction."""
+    parameters, dense = count_params(params), count_dense(params)
+    wanted = f"at least {TARGET_ACCURACY:.2%}"
+    return (
+        Condition(f"{scored_on} accuracy", f"{accuracy:.2%}", wanted, accuracy >= TARGET_ACCURACY),
+        Condition("parameters", f"{parameters:,}", f"fewer than {PARAMETER_LIMIT:,}", parameters < PARAMETER_LIMIT),
+        Condition("epochs", f"{epochs}", "fewer than 15", epochs < 15),
+        Condition("fully connected layers", f"{dense}", "none", dense == 0),
+    )
+
+
+def epoch_line(metrics: EpochMetrics, epochs: int, scored: str) -> str:
+    """The line that a run prints per epoch; `scored` names the scored split, "test" or "held-out"."""
+    return (
+        f"epoch {metrics.epoch:2d}/{epochs}  train loss {metrics.train_loss:.4f} accuracy {metrics.train_accuracy:.2%}"
+        f"  {scored} loss {metrics.test_loss:.4f} accuracy {metrics.test_accuracy:.2%}  {metrics.seconds:.1f} s"
+    )
