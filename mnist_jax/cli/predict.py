@@ -64,12 +64,8 @@ def main(options: Options) -> int:
         for file, probabilities in zip(read, np.asarray(jax.nn.softmax(logits)), strict=True):
             digit = int(probabilities.argmax())
             if options.json:
-                result = {
-                    "file": str(file),
-                    "digit": digit,
-                    "probabilities": [round(float(p), 6) for p in probabilities],
-                }
-                print(json.dumps(result))
+                rounded = [round(float(p), 6) for p in probabilities]
+                print(json.dumps({"file": str(file), "digit": digit, "probabilities": rounded}))
             else:
                 print(f"{file}: {digit}  {probabilities[digit]:.1%}")
     return 2 if refused else 0

@@ -83,14 +83,8 @@ def main(options: Options) -> int:
     steps = training.steps_per_epoch(num_examples, config.batch_size)
 
     console = Console(highlight=False, soft_wrap=True, quiet=not devices.is_writer())
-    with session(
-        config,
-        num_examples,
-        resume=options.resume,
-        clock=clock,
-        keep=options.keep,
-        checkpoint_every=options.checkpoint_every,
-    ) as run:
+    kept = {"keep": options.keep, "checkpoint_every": options.checkpoint_every}
+    with session(config, num_examples, resume=options.resume, clock=clock, **kept) as run:
         for line in run.damaged:
             console.print(f"warning: {line}")
         if options.resume:
