@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import pytest
@@ -214,11 +215,16 @@ def test_a_save_that_failed_leaves_logging_as_it_was(run_dir, monkeypatch):
     monkeypatch.setattr(checkpoints, "_hashes", {}.pop)  # Raises KeyError.
     logging.disable(logging.DEBUG)
     (run_dir / "checkpoints" / "90.sha256").unlink()
-    hook = sys.unraisablehook
+    heard = []
+    monkeypatch.setattr(sys, "unraisablehook", heard.append)
     with pytest.raises(StorageError, match="--resume"):
         checkpoints.save_checkpoint(run_dir, config, progress, 300)
-    assert (logging.root.manager.disable, sys.unraisablehook) == (logging.DEBUG, hook)
+    assert logging.root.manager.disable == logging.DEBUG
     logging.disable(logging.NOTSET)
+    other = types.SimpleNamespace(exc_value=RuntimeError("another"))
+    sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError("Event loop is closed")))
+    sys.unraisablehook(other)
+    assert heard == [other]
 
 
 def test_a_session_by_itself(monkeypatch, mnist, tmp_path):

@@ -91,13 +91,8 @@ def main(options: Options) -> None:
     # Forward; the gradients in the kernels; those in the inputs, which the first that is trained does without.
     products = sum(multiply_adds) + sum(multiply_adds[first:]) + sum(multiply_adds[first + 1 :])
     flops = 2 * products * config.batch_size
-    result |= {
-        "arch": config.arch,
-        "batch_size": config.batch_size,
-        "steps": options.steps,
-        "threads": options.threads,
-        "step_flops": flops,
-    }
+    result |= {"arch": config.arch, "batch_size": config.batch_size, "steps": options.steps}
+    result |= {"threads": options.threads, "step_flops": flops}
     console.print(table(result))
     low, matmul, high = spread(result["matmul_flops"])
     achieved = [

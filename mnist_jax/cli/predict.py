@@ -62,12 +62,9 @@ def main(options: Options) -> int:
             place = int(probabilities.argmax())
             answer = trained.classes[place]
             if options.json:
-                result = {
-                    "file": str(file),
-                    "digit": int(answer) if answer.isdecimal() else answer,
-                    "probabilities": [round(float(p), 6) for p in probabilities],
-                }
-                print(json.dumps(result))
+                digit = int(answer) if answer.isdecimal() else answer
+                rounded = [round(float(p), 6) for p in probabilities]
+                print(json.dumps({"file": str(file), "digit": digit, "probabilities": rounded}))
             else:
                 print(f"{file}: {answer}  {probabilities[place]:.1%}")
     return 2 if refused else 0

@@ -82,14 +82,8 @@ def main(options: Options) -> int:
     if mesh:
         devices.require_divisible(config.batch_size, mesh)
     console = Console(highlight=False, soft_wrap=True, quiet=not devices.is_writer())
-    with session(
-        config,
-        load_data(config),
-        resume=options.resume,
-        clock=clock,
-        keep=options.keep,
-        checkpoint_every=options.checkpoint_every,
-    ) as run:
+    kept = {"keep": options.keep, "checkpoint_every": options.checkpoint_every}
+    with session(config, load_data(config), resume=options.resume, clock=clock, **kept) as run:
         for line in run.damaged:
             console.print(f"warning: {line}")
         if options.resume:

@@ -214,12 +214,17 @@ def _require_same(trained: Config, config: Config) -> None:
 
 @contextlib.contextmanager
 def _quiet_threads() -> Iterator[None]:
-    """Keeps what a failed write leaves running in Orbax's threads from printing until the process ends."""
+    """Silences Orbax's threads in the block. After a failed write, they report their closed event loop even later."""
     hook, level = sys.unraisablehook, logging.root.manager.disable
-    sys.unraisablehook = lambda unraisable: None
+
+    def unless_closed(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = unless_closed
     logging.disable()
     try:
         yield
-    finally:
         sys.unraisablehook = hook
+    finally:
         logging.disable(level)

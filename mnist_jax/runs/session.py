@@ -111,10 +111,8 @@ class Session:
 
             def finish(progress: Progress) -> None:
                 metrics = progress.history[-1]
-                self._save(
-                    progress,
-                    checkpoint=not metrics.epoch % self.checkpoint_every or metrics.epoch == self.config.epochs,
-                )
+                due = metrics.epoch % self.checkpoint_every == 0 or metrics.epoch == self.config.epochs
+                self._save(progress, checkpoint=due)
                 if events:
                     self._write_events(events, metrics)
                 tell(metrics)
