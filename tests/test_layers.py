@@ -66,9 +66,7 @@ def check_conv(x, kernel, padding, once=True, groups=1):
     exact = partial(lax.conv_general_dilated, window_strides=(1, 1), dimension_numbers=DIMENSIONS, **options)
     with float64():
         wanted = value_and_gradients(exact, x.astype(np.float64), kernel.astype(np.float64), once=once)
-    found = value_and_gradients(partial(conv, **options), x, kernel, once=once)
-    for actual, expected in zip(found, wanted, strict=True):
-        close(actual, expected)
+    jax.tree.map(close, value_and_gradients(partial(conv, **options), x, kernel, once=once), wanted)
 
 
 @st.composite
@@ -148,17 +146,15 @@ def test_other_convolutions_are_xla_s(options):
 @pytest.mark.parametrize("padding", ["VALID", "SAME"])
 def test_convolution_under_vmap(padding):
     x, kernels = normal(0, 3, 2, 8, 8, 4), normal(1, 3, 3, 3, 4, 6)
-    many = jax.vmap(partial(conv, padding=padding))(x, kernels)
-    for one, image, kernel in zip(many, x, kernels, strict=True):
-        close(one, conv(image, kernel, padding))
+    each = [conv(image, kernel, padding) for image, kernel in zip(x, kernels, strict=True)]
+    close(jax.vmap(partial(conv, padding=padding))(x, kernels), each)
 
 
 @few
 @given(st.sampled_from([(), (1,), (4,), (2, 3)]), st.integers(2, 9), st.integers(2, 9), st.integers(1, 5))
 def test_pool_equals_flax(batch, height, width, channels):
     x = normal(0, *batch, height, width, channels)
-    for actual, expected in zip(value_and_gradients(max_pool, x), value_and_gradients(FLAX.max_pool, x), strict=True):
-        np.testing.assert_array_equal(actual, expected)
+    jax.tree.map(np.testing.assert_array_equal, value_and_gradients(max_pool, x), value_and_gradients(FLAX.max_pool, x))
 
 
 def test_pool_gradient_at_ties_goes_to_the_first_as_in_flax():
@@ -172,8 +168,7 @@ def test_pool_gradient_at_ties_goes_to_the_first_as_in_flax():
 def test_relu_equals_flax(monkeypatch, platform):
     as_on(monkeypatch, platform)
     x = np.concatenate([normal(0, 100), np.zeros(3, np.float32)])
-    for actual, expected in zip(value_and_gradients(relu, x), value_and_gradients(nn.relu, x), strict=True):
-        np.testing.assert_array_equal(actual, expected)
+    jax.tree.map(np.testing.assert_array_equal, value_and_gradients(relu, x), value_and_gradients(nn.relu, x))
 
 
 def as_on(monkeypatch, platform):
@@ -215,17 +210,10 @@ CASES = [("batch_norm", {}), ("batch_norm", {"use_bias": False, "momentum": 0.5}
 
 
 @settings(quick, max_examples=12)
-@given(
-    st.integers(2, 9),
-    st.integers(2, 9),
-    st.integers(2, 9),
-    st.integers(1, 17),
-    st.floats(-3, 3),
-    st.sampled_from(CASES),
-)
-def test_batch_norm_equals_flax_in_float64(batch, height, width, channels, shift, case):
+@given(st.tuples(*[st.integers(2, 9)] * 3), st.integers(1, 17), st.floats(-3, 3), st.sampled_from(CASES))
+def test_batch_norm_equals_flax_in_float64(shape, channels, shift, case):
     kind, options = case
-    x = normal(0, batch, height, width, channels) * 2 + np.float32(shift)
+    x = normal(0, *shape, channels) * 2 + np.float32(shift)
     params = {} if options else {"bias": normal(1, channels)}
     params |= {} if kind == "batch_norm_max_pool" else {"scale": normal(2, channels)}
     stats = {"mean": normal(3, channels), "var": normal(4, channels) ** 2}
@@ -239,10 +227,9 @@ def test_batch_norm_equals_flax_in_float64(batch, height, width, channels, shift
 
     with float64():
         exact = value_and_gradients(partial(run, FLAX), *jax.tree.map(np.float64, (x, params)))
-    found = value_and_gradients(partial(run, FAST), x, params)
     # A channel of few, nearly equal values divides rounding by its small deviation.
     tolerance = 1e-5 / min(1.0, float(x.reshape(-1, channels).std(0).min()))
-    for a, b in zip(*map(jax.tree.leaves, (found, exact)), strict=True):
+    for a, b in zip(*map(jax.tree.leaves, (value_and_gradients(partial(run, FAST), x, params), exact)), strict=True):
         assert np.abs(a - b).max() <= tolerance * max(1.0, np.abs(b).max()) * 10
 
 
@@ -265,10 +252,9 @@ def test_other_batch_norms_are_flax_s(rank, options):
     mask = None if options or rank != 4 else np.arange(3) > 0
     norms = [norm(use_running_average=False, **options) for norm in (BatchNorm, nn.BatchNorm)]
     variables = jax.eval_shape(norms[1].init, jax.random.key(0), x[0])
-    apply = [
-        jax.vmap(partial(n.apply, mutable=["batch_stats"], mask=mask), (None, 0), axis_name="seeds") for n in norms
-    ]
-    assert program(apply[0], variables, x) == program(apply[1], variables, x)
+    seeds = partial(jax.vmap, in_axes=(None, 0), axis_name="seeds")
+    ours, flax = (program(seeds(partial(n.apply, mutable=["batch_stats"], mask=mask)), variables, x) for n in norms)
+    assert ours == flax
 
 
 def test_batch_norm_with_max_pool_takes_a_negative_scale():
