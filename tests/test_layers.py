@@ -1,5 +1,6 @@
 """Layers against Flax, XLA and float64: values, gradients, statistics, lowering."""
 
+from collections.abc import Callable
 from functools import partial
 
 import chex
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from mnist_jax import ARCHS, InputError, create_model, init_state, make_config, standardise, train_step
-from mnist_jax.layers import FAST, FLAX, Layers
+from mnist_jax.layers import FAST, FLAX
 from mnist_jax.layers.batch_norm import BatchNorm, batch_norm
 from mnist_jax.layers.convolution import conv_general_dilated
 from mnist_jax.layers.dropout import Dropout, dropout, keep_mask
@@ -65,70 +66,51 @@ def check_conv(x, kernel, padding, once=True, groups=1):
     exact = partial(lax.conv_general_dilated, window_strides=(1, 1), dimension_numbers=DIMENSIONS, **options)
     with float64():
         wanted = value_and_gradients(exact, x.astype(np.float64), kernel.astype(np.float64), once=once)
-    found = value_and_gradients(partial(conv, **options), x, kernel, once=once)
-    for actual, expected in zip(found, wanted, strict=True):
-        close(actual, expected)
+    jax.tree.map(close, value_and_gradients(partial(conv, **options), x, kernel, once=once), wanted)
 
 
 @st.composite
 def convolutions(draw):
     size = st.integers(1, 3)
     kernel = draw(size), draw(size)
-    beyond = draw(st.sampled_from([0, 0, 1]))  # 1: also padding that no fast form takes, negative or too wide
-    side = [st.integers(-beyond, k - 1 + 2 * beyond) for k in kernel]
+    beyond = draw(st.sampled_from([0, 0, 1]))  # 1: also padding too wide for a fast form
+    side = [st.integers(0, k - 1 + 2 * beyond) for k in kernel]
     sides = [(draw(one), draw(one)) for one in side]
     image = [draw(st.integers(max(k - sum(pair), 1), 13)) for k, pair in zip(kernel, sides, strict=True)]
     channels = st.sampled_from([1, 2, 3, 10, 16, 17, 32])
     return draw(st.integers(1, 9)), image, kernel, tuple(sides), draw(channels), draw(channels)
 
 
+@pytest.mark.parametrize("depthwise", [False, True])
 @quick
-@given(convolutions())
-def test_convolution_equals_float64(case):
+@given(case=convolutions())
+def test_convolution_equals_float64(depthwise, case):
     batch, image, kernel, padding, inputs, outputs = case
-    check_conv(normal(0, batch, *image, inputs), normal(1, *kernel, inputs, outputs), padding)
+    shape = (*kernel, 1, inputs) if depthwise else (*kernel, inputs, outputs)
+    check_conv(normal(0, batch, *image, inputs), normal(1, *shape), padding, groups=inputs if depthwise else 1)
 
 
-@quick
-@given(convolutions())
-def test_depthwise_convolution_equals_float64(case):
-    batch, image, kernel, padding, channels, _ = case
-    check_conv(normal(0, batch, *image, channels), normal(1, *kernel, 1, channels), padding, groups=channels)
+SIZES = [(28, 3, 0, 1, 16), (26, 3, 0, 16, 16), (24, 1, 0, 16, 16), (8, 3, 0, 16, 10)]
+SIZES += [(6, 3, 1, 10, 10), (7, 7, 0, 10, 10), (9, 3, 0, 64, 128), (13, 3, 1, 16, 16)]
 
 
-@pytest.mark.parametrize(
-    ("image", "kernel", "padding", "inputs", "outputs"),
-    [
-        (28, 3, 0, 1, 16),
-        (26, 3, 0, 16, 16),
-        (24, 1, 0, 16, 16),
-        (8, 3, 0, 16, 10),
-        (6, 3, 1, 10, 10),
-        (7, 7, 0, 10, 10),
-        (9, 3, 0, 64, 128),
-        (13, 3, 1, 16, 16),
-    ],
-)
+@pytest.mark.parametrize(("image", "kernel", "padding", "inputs", "outputs"), SIZES)
 def test_convolutions_of_the_networks(image, kernel, padding, inputs, outputs):
     x, k = normal(0, 128, image, image, inputs), normal(1, kernel, kernel, inputs, outputs)
     check_conv(x, k, ((padding, padding),) * 2, once=False)
 
 
+PADDINGS = st.sampled_from(["SAME", "VALID", "CIRCULAR", "REFLECT", 1, (1, (0, 2))])
+
+
 @few
-@given(
-    st.sampled_from(["SAME", "VALID", "CIRCULAR", "REFLECT", 1, (1, (0, 2))]),
-    st.sampled_from([(), (2,), (2, 3)]),
-    st.sampled_from([1, 4]),
-    st.booleans(),
-)
+@given(PADDINGS, st.sampled_from([(), (2,), (2, 3)]), st.sampled_from([1, 4]), st.booleans())
 def test_convolution_layer_equals_flax(padding, batch, groups, use_bias):
     options = {"padding": padding, "feature_group_count": groups, "use_bias": use_bias}
     ours, flax = (layers.conv(4, (3, 3), **options) for layers in (FAST, FLAX))
     x = normal(0, *batch, 9, 8, 4)
     variables = flax.init(jax.random.key(0), x)
-    found, wanted = (
-        value_and_gradients(lambda x, v, conv=conv: conv.apply(v, x), x, variables) for conv in (ours, flax)
-    )
+    found, wanted = (value_and_gradients(lambda x, v, f=f: f.apply(v, x), x, variables) for f in (ours, flax))
     jax.tree.map(close, found, wanted)
 
 
@@ -136,27 +118,24 @@ def program(function, *arguments):
     return str(jax.make_jaxpr(function)(*arguments))
 
 
-@pytest.mark.parametrize(
-    ("rank", "options"),
-    [(2, {name: 2}) for name in ("strides", "kernel_dilation", "input_dilation", "feature_group_count")]
-    + [
-        (2, {"feature_group_count": 4}),
-        (2, {"precision": "highest"}),
-        (2, {"padding": 3}),
-        (2, {"dtype": jnp.complex64}),
-    ]
-    + [(1, {}), (1, {"padding": "CAUSAL"}), (3, {})],
-)
-def test_other_convolution_layers_are_flax_s(rank, options):
-    x = normal(0, 2, *(9,) * rank, 4)
-    ours, flax = (layers.conv(8, (3,) * rank, **options) for layers in (FAST, FLAX))
-    variables = flax.init(jax.random.key(0), x)
+OTHERS = [{name: 2} for name in ("strides", "kernel_dilation", "feature_group_count")]
+OTHERS += [{"feature_group_count": 4}, {"input_dilation": 2, "padding": 1}, {"precision": "highest"}, {"padding": 3}]
+OTHERS += [{"dtype": jnp.complex64}, {"kernel_size": (3,)}, {"kernel_size": (3,), "padding": "CAUSAL"}]
+
+
+@pytest.mark.parametrize("options", [*OTHERS, {"kernel_size": (3, 3, 3)}])
+def test_other_convolution_layers_are_flax_s(options):
+    options = {"kernel_size": (3, 3)} | options
+    ours, flax = (layers.conv(8, **options) for layers in (FAST, FLAX))
+    x = normal(0, 2, *(9,) * len(options["kernel_size"]), 4)
+    variables = jax.eval_shape(flax.init, jax.random.key(0), x)
     assert program(ours.apply, variables, x) == program(flax.apply, variables, x)
 
 
-@pytest.mark.parametrize(
-    "options", [{"preferred_element_type": jnp.float32}, {"batch_group_count": 2}, {"dimension_numbers": None}]
-)
+OTHERS = [{"preferred_element_type": jnp.float32}, {"batch_group_count": 2}, {"dimension_numbers": None}]
+
+
+@pytest.mark.parametrize("options", OTHERS)
 def test_other_convolutions_are_xla_s(options):
     options = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": DIMENSIONS} | options
     x = normal(0, 4, 4, 4, 4)
@@ -167,17 +146,15 @@ def test_other_convolutions_are_xla_s(options):
 @pytest.mark.parametrize("padding", ["VALID", "SAME"])
 def test_convolution_under_vmap(padding):
     x, kernels = normal(0, 3, 2, 8, 8, 4), normal(1, 3, 3, 3, 4, 6)
-    many = jax.vmap(partial(conv, padding=padding))(x, kernels)
-    for one, image, kernel in zip(many, x, kernels, strict=True):
-        close(one, conv(image, kernel, padding))
+    each = [conv(image, kernel, padding) for image, kernel in zip(x, kernels, strict=True)]
+    close(jax.vmap(partial(conv, padding=padding))(x, kernels), each)
 
 
 @few
 @given(st.sampled_from([(), (1,), (4,), (2, 3)]), st.integers(2, 9), st.integers(2, 9), st.integers(1, 5))
 def test_pool_equals_flax(batch, height, width, channels):
     x = normal(0, *batch, height, width, channels)
-    for actual, expected in zip(value_and_gradients(max_pool, x), value_and_gradients(FLAX.max_pool, x), strict=True):
-        np.testing.assert_array_equal(actual, expected)
+    jax.tree.map(np.testing.assert_array_equal, value_and_gradients(max_pool, x), value_and_gradients(FLAX.max_pool, x))
 
 
 def test_pool_gradient_at_ties_goes_to_the_first_as_in_flax():
@@ -191,8 +168,7 @@ def test_pool_gradient_at_ties_goes_to_the_first_as_in_flax():
 def test_relu_equals_flax(monkeypatch, platform):
     as_on(monkeypatch, platform)
     x = np.concatenate([normal(0, 100), np.zeros(3, np.float32)])
-    for actual, expected in zip(value_and_gradients(relu, x), value_and_gradients(nn.relu, x), strict=True):
-        np.testing.assert_array_equal(actual, expected)
+    jax.tree.map(np.testing.assert_array_equal, value_and_gradients(relu, x), value_and_gradients(nn.relu, x))
 
 
 def as_on(monkeypatch, platform):
@@ -222,28 +198,38 @@ def test_gradients_of_a_network_are_those_of_flax_in_the_forms_of_every_platform
     chex.assert_trees_all_close(found["ours"], found["flax"], atol=2e-5)
 
 
-@few
-@given(
-    *(st.integers(2, 9), st.integers(1, 9), st.integers(1, 9), st.integers(1, 17), st.floats(-3, 3)),
-    st.sampled_from([{}, {"use_scale": False}, {"use_bias": False, "momentum": 0.5, "epsilon": 1e-3}]),
-)
-def test_batch_norm_equals_flax_in_float64(batch, height, width, channels, shift, options):
-    x = normal(0, batch, height, width, channels) * 2 + np.float32(shift)
-    stats = {"mean": np.zeros(channels, np.float32), "var": np.ones(channels, np.float32)}
+class Norm(nn.Module):
+    layer: Callable
 
-    def run(module, x, scale, bias):
-        params = {name: a for name, a in (("scale", scale), ("bias", bias)) if options.get(f"use_{name}", True)}
-        variables = {"params": params, "batch_stats": stats}
-        y, state = module(**options).apply(variables, x, use_running_average=False, mutable=["batch_stats"])
-        y = y + sum(jax.tree.leaves(state))  # They have a gradient too.
-        return y, state, module(use_running_average=True, **options).apply(variables, x)
+    @nn.compact
+    def __call__(self, x, average):
+        return self.layer(use_running_average=average, name="bn")(x)
 
-    arguments = x, normal(1, channels), normal(2, channels)
+
+CASES = [("batch_norm", {}), ("batch_norm", {"use_bias": False, "momentum": 0.5}), ("batch_norm_max_pool", {})]
+
+
+@settings(quick, max_examples=12)
+@given(st.tuples(*[st.integers(2, 9)] * 3), st.integers(1, 17), st.floats(-3, 3), st.sampled_from(CASES))
+def test_batch_norm_equals_flax_in_float64(shape, channels, shift, case):
+    kind, options = case
+    x = normal(0, *shape, channels) * 2 + np.float32(shift)
+    params = {} if options else {"bias": normal(1, channels)}
+    params |= {} if kind == "batch_norm_max_pool" else {"scale": normal(2, channels)}
+    stats = {"mean": normal(3, channels), "var": normal(4, channels) ** 2}
+
+    def run(layers, x, params):
+        model = Norm(partial(getattr(layers, kind), **options))
+        variables = {"params": {"bn": params}, "batch_stats": {"bn": stats}}
+        y, state = model.apply(variables, x, False, mutable=["batch_stats"])
+        y += jnp.broadcast_to(sum(jax.tree.leaves(state)), y.shape)  # The statistics have gradients.
+        return y, state, model.apply(variables, x, True)
+
     with float64():
-        exact = value_and_gradients(partial(run, nn.BatchNorm), *(a.astype(np.float64) for a in arguments))
+        exact = value_and_gradients(partial(run, FLAX), *jax.tree.map(np.float64, (x, params)))
     # A channel of few, nearly equal values divides rounding by its small deviation.
     tolerance = 1e-5 / min(1.0, float(x.reshape(-1, channels).std(0).min()))
-    for a, b in zip(value_and_gradients(partial(run, BatchNorm), *arguments), exact, strict=True):
+    for a, b in zip(*map(jax.tree.leaves, (value_and_gradients(partial(run, FAST), x, params), exact)), strict=True):
         assert np.abs(a - b).max() <= tolerance * max(1.0, np.abs(b).max()) * 10
 
 
@@ -256,53 +242,25 @@ def test_batch_norm_has_the_variables_and_types_of_flax(options, dtype):
     chex.assert_trees_all_equal_shapes_and_dtypes(*shapes)
 
 
-@pytest.mark.parametrize(
-    ("rank", "options", "arguments"),
-    [(rank, {}, {}) for rank in (1, 2, 3, 5)]
-    + [(4, option, {}) for option in ({"axis": 1}, {"use_fast_variance": False}, {"force_float32_reductions": False})]
-    + [(4, {"axis_name": "seeds"}, {}), (4, {}, {"mask": np.arange(3) > 0}), (4, {"dtype": jnp.complex64}, {})],
-)
-def test_other_batch_norms_are_flax_s(rank, options, arguments):
-    x, programs = normal(0, 2, *(3,) * rank), []
-    for norm in (BatchNorm(use_running_average=False, **options), nn.BatchNorm(use_running_average=False, **options)):
-        variables = norm.init(jax.random.key(0), x[0])
-        apply = partial(norm.apply, mutable=["batch_stats"], **arguments)
-        programs.append(program(jax.vmap(apply, (None, 0), axis_name="seeds"), variables, x))
-    assert programs[0] == programs[1]
+OTHERS = [{"axis": 1}, {"use_fast_variance": False}, {"force_float32_reductions": False}, {"axis_name": "seeds"}]
+OTHERS = [(rank, {}) for rank in (1, 2, 3, 5)] + [(4, options) for options in (*OTHERS, {"dtype": jnp.complex64}, {})]
+
+
+@pytest.mark.parametrize(("rank", "options"), OTHERS)
+def test_other_batch_norms_are_flax_s(rank, options):
+    x = normal(0, 2, *(3,) * rank)
+    mask = None if options or rank != 4 else np.arange(3) > 0
+    norms = [norm(use_running_average=False, **options) for norm in (BatchNorm, nn.BatchNorm)]
+    variables = jax.eval_shape(norms[1].init, jax.random.key(0), x[0])
+    seeds = partial(jax.vmap, in_axes=(None, 0), axis_name="seeds")
+    ours, flax = (program(seeds(partial(n.apply, mutable=["batch_stats"], mask=mask)), variables, x) for n in norms)
+    assert ours == flax
 
 
 def test_batch_norm_with_max_pool_takes_a_negative_scale():
     x, norm = normal(0, 4, 6, 6, 3), {"use_running_average": False, "scale_init": nn.initializers.constant(-2.0)}
     pooled, plain = BatchNorm(pool=True, **norm), BatchNorm(**norm)
     close(*(f(one.init_with_output(jax.random.key(0), x)[0]) for f, one in ((jnp.asarray, pooled), (max_pool, plain))))
-
-
-class NormAndPool(nn.Module):
-    layers: Layers
-
-    @nn.compact
-    def __call__(self, x, *, train):
-        norm = self.layers.batch_norm_max_pool
-        return norm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name="bn")(x)
-
-
-@few
-@given(st.integers(2, 9), st.integers(2, 9), st.integers(2, 9), st.integers(1, 17), st.floats(-3, 3))
-def test_batch_norm_with_max_pool_equals_flax_in_float64(batch, height, width, channels, shift):
-    x = normal(0, batch, height, width, channels) * 2 + np.float32(shift)
-    stats = {"mean": normal(1, channels), "var": normal(2, channels) ** 2}
-
-    def run(layers, x, bias):
-        model, variables = NormAndPool(layers), {"params": {"bn": {"bias": bias}}, "batch_stats": {"bn": stats}}
-        y, state = model.apply(variables, x, train=True, mutable=["batch_stats"])
-        return y, state, model.apply(variables, x, train=False)
-
-    bias = normal(3, channels)
-    with float64():
-        exact = value_and_gradients(partial(run, FLAX), x.astype(np.float64), bias.astype(np.float64))
-    tolerance = 1e-5 / min(1.0, float(x.reshape(-1, channels).std(0).min()))
-    for a, b in zip(value_and_gradients(partial(run, FAST), x, bias), exact, strict=True):
-        assert np.abs(a - b).max() <= tolerance * max(1.0, np.abs(b).max()) * 10
 
 
 @pytest.mark.parametrize("mean", [0.0, 1.0, 10.0])
