@@ -15,14 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from mnist_jax import ARCHS, InputError, create_model, init_state, make_config, standardise, train_step
+from mnist_jax import ARCHS, InputError, init_state, load_pretrained, make_config, make_model, make_setup, train_step
 from mnist_jax.layers import FAST, FLAX
 from mnist_jax.layers.batch_norm import BatchNorm, batch_norm
 from mnist_jax.layers.convolution import conv_general_dilated
 from mnist_jax.layers.dropout import Dropout, dropout, keep_mask
 from mnist_jax.layers.pooling import max_pool, relu
 from mnist_jax.runtime import compiler_options
-from mnist_jax.steps import make_setup
 
 quick = settings(max_examples=20, deadline=None, derandomize=True)
 few = settings(quick, max_examples=6)  # every example compiles anew
@@ -183,10 +182,10 @@ def as_on(monkeypatch, platform):
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 def test_gradients_of_a_network_are_those_of_flax_in_the_forms_of_every_platform(monkeypatch, mnist, platform):
     as_on(monkeypatch, platform)
-    images, labels = standardise(mnist.train.images[:16]), mnist.train.labels[:16]
+    images, labels = load_pretrained("bn_dropout").standardize(mnist.train.images[:16]), mnist.train.labels[:16]
     found = {}
     for name, layers in (("ours", FAST), ("flax", FLAX)):
-        model = create_model("bn_dropout", dropout_rate=0.0, layers=layers)
+        model = make_model("bn_dropout", dropout_rate=0.0, layers=layers)
         variables = initial_variables(model)
 
         def loss(params, model=model, variables=variables):
@@ -344,9 +343,9 @@ def test_dropout_takes_old_and_new_keys(implementation):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_training_step_lowers_for_every_platform(arch):
+def test_training_step_lowers_for_every_platform(mnist, arch):
     config = make_config(arch=arch, dropout_rate=0.05)
-    setup = make_setup(config, 100)
+    setup = make_setup(config, mnist)
     state = jax.eval_shape(lambda: init_state(setup, jax.random.key(0)))
     step = partial(train_step, setup=setup)
     images, labels = jnp.zeros((128, 28, 28, 1), jnp.uint8), jnp.zeros(128, jnp.int32)

@@ -150,14 +150,14 @@ def test_search_tries_networks_by_their_layout(script, tmp_path):
 # What is typed, and parts of the one line that answers it.
 REFUSED = """
 train.py --arch bn                          | 'bn' | bn_dropout
-train.py --arch 16-16-pool-16-16-pool-16 --low-resolution-epochs 1 | low resolution 20 | choose more
+train.py --arch 16-pool-16-pool-16-pool-16  | images of 28x28 are too small | larger images
 train.py --recipe best                      | 'best' | reference
 train.py --recipe                           | --recipe
 train.py --epochs                           | --epochs
 train.py --batch-size 60001                 | batch size 60001 | 60000
 train.py --held-out 60000                   | 60000 | choose
 train.py --data-source torch                | 'torch' | bundled
-train.py --data-dir /tmp                    | --data-source tfds
+train.py --data-dir /tmp                    | data dir '/tmp' is only read by data source 'tfds'
 train.py --data-source tfds --data-dir none | 'none'
 train.py --run-dir /proc/run                | '/proc/run' | --run-dir
 train.py --colour red                       | --colour
@@ -288,8 +288,8 @@ def test_the_command_from_an_empty_folder(script, mnist):
 
 
 REFUSALS = {
-    "--arch bn": f"unknown arch 'bn'; choose from {', '.join(ARCHS)}, or write a layout that fits 28x28 images, "
-    "such as 16-pool-s24p-=2-pool-32",
+    "--arch bn": f"unknown arch 'bn'; choose from {', '.join(ARCHS)}, or write a layout: layout 'bn' "
+    "cannot be read at 'bn'; write it as in 16-pool-s24p-=2-pool-32",
     "--epochs two": "Error parsing --epochs: invalid literal for int() with base 10: 'two'",
 }
 

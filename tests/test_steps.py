@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import as_trained
+from conftest import as_trained, part
 
 from mnist_jax import Setup, Streams, eval_step, init_state, make_config, make_setup, train_step
 from mnist_jax.augment import Distortion
@@ -18,7 +18,7 @@ from mnist_jax.models import Network
 @pytest.fixture(scope="module")
 def setup(mnist):
     """That of `bn_dropout`'s default config, with dropout, without distortion or average."""
-    return make_setup(make_config(dropout_rate=0.05, average_decay=0.0), mnist)._replace(augment=None)
+    return make_setup(make_config(dropout_rate=0.05, average_decay=0.0), part(mnist, 1000, 10))._replace(augment=None)
 
 
 @pytest.fixture(scope="module")
