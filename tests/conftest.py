@@ -16,6 +16,7 @@ os.environ["MNIST_JAX_LEAVE_PROCESS"] = "1"  # Else importing the package would 
 
 from mnist_jax import EpochMetrics, Setup, Split, Trained, cli, init_state, load_dataset, make_config
 from mnist_jax.objective import objective
+from mnist_jax.recipes.values import network_of
 from mnist_jax.runs import directory
 from mnist_jax.runtime import use_compilation_cache
 
@@ -89,7 +90,7 @@ def finished_run(run_dir, variables, accuracies, **settings):
     }
     directory.create_run(run_dir, config)
     directory.save_epochs(run_dir, history)
-    directory.save_trained(run_dir, trained)
+    directory.save_trained(run_dir, as_trained(network_of(config), variables))
     directory.save_summary(run_dir, summary)
     return run_dir
 

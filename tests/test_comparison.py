@@ -3,29 +3,29 @@ import re
 
 import numpy as np
 import pytest
-from conftest import finished_run, initial_variables, part
+from conftest import as_trained, finished_run, initial_variables, part
 
-from mnist_jax import InputError, create_model, load_pretrained, make_config, predict
+from mnist_jax import InputError, load_pretrained, make_config, make_model, predict
 from mnist_jax.reports import comparison
 from mnist_jax.reports.comparison import Run, group
 
 
 @pytest.fixture(scope="module")
 def scored(mnist):
-    return part(mnist, 0, 500).test
+    return part(mnist, 0, 500)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, scored):
     """Two seeds of the shipped weights and a network that has learnt nothing; what each gets wrong."""
     root = tmp_path_factory.mktemp("runs")
-    model, good = load_pretrained("bn_dropout")
-    gap = create_model("gap")
-    fresh = initial_variables(gap)
+    trained = load_pretrained("bn_dropout")
+    fresh = initial_variables(make_model("gap"))
     wrong = [
-        np.flatnonzero(predict(network, variables, scored.images).argmax(1) != scored.labels)
-        for network, variables in ((model, good), (gap, fresh))
+        np.flatnonzero(predict(network, scored.test.images).argmax(1) != scored.test.labels)
+        for network in (trained, as_trained(make_model("gap"), fresh))
     ]
+    good = trained.variables
     directories = [
         finished_run(root / "one", good, [0.98, 0.994], seed=1),
         finished_run(root / "two", good, [0.98, 0.996], seed=2),
@@ -69,7 +69,7 @@ def test_the_page(runs, scored, tmp_path):
 
 
 def test_runs_scored_on_other_images_are_refused(runs, scored, tmp_path):
-    held_out = finished_run(tmp_path / "held_out", load_pretrained("bn_dropout")[1], [0.99], held_out=100)
+    held_out = finished_run(tmp_path / "held_out", load_pretrained("bn_dropout").variables, [0.99], held_out=100)
     with pytest.raises(InputError, match="holds out 100 images"):
         comparison.write_comparison([runs[0][0], held_out], scored, tmp_path / "x.html")
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import jax
 import pytest
 from conftest import PREPARED, ROOT, part
 from PIL import Image
@@ -17,16 +18,17 @@ import mnist_jax
 from mnist_jax import hold_out
 from mnist_jax.lab import tables
 
-DOCUMENTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
+DOCUMENTS = {name: (ROOT / name).read_text("utf-8") for name in ("README.md", "CONTRIBUTING.md", "docs/use.md")}
 SMALL = ["--data-source", "tfds", "--data-dir", str(PREPARED), "--batch-size", "50", "--epochs", "1"]
 
 
 def commands(text):
     """Lines of indented blocks that a shell would run, without their comments."""
-    lines = re.findall(r"^    ((?:python|uv run|\.ci/run|pip).*)$", text, re.MULTILINE)
+    lines = re.findall(r"^    ((?:python|uv run|\.ci/run|pip|mnist-jax).*)$", text, re.MULTILINE)
     return [shlex.split(line, comments=True) for line in lines]
 
 
+USE, CODE = "docs/use.md", re.compile(r"```python\n(.*?)```", re.DOTALL)
 COMMANDS = [command for text in DOCUMENTS.values() for command in commands(text)]
 SCRIPTS = [command for command in COMMANDS if any("scripts/" in part for part in command)]
 CLUSTER = "--scheduler"  # What has it is run in test_jobs.py.
@@ -37,7 +39,8 @@ ITSELF = ["uv", "run", "pytest"]  # This is it.
 def test_no_command_is_left_out():
     assert len(SCRIPTS) >= 14
     rest = [command for command in COMMANDS if command not in [*SCRIPTS, *TOOLS]]
-    assert {command[0] for command in rest} == {".ci/run"}
+    # Data sets of others, that are not here: test_data.py has their kinds.
+    assert {tuple(command[:3]) for command in rest} == {(".ci/run",), ("mnist-jax", "train", "--dataset")}
 
 
 def test_promises_name_tests_that_exist():
@@ -48,9 +51,9 @@ def test_promises_name_tests_that_exist():
 
 
 def test_the_files_and_functions_they_name_exist():
-    folders = "mnist_jax|scripts|tests|results|notebooks"
+    folders = "mnist_jax|scripts|tests|results|notebooks|docs"
     named = set(re.findall(rf"(?<![\w/])(?:{folders})/[\w/.-]*\w", "".join(DOCUMENTS.values())))
-    examples = {"results/search-ARCH.jsonl"}
+    examples = {"results/search-ARCH.jsonl", "scripts/NAME.py"}
     assert len(named) >= 20
     assert not [name for name in named - examples if not (ROOT / name).exists()]
     rows = re.findall(r"\| `(mnist_jax/\S+)` \| `(\w+)` \|", DOCUMENTS["CONTRIBUTING.md"])
@@ -62,6 +65,8 @@ def test_the_files_and_functions_they_name_exist():
 def imports(path):
     """The files of the package that a file imports."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "mnist_jax" for alias in node.names):
+            yield ROOT / "mnist_jax" / "__init__.py"  # After all others.
         if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "mnist_jax":
             folder = ROOT / node.module.replace(".", "/")
             for name in (alias.name for alias in node.names):
@@ -78,6 +83,7 @@ def test_no_import_runs_back_up_the_tree():
     graph = {path: list(imports(path)) for path in package.rglob("*.py") if path != package / "__init__.py"}
     for path, imported in graph.items():
         for other in imported:
+            assert other != package / "__init__.py", f"{path} imports the package"
             mine, theirs = (order.index(file.relative_to(package).parts[0]) for file in (path, other))
             assert theirs <= mine, f"{path} imports {other}"
     graphlib.TopologicalSorter(graph).prepare()  # Raises where there is a circle.
@@ -131,12 +137,22 @@ def test_commands_work_in_their_order(script, mnist, monkeypatch, tmp_path):
     [
         pytest.param(name, code, id=f"{name} {i}")
         for name, text in DOCUMENTS.items()
-        for i, code in enumerate(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+        for i, code in enumerate(CODE.findall(text) if name != USE else [])
     ],
 )
 def test_code_runs_as_it_stands(name, code, mnist, monkeypatch, capsys):
-    monkeypatch.setattr(mnist_jax, "load_mnist", lambda: part(mnist, 2000, 100))
+    monkeypatch.setattr(mnist_jax, "load_dataset", lambda name: part(mnist, 2000, 100))
     monkeypatch.setattr(mnist_jax, "hold_out", lambda data, size: hold_out(data, size // 10))
     with mock.patch.dict(mnist_jax.ARCHS), mock.patch.dict(mnist_jax.RECIPES):  # What the code adds goes away after it.
         exec(compile(code, name, "exec"), {"__name__": "example"})
     assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.slow
+def test_the_library_is_used_as_its_page_says(capsys):
+    """From top to bottom, in one process, on all of MNIST where it is loaded."""
+    names = {"__name__": "example"}
+    with jax.numpy_rank_promotion("allow"):
+        for i, code in enumerate(CODE.findall(DOCUMENTS[USE])):
+            exec(compile(code, f"{USE} {i}", "exec"), names)
+    assert len(capsys.readouterr().out.splitlines()) == 3

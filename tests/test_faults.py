@@ -209,9 +209,9 @@ def test_only_its_hashes_condemn_a_checkpoint(run_dir, monkeypatch):
     assert sorted((run_dir / "checkpoints").iterdir()) == before
 
 
-def test_a_save_that_failed_leaves_logging_as_it_was(run_dir, monkeypatch):
+def test_a_save_that_failed_leaves_logging_as_it_was(run_dir, mnist, monkeypatch):
     config = directory.load_config(run_dir)
-    progress = checkpoints.resume(run_dir, config, 300).progress
+    progress = checkpoints.resume(run_dir, config, part(mnist, 300, 100)).progress
     monkeypatch.setattr(checkpoints, "_hashes", {}.pop)  # Raises KeyError.
     logging.disable(logging.DEBUG)
     (run_dir / "checkpoints" / "90.sha256").unlink()
@@ -237,28 +237,28 @@ def test_a_session_by_itself(monkeypatch, mnist, tmp_path):
     monkeypatch.setattr(directory, "save_weights", slowly)
     config = make_config("reference", arch="gap", epochs=2, batch_size=100, run_dir=str(tmp_path / "run"))
     told, before = [], os.umask(0o027)
-    with session(config, 300) as run:
+    with session(config, part(mnist, 300, 100)) as run:
         with pytest.raises(InputError, match="is being written by"), directory.lock(run.run_dir):
             pass
-        state, history = run.fit(part(mnist, 300, 100), tell=told.append)
-        summary, page = run.finish(state.variables, history[-1]._asdict())
+        state, history = run.fit(tell=told.append)
+        summary, page = run.finish(state, history[-1]._asdict())
     os.umask(before)
     assert told == history == directory.load_epochs(run.run_dir)
     assert summary["seconds_of"]["saving"] >= 0.2
     assert (json.loads((run.run_dir / "summary.json").read_text()), page) == (summary, None)
     files = [path for path in run.run_dir.glob("[a-z]*") if path.is_file()]
     assert {path.name: path.stat().st_mode & 0o777 for path in files} == {path.name: 0o640 for path in files}
-    assert len(files) == 4
+    assert len(files) == 5
 
 
-def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path):
+def test_a_diverged_run_keeps_its_last_good_checkpoint(mnist, tmp_path):
     status, _, err = train(*FLAGS, "--epochs", 3, "--learning-rate", "1e6", "--run-dir", tmp_path / "run")
     assert status == 3
     said = r"error: the loss or its gradient is not finite at step \d+ of 90, in epoch 1; try a learning rate below 100"
     assert re.match(said, err)
     assert err.count("\n") == 1
     config = directory.load_config(tmp_path / "run")
-    found = checkpoints.resume(tmp_path / "run", config, 300)
+    found = checkpoints.resume(tmp_path / "run", config, part(mnist, 300, 100))
     if found.progress:
         assert all(abs(leaf).max() < float("inf") for leaf in found.progress.state.params["conv1"].values())
 

@@ -15,12 +15,12 @@ from mnist_jax.reports.report import write_report
 def run(mnist, tmp_path_factory):
     """A finished run with the shipped weights, scored on 500 test images; its directory and what was scored."""
     run_dir = tmp_path_factory.mktemp("runs") / "run"
-    return finished_run(run_dir, load_pretrained("bn_dropout")[1], [0.99] * 3), part(mnist, 0, 2500).test
+    return finished_run(run_dir, load_pretrained("bn_dropout").variables, [0.99] * 3), part(mnist, 0, 2500)
 
 
 def test_the_page_is_whole_in_itself(run):
-    run_dir, scored = run
-    text = write_report(run_dir, scored).read_text(encoding="utf-8")
+    run_dir, data = run
+    text = write_report(run_dir, data).read_text(encoding="utf-8")
     # Well-formed, but for the tags that HTML does not close.
     ElementTree.fromstring(re.sub(r"<!doctype html>|<(meta|img|source)[^>]*>", "", text))
     assert len(re.findall(r'<img [^>]*alt="[^"]+"', text)) == text.count("<img ") == 6
@@ -35,10 +35,10 @@ def test_the_page_is_whole_in_itself(run):
 
 
 def test_the_page_says_what_the_weights_do(run):
-    run_dir, scored = run
-    text = write_report(run_dir, scored).read_text(encoding="utf-8")
-    model, variables = load_pretrained("bn_dropout")
-    predictions = predict(model, variables, scored.images).argmax(-1)
+    run_dir, data = run
+    text = write_report(run_dir, data).read_text(encoding="utf-8")
+    scored = data.test
+    predictions = predict(load_pretrained("bn_dropout"), scored.images).argmax(-1)
     wrong = np.flatnonzero(predictions != scored.labels)
     assert f"All {len(wrong)} of them" in text
     rows = re.findall(
@@ -60,4 +60,4 @@ def test_the_page_says_what_the_weights_do(run):
 
 def test_no_report_of_a_run_that_is_not_finished(tmp_path, mnist):
     with pytest.raises(InputError, match="holds no run"):
-        write_report(tmp_path, mnist.test)
+        write_report(tmp_path, mnist)

@@ -12,6 +12,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import PREPARED, ROOT, run_command, run_script
 from PIL import Image
@@ -318,3 +319,50 @@ mnist_jax.cli.main(["--help"])
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout.endswith("set()\n")
+
+
+def pictures(folder, seed=0):
+    """Two classes of colored pictures of 12x12, 16 to train on and 4 to score."""
+    draw = np.random.default_rng(seed)
+    for split, count in (("train", 8), ("test", 2)):
+        for label, shade in (("apple", 40), ("pear", 200)):
+            (folder / split / label).mkdir(parents=True)
+            for i in range(count):
+                pixels = (draw.integers(0, 30, (12, 12, 3)) + shade).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / split / label / f"{i}.png")
+    return f"{folder}/"
+
+
+def test_a_run_keeps_its_data(script, tmp_path):
+    """It is scored on it, its classes have their names, and other data of its name is refused."""
+    own, other = pictures(tmp_path / "fruit"), pictures(tmp_path / "garden", 1)
+    flags = ["--arch", "4-pool-s4", "--epochs", "2", "--batch-size", "8", "--optimizer", "sgd", "--run-dir", "run"]
+    status, out, err = script("train.py", "--dataset", own, *flags)
+    assert (status, err) == (0, "")
+    report = Path("run/report.html").read_text(encoding="utf-8")
+    assert "images of fruit" in report
+    accuracy = json.loads(Path("run/summary.json").read_text())["test_accuracy"]
+    status, out, err = script("evaluate.py", "run", "--json")
+    assert (status, err) == (0, "")
+    assert (json.loads(out)["dataset"], json.loads(out)["test_accuracy"]) == ("fruit", accuracy)
+    status, out, err = script("evaluate.py", "run", "--dataset", other)
+    assert (status, err) == (0, "note: the run in run was trained on fruit; it is scored on garden\n")
+    assert_refused(script("evaluate.py", "run", "--dataset", "mnist"), "classes 0, 1", "apple, pear", "name other data")
+    Path("fruit/test/pear/0.png").write_bytes(Path("fruit/test/apple/0.png").read_bytes())
+    for command in (["evaluate.py", "run"], ["train.py", "--resume", "run"], ["compare.py", "run"]):
+        assert_refused(script(*command), "'fruit' (SHA-256", "give it the run's own")
+    Image.new("L", (28, 28), 200).save("7.png")
+    assert_refused(script("predict.py", "7.png", "--run-dir", "run"), "7.png")
+
+
+def test_a_run_from_before_is_of_mnist(script, tmp_path):
+    """It has no record of its data, and settings that are retired since."""
+    assert script("train.py", *SMALL_RUN, "--no-report", "--run-dir", "run")[0] == 0
+    Path("run/dataset.json").unlink()
+    config = json.loads(Path("run/config.json").read_text())
+    del config["dataset"]
+    Path("run/config.json").write_text(json.dumps(config | {"low_resolution": 20, "low_resolution_epochs": 0}))
+    assert script("evaluate.py", "run")[1].startswith("gap: test accuracy")
+    assert_refused(script("evaluate.py", "run", "--dataset", pictures(tmp_path / "fruit")), "apple, pear")
+    Path("run/config.json").write_text(json.dumps(config | {"low_resolution_epochs": 1}))
+    assert_refused(script("evaluate.py", "run"), "low_resolution_epochs", "use the version")

@@ -9,7 +9,7 @@ from conftest import ROOT, as_trained, initial_variables
 from safetensors.numpy import load_file, save_file
 
 from mnist_jax import ARCHS, InputError, load_pretrained, load_weights, make_model, predict, save_weights
-from mnist_jax.data import BUNDLED
+from mnist_jax.data.bundled import BUNDLED
 from mnist_jax.lab import records
 
 

@@ -60,7 +60,7 @@ def load_config(run_dir: Path) -> Config:
 
 def config_of(settings: dict[str, Any]) -> Config:
     """The config that a run was begun with, by whatever version; raises InputError if it asks for what is retired."""
-    if settings.get("low_resolution_epochs"):
+    if dict(settings).get("low_resolution_epochs"):
         raise InputError("low_resolution_epochs is no setting any more; use the version that began the run")
     return make_config(**{name: value for name, value in settings.items() if name not in RETIRED})
 
