@@ -22,12 +22,11 @@ def join_processes(coordinator: str | None, num_processes: int | None, process_i
 
     Raises InputError if some but not all of the three are given, one is out of range, or the others cannot be reached.
     """
-    given = (coordinator, num_processes, process_id)
-    if all(value is None for value in given):
+    if coordinator is None and num_processes is None and process_id is None:
         if _of_a_cluster():
             jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
         return
-    if any(value is None for value in given):
+    if coordinator is None or num_processes is None or process_id is None:
         raise InputError(
             "several processes need --coordinator HOST:PORT, --num-processes and --process-id, all three; give them"
         )

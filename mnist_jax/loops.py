@@ -44,7 +44,7 @@ def loop(
         return state, totals
     if jax.default_backend() != "cpu":
         return program(body, many, True)(steps.start, steps.stop, state, totals, own, shared, static)
-    step = program(body, many, False)
+    step, i = program(body, many, False), steps.start
     for i in steps:
         before = totals
         state, totals = step(i, state, totals, own, shared, static)
@@ -53,12 +53,12 @@ def loop(
         if stop(before):
             break
     if on_step:
-        on_step(i, totals)  # pyright: ignore[reportPossiblyUnbound]
+        on_step(i, totals)
     return state, totals
 
 
 @cache
-def program(body: Callable, many: bool, whole: bool) -> Callable:
+def program(body: Callable[..., Any], many: bool, whole: bool) -> Callable[..., Any]:
     """What `loop` runs, jitted: one step, or with `whole` all of them."""
     function = steps_of(body, many) if whole else step_of(body, many)
     return jax.jit(function, static_argnames="static", donate_argnames="state", compiler_options=compiler_options())

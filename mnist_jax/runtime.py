@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
+import jaxlib.version
 import platformdirs
 from jax._src.core import trace_state_clean  # There is no public way to ask.
 
@@ -30,7 +30,7 @@ def compiler_options(once: bool = False) -> dict[str, str | int] | None:
         return None
     if once:
         return {"xla_backend_optimization_level": 0}
-    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+    options: dict[str, str | int] = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
     except jax.errors.JaxRuntimeError:  # An older jaxlib knows neither the option nor YNNPACK convolutions.
@@ -127,11 +127,11 @@ def use_compilation_cache() -> Path | None:
     user has given JAX (`JAX_COMPILATION_CACHE_DIR`) is left as it is, and so is `JAX_ENABLE_COMPILATION_CACHE=false`.
     Returns the directory, or None where it cannot be written or the cache is off: then everything is compiled anew.
     """
-    if not jax.config.jax_enable_compilation_cache:
+    if not jax.config.values["jax_enable_compilation_cache"]:
         return None
-    if jax.config.jax_compilation_cache_dir:
-        return Path(jax.config.jax_compilation_cache_dir)
-    name = re.sub(r"[^\w.]+", "-", f"jaxlib-{jaxlib.__version__}-{platform.machine()}-{cpu_name()}")
+    if given := jax.config.values["jax_compilation_cache_dir"]:
+        return Path(given)
+    name = re.sub(r"[^\w.]+", "-", f"jaxlib-{jaxlib.version.__version__}-{platform.machine()}-{cpu_name()}")
     directory = Path(platformdirs.user_cache_dir("mnist_jax")) / name
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -149,10 +149,10 @@ def compilations() -> list[tuple[float, float]]:
     """When JAX has traced and compiled, as `(begin, end)` of `time.perf_counter`, from the first call on; it grows."""
     spans: list[tuple[float, float]] = []
 
-    def note(event: str, seconds: float, **_: Any) -> None:
+    def note(event: str, duration_secs: float, **_: Any) -> None:
         if event.startswith("/jax/core/compile/"):
             end = time.perf_counter()
-            spans.append((end - seconds, end))
+            spans.append((end - duration_secs, end))
 
     jax.monitoring.register_event_duration_secs_listener(note)
     return spans
@@ -182,7 +182,7 @@ def environment(others: Sequence[str] = ()) -> dict[str, Any]:
 
 def cores() -> list[int]:
     """The processor cores that this process may use."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count()))
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def cpu_name() -> str:

@@ -48,7 +48,7 @@ def predict(trained: Trained, images: Any, batch_size: int = 250) -> np.ndarray:
     return np.asarray(logits).reshape(-1, len(trained.classes))[: len(images)]
 
 
-def eval_body(i, _, totals, trained, shared, static):
+def eval_body(i: Any, _: None, totals: Metrics, trained: Trained, shared: Any, static: None) -> tuple[None, Metrics]:
     """Scores the i-th batch. Indices past the end read the last example, which then does not count."""
     del static
     split, order = shared
@@ -57,7 +57,7 @@ def eval_body(i, _, totals, trained, shared, static):
     return None, totals + eval_step(trained, split.images[batch], split.labels[batch], mask)
 
 
-def predict_body(i, logits, _, trained, shared, static):
+def predict_body(i: Any, logits: Any, _: None, trained: Trained, shared: Any, static: None) -> tuple[Any, None]:
     """Puts the logits of the i-th batch in their place."""
     del static
     images, order = shared

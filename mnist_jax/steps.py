@@ -1,7 +1,7 @@
 """Train state, training step and evaluation step: pure functions of arrays, jitted by whoever runs them."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import chex
 import flax.linen as nn
@@ -57,7 +57,7 @@ class Metrics(NamedTuple):
 
     loss: jax.Array
     correct: jax.Array
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     bad_step: jax.Array
 
     @classmethod
@@ -68,7 +68,7 @@ class Metrics(NamedTuple):
     def __add__(self, other: "Metrics") -> "Metrics":  # pyright: ignore[reportIncompatibleMethodOverride]
         """Adds the sums; keeps the earlier bad step (`self` precedes `other`)."""
         sums = [a + b for a, b in zip(self[:3], other[:3], strict=True)]
-        return Metrics(*sums, jnp.where(self.bad_step > 0, self.bad_step, other.bad_step))
+        return Metrics._make([*sums, jnp.where(self.bad_step > 0, self.bad_step, other.bad_step)])
 
     def mean(self) -> tuple[float, float]:
         """Loss, in nats where it is a cross-entropy, and accuracy as a fraction, per example."""
@@ -281,7 +281,7 @@ def eval_step(trained: Trained, images: jax.Array, labels: jax.Array, mask: jax.
       labels: int32 [B].
       mask: bool [B], which of the images count.
     """
-    logits = trained.model.apply(trained.variables, trained.standardize(images), train=False)
+    logits = cast(jax.Array, trained.model.apply(trained.variables, trained.standardize(images), train=False))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return _metrics(losses, logits, labels, mask)
 

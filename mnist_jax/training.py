@@ -125,7 +125,9 @@ def _epoch_order(key, epoch, num_examples, batch_size):
 # The epoch ------------------------------------------------------------------------------------------------------------
 
 
-def train_body(i, state, totals, own, shared, setup):
+def train_body(
+    i: Any, state: TrainState, totals: Metrics, own: Any, shared: Any, setup: Any
+) -> tuple[TrainState, Metrics]:
     """Takes the i-th step of an epoch: its order and key are a seed's own, split and strength are shared."""
     (order, key, numbers), (split, strength) = own, shared
     batch = order[i]

@@ -20,7 +20,7 @@ import pytest
 from conftest import PREPARED, ROOT, free_port
 from safetensors.numpy import load_file
 
-from mnist_jax import Stopped, make_config
+from mnist_jax import make_config
 from mnist_jax.errors import LostError
 from mnist_jax.lab import cluster, jobs, records
 
@@ -145,7 +145,7 @@ def test_a_trial_is_begun_three_times_and_stops_nobody():
     assert list(outcomes) == [tasks[0], tasks[1], tasks[2]]
     assert isinstance(outcomes[tasks[1]], LostError)
     assert outcomes[tasks[0]] == outcomes[tasks[2]] == []
-    with pytest.raises(Stopped):
+    with pytest.raises(KeyboardInterrupt):
         list(jobs.run(tasks, pool, print, lambda: True))
 
 

@@ -17,9 +17,9 @@ from jax import lax
 
 from mnist_jax import ARCHS, InputError, init_state, load_pretrained, make_config, make_model, make_setup, train_step
 from mnist_jax.layers import FAST, FLAX
-from mnist_jax.layers.batch_norm import BatchNorm, batch_norm
+from mnist_jax.layers.batch_norm import BatchNorm, _batch_norm
 from mnist_jax.layers.convolution import conv_general_dilated
-from mnist_jax.layers.dropout import Dropout, dropout, keep_mask
+from mnist_jax.layers.dropout import Dropout, _dropout, keep_mask
 from mnist_jax.layers.pooling import max_pool, relu
 from mnist_jax.runtime import compiler_options
 
@@ -266,7 +266,7 @@ def test_batch_norm_with_max_pool_takes_a_negative_scale():
 def test_batch_statistics_of_a_large_batch(mean):
     """Means and variances of 80,000 values to five digits of the spread, also away from zero."""
     x = normal(0, 128, 26, 26, 4) + np.float32(mean)
-    _, batch_mean, batch_var = jax.jit(batch_norm)(x, jnp.ones(4), jnp.zeros(4), 1e-5)
+    _, batch_mean, batch_var = jax.jit(_batch_norm)(x, jnp.ones(4), jnp.zeros(4), 1e-5)
     values = x.reshape(-1, 4).astype(np.float64)
     np.testing.assert_allclose(batch_mean, values.mean(0), atol=1e-5 * max(mean, 1))
     np.testing.assert_allclose(batch_var, values.var(0), atol=1e-5 * max(mean**2, 1))
@@ -315,11 +315,11 @@ def test_dropout_is_independent_across_places(masks, lag):
 
 def test_dropout_scales_and_repeats():
     x, key = jnp.ones((64, 50, 20)), jax.random.key(3)
-    y = dropout(x, key, 0.2)
+    y = _dropout(x, key, 0.2)
     assert set(np.unique(y)) == {0, np.float32(1.25)}
     assert abs(y.mean() - 1) < 4 * (0.25 / x.size) ** 0.5
-    np.testing.assert_array_equal(y, dropout(x, key, 0.2))
-    np.testing.assert_array_equal(y, jax.vjp(lambda x: dropout(x, key, 0.2), x)[1](x)[0])
+    np.testing.assert_array_equal(y, _dropout(x, key, 0.2))
+    np.testing.assert_array_equal(y, jax.vjp(lambda x: _dropout(x, key, 0.2), x)[1](x)[0])
     np.testing.assert_array_equal(Dropout(0.2, deterministic=True).apply({}, x), x)
 
 

@@ -142,7 +142,7 @@ def save(options: Options, record: dict[str, Any]) -> None:
     write_json(options.json, record | {"environment": environment() | {"load_average": os.getloadavg()}})
 
 
-def table(result: dict) -> Table:
+def table(result: dict[str, Any]) -> Table:
     """A row per contender; times are medians over the rounds, and ratios medians of the rounds' ratios."""
     columns = ("step", "range", "images/s", "x ours", "score", "x ours", "start", "compile", "peak")
     made = Table(

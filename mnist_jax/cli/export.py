@@ -11,7 +11,7 @@ from mnist_jax.deploy import export
 from mnist_jax.errors import InputError
 
 # The extra that each format needs, if any.
-FORMATS = {"web": None, "stablehlo": "export", "onnx": "onnx"}
+FORMATS: dict[str, str | None] = {"web": None, "stablehlo": "export", "onnx": "onnx"}
 
 
 @dataclasses.dataclass(frozen=True)

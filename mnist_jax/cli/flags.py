@@ -8,7 +8,7 @@ import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
@@ -17,7 +17,7 @@ from mnist_jax.errors import InputError
 from mnist_jax.recipes.config import make_config
 from mnist_jax.runs.directory import load_config
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Any)
 _HELP_WIDTH = 98
 
 
@@ -29,7 +29,7 @@ def parse(options: type[T], args: Sequence[str], command: str) -> T:
 
     Raises InputError for a flag that is unknown or has no usable value, SystemExit after `--help`.
     """
-    default = {}
+    default: dict[str, Any] = {}
     if any(field.name == "config" for field in dataclasses.fields(options)):
         given = _values(args, "--recipe", "--arch", "--resume")
         run_dir = given.pop("resume", None)
@@ -37,7 +37,10 @@ def parse(options: type[T], args: Sequence[str], command: str) -> T:
             default["default"] = options(config=load_config(Path(run_dir)) if run_dir else make_config(**given))
         except InputError as error:
             raise InputError(f"{error}; see --help") from None
-    call, text = called(command), inspect.cleandoc(options.__doc__).replace(f"mnist-jax {command}", called(command))
+    call, text = (
+        called(command),
+        inspect.cleandoc(options.__doc__ or "").replace(f"mnist-jax {command}", called(command)),
+    )
     # tyro joins lines that begin with a letter into one, however long; hence the indent.
     filled = [textwrap.fill(paragraph, _HELP_WIDTH, subsequent_indent="  ") for paragraph in text.split("\n\n")]
     said = io.StringIO()
@@ -57,7 +60,7 @@ def parse(options: type[T], args: Sequence[str], command: str) -> T:
         raise
 
 
-def _values(args: Sequence[str], *flags: str) -> dict[str, str]:
+def _values(args: Sequence[str], *flags: str) -> dict[str, Any]:
     """The values of some flags, read ahead of the rest."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for flag in flags:

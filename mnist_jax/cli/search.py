@@ -3,8 +3,9 @@
 import dataclasses
 import itertools
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import tyro
 from rich import box
@@ -94,7 +95,7 @@ def main(options: Options) -> None:
             last = [trial.history[-1] for trial in done]
             mean = [statistics.fmean(getattr(epoch, name) for epoch in last) for name in ("test_accuracy", "test_loss")]
             train = statistics.fmean(trial.train_accuracy for trial in done)
-            sizes = done[0].parameters, done[0].multiply_adds / 1e6
+            sizes = done[0].parameters, (done[0].multiply_adds or 0) / 1e6
             rows.append((*mean, train, statistics.fmean(trial.seconds for trial in done), sizes, config))
     for accuracy, loss, train, seconds, sizes, config in sorted(rows, key=lambda row: (-row[0], row[1])):
         figures = (f"{accuracy:.3%}", f"{loss:.5f}", f"{train:.3%}", str(options.seeds), f"{seconds:.0f}")
@@ -102,7 +103,7 @@ def main(options: Options) -> None:
     Console(highlight=False, soft_wrap=True).print(table)
 
 
-def parse(text: str) -> tuple[str, list]:
+def parse(text: str) -> tuple[str, list[Any]]:
     """`learning_rate=0.01,0.02` as a name and its values, each of the setting's type."""
     name, _, values = text.partition("=")
     types = {field.name: type(getattr(make_config(), field.name)) for field in dataclasses.fields(Config)}
@@ -118,12 +119,12 @@ def parse(text: str) -> tuple[str, list]:
         ) from None
 
 
-def combinations(base: Config, settings: dict[str, Sequence]) -> Iterator[Config]:
+def combinations(base: Config, settings: Mapping[str, Sequence[Any]]) -> Iterator[Config]:
     """Every combination of the settings' values, on top of a base."""
     for values in itertools.product(*settings.values()):
         yield dataclasses.replace(base, **dict(zip(settings, values, strict=True)))
 
 
-def label(config: Config, settings: dict[str, Sequence]) -> str:
+def label(config: Config, settings: Mapping[str, Sequence[Any]]) -> str:
     """What sets a config apart, in words."""
     return ", ".join(f"{name} {getattr(config, name)}" for name in settings) or f"{config.arch}, {config.recipe}"

@@ -37,12 +37,12 @@ def open_pool(
 
     Raises InputError for an impossible number, or if both flags are given; and as `cluster.connect`.
     """
-    count, cached = workers.jobs, bool(jax.config.jax_compilation_cache_dir)
+    count, cached = workers.jobs, bool(jax.config.values["jax_compilation_cache_dir"])
     require_at_least(1, workers, "jobs")
     if workers.scheduler and count:
         raise InputError(f"jobs {count} cannot be used with --scheduler, which has the workers it has; drop one")
     if not tasks:
-        return contextlib.nullcontext()
+        return jobs.here(stop)
     if workers.scheduler:
         return cluster.connect(workers.scheduler, tasks[0].config, cached)
     if jax.default_backend() != "cpu":
@@ -96,7 +96,7 @@ def run_trials(
                         console.print(lines)
                         bar.update(row, note=note)
                     bar.advance(row)
-        except Stopped:
+        except (Stopped, KeyboardInterrupt):
             fail("interrupted; the same command goes on after what is finished", 128 + received[0])
     if lost:
         raise LostError("; ".join(lost) + "; the same command tries again")

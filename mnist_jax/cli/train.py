@@ -105,8 +105,8 @@ def main(options: Options) -> int:
                     tell=lambda metrics: console.print(epoch_line(metrics, config.epochs, run.scored_on)),
                     tensorboard=options.tensorboard,
                 )
-        except Stopped:
-            console.print(f"stopped after step {int(run.progress.state.step)}; to go on:")
+        except Stopped as stopped:
+            console.print(f"stopped after step {int(stopped.progress.state.step)}; to go on:")
             console.print(called("train", "--resume", run.run_dir))
             return run.status
 

@@ -18,7 +18,7 @@ _PATH = re.compile(r"[.~/]|[A-Za-z]:|.*(/|\.npz)$", re.DOTALL)
 
 
 def load_dataset(
-    dataset: str | os.PathLike = "mnist", *, data_dir: str | Path | None = None, source: str = "bundled"
+    dataset: str | os.PathLike[str] = "mnist", *, data_dir: str | Path | None = None, source: str = "bundled"
 ) -> Dataset:
     """Loads a data set by its name or path.
 

@@ -1,6 +1,7 @@
 """Trained networks for others to load: StableHLO, ONNX, and a page to draw on that needs nothing but a browser."""
 
 import base64
+import importlib
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -35,8 +36,7 @@ def to_onnx(trained: Trained) -> bytes:
 
     Raises ImportError if the converter, jax2onnx, is not installed.
     """
-    import jax2onnx
-
+    jax2onnx = importlib.import_module("jax2onnx")
     converted = jax2onnx.to_onnx(
         _predict(trained),
         [jax.ShapeDtypeStruct(("batch", *trained.image_shape), jnp.uint8)],
@@ -110,7 +110,7 @@ def _follow(jaxpr: Any, consts: Any, inputs: list, found: list[Op]) -> list:
 
 
 def _translate(name: str, values: list, equation: Any) -> list[Op]:
-    other = next((np.asarray(value) for value in values if value is not None), None)
+    other: Any = next((np.asarray(value) for value in values if value is not None), None)
     if name == "conv_general_dilated":
         ((padding, *_), *_) = equation.params["padding"]
         layer, kernel = str(equation.source_info.name_stack).rpartition("/")[2], np.asarray(values[1])
@@ -140,11 +140,11 @@ def _merge(ops: list[Op]) -> list[Op]:
     """Neighbouring affine operations as one."""
     merged: list[Op] = []
     for op in ops:
-        if op.kind == "affine" and merged and merged[-1].kind == "affine":
-            scale, shift = merged[-1].weights
-            merged[-1] = Op("affine", np.stack([scale * op.weights[0], shift * op.weights[0] + op.weights[1]]))
-        else:
-            merged.append(op)
+        match [*merged[-1:], op]:
+            case [Op("affine", np.ndarray() as first), Op("affine", np.ndarray() as second)]:
+                merged[-1] = Op("affine", np.stack([first[0] * second[0], first[1] * second[0] + second[1]]))
+            case _:
+                merged.append(op)
     return merged
 
 

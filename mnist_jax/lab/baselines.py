@@ -1,5 +1,6 @@
 """The networks in PyTorch, for tests and benchmarks; needs torch."""
 
+import importlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from mnist_jax.models import Stack, make_model
 
 def torch_network(arch: str, dropout: float = 0.05) -> Any:
     """Builds a network as a `torch.nn.Sequential`: float32 [B, 1, 28, 28] to logits [B, 10]."""
-    from torch import nn
+    nn = importlib.import_module("torch.nn")
 
     model = make_model(arch)
     if isinstance(model, Stack):
@@ -35,7 +36,7 @@ def torch_network(arch: str, dropout: float = 0.05) -> Any:
 
 def _torch_stack(blocks: Sequence[Block]) -> Iterator[Any]:
     """The layers of a layout; where kernels are shared, the same object again."""
-    from torch import nn
+    nn = importlib.import_module("torch.nn")
 
     convolutions, channels = [], 1
     for block in blocks:
@@ -59,7 +60,7 @@ def _torch_stack(blocks: Sequence[Block]) -> Iterator[Any]:
 
 def load_variables(network: Any, variables: dict[str, Any]) -> None:
     """Copies Flax variables into a PyTorch network in place, layer by layer in order."""
-    import torch
+    torch = importlib.import_module("torch")
 
     for tensor, collection, layer, name in _tensors(network, variables):
         value = torch.tensor(np.array(variables[collection][layer][name]))
@@ -77,7 +78,7 @@ def read_variables(network: Any, like: dict[str, Any]) -> dict[str, Any]:
 
 def _tensors(network: Any, variables: dict[str, Any]) -> Iterator[tuple[Any, str, str, str]]:
     """Each tensor of a PyTorch network with its collection, layer and name in Flax's variables."""
-    from torch import nn
+    nn = importlib.import_module("torch.nn")
 
     kinds = ("conv", "depthwise", "bn")
     found = [name for name in variables["params"] if name.startswith(kinds)]

@@ -21,7 +21,7 @@ from mnist_jax.augment import Distortion
 from mnist_jax.data import Dataset, load_dataset, standardize
 from mnist_jax.lab import baselines, jobs
 from mnist_jax.layers import FAST, FLAX, Layers
-from mnist_jax.recipes.config import Config, make_config
+from mnist_jax.recipes.config import Config, Settings, make_config
 from mnist_jax.recipes.fits import fit, fit_seeds, start
 from mnist_jax.recipes.values import make_distortion, make_setup
 from mnist_jax.runtime import cores, reuse_freed_memory
@@ -84,8 +84,7 @@ def _flax(config: Config, data: Dataset) -> Contender:
 
 def _torch(config: Config, data: Dataset, channels_last: bool, device: str = "cpu") -> Contender:
     """The notebook's network and loop in eager PyTorch, on images that are standardized beforehand."""
-    import torch
-
+    torch = importlib.import_module("torch")
     torch.set_num_threads(len(cores()))
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
@@ -172,8 +171,8 @@ def accelerator(
       of `default` and `fast`, and `seeds` in one program, in seconds with compilation (`first`) and without (`again`);
       `torch_step_seconds` of the notebook's step, None without PyTorch for this device.
     """
-    options = {"epochs": epochs} if epochs else {}
-    result = {"arch": arch, "epoch_seconds": {}, "runs": {}}
+    options: Settings = {"epochs": epochs} if epochs else {}
+    result: dict[str, Any] = {"arch": arch, "epoch_seconds": {}, "runs": {}}
     for batch_size in batch_sizes:
         config = make_config("default", arch=arch, batch_size=batch_size)
         distortion, epoch = make_distortion(config), len(data.train.labels) // batch_size

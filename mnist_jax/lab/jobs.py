@@ -24,7 +24,6 @@ from mnist_jax.lab.records import Trial
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.values import load_data, part_of
 from mnist_jax.runtime import cores, reuse_freed_memory, use_compilation_cache
-from mnist_jax.training import Stopped
 
 ATTEMPTS = 3  # A task whose workers die this often is given up.
 _BYTES = {"basic": 1.2e9}  # Memory of a worker, by network.
@@ -65,7 +64,8 @@ def run(
     The outcome is the result of `train`, a DivergedError, or a LostError if the task's workers died three times.
     `on_death` is called with a task and the number of deaths so far, `stop` ten times a second.
 
-    Raises Stopped if `stop` returns true, LostError if the cluster is lost, InputError if no worker can use a task.
+    Raises KeyboardInterrupt if `stop` returns true, Stopped if `train` saw it first, LostError if the cluster is lost,
+    InputError if no worker can use a task.
     """
     waiting, running, deaths = collections.deque(tasks), {}, collections.Counter()
     given_up = LostError(f"its worker died {ATTEMPTS} times; is there too little memory?")
@@ -97,7 +97,7 @@ def run(
                 else:
                     waiting.appendleft(task)
         if stop():
-            raise Stopped
+            raise KeyboardInterrupt
         if running and not finished:
             time.sleep(0.1)
 

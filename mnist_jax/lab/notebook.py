@@ -1,5 +1,6 @@
 """The notebook's recipe in PyTorch, timed."""
 
+import importlib
 import time
 from typing import Any
 
@@ -19,8 +20,9 @@ def epoch_seconds(arch: str, batch_size: int) -> dict[str, float]:
     Returns:
       `train_seconds` and `test_seconds` of an epoch, and `steps_seconds` of 200 steps on images that lie ready.
     """
-    import torch
     from PIL import Image
+
+    torch = importlib.import_module("torch")
 
     class Images(torch.utils.data.Dataset):
         """What torchvision's MNIST with `ToTensor` and `Normalize` does for each image."""
@@ -31,7 +33,7 @@ def epoch_seconds(arch: str, batch_size: int) -> dict[str, float]:
         def __len__(self) -> int:
             return len(self.labels)
 
-        def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        def __getitem__(self, i: int) -> tuple[Any, int]:
             image = Image.fromarray(self.images[i].numpy())
             pixels = torch.from_numpy(np.array(image, np.uint8, copy=True)).view(28, 28, 1)
             tensor = pixels.permute(2, 0, 1).contiguous().to(torch.float32).div(255)
@@ -46,7 +48,7 @@ def epoch_seconds(arch: str, batch_size: int) -> dict[str, float]:
     network = baselines.torch_network(arch)
     optimizer = torch.optim.SGD(network.parameters(), 0.01, 0.9)
 
-    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
+    def step(images: Any, labels: Any) -> None:
         optimizer.zero_grad()
         torch.nn.functional.nll_loss(torch.log_softmax(network(images), 1), labels).backward()
         optimizer.step()

@@ -42,7 +42,7 @@ def _cpu_channel_sums(a, b):
 
 
 @jax.custom_vjp
-def batch_norm(x, scale, bias, epsilon):
+def _batch_norm(x, scale, bias, epsilon):
     """`(x - mean) / sqrt(var + epsilon) * scale + bias` with the batch's own mean and biased variance.
 
     `x: [b, h, w, c]`, `scale, bias: [c]`, all float32. Returns the output, the mean and the variance.
@@ -80,12 +80,12 @@ def _batch_norm_backward(residuals, cotangents):
     return dx, dscale, total, None
 
 
-batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 
 @jax.custom_vjp
-def batch_norm_max_pool(x, bias, epsilon):
-    """`max_pool(batch_norm(x, 1, bias, epsilon))`, and the mean and variance of `x`.
+def _batch_norm_max_pool(x, bias, epsilon):
+    """`max_pool(_batch_norm(x, 1, bias, epsilon))`, and the mean and variance of `x`.
 
     Without a scale, which might be negative, normalization is increasing and commutes with the maximum. Only the
     largest values, a quarter of all, are then normalized, and only they have a gradient to sum.
@@ -111,7 +111,7 @@ def _batch_norm_max_pool_backward(residuals, cotangents):
     return dx - (x * _spread(tilt) + _spread((inverse * total - dmean) / count - mean * tilt)), total, None
 
 
-batch_norm_max_pool.defvjp(_batch_norm_max_pool_forward, _batch_norm_max_pool_backward)
+_batch_norm_max_pool.defvjp(_batch_norm_max_pool_forward, _batch_norm_max_pool_backward)
 
 
 class BatchNorm(nn.BatchNorm):
@@ -161,9 +161,9 @@ class BatchNorm(nn.BatchNorm):
             x = max_pool(x) if self.pool else x
             return (x * _spread(slope) + _spread(bias - mean.value * slope)).astype(dtype)
         if self.pool:
-            y, batch_mean, batch_var = batch_norm_max_pool(x, bias, self.epsilon)
+            y, batch_mean, batch_var = _batch_norm_max_pool(x, bias, self.epsilon)
         else:
-            y, batch_mean, batch_var = batch_norm(x, scale, bias, self.epsilon)
+            y, batch_mean, batch_var = _batch_norm(x, scale, bias, self.epsilon)
         if not self.is_initializing():
             mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
             var.value = self.momentum * var.value + (1 - self.momentum) * batch_var

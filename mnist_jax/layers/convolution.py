@@ -1,6 +1,7 @@
 """Convolution at stride 1: XLA's own on GPU and TPU; on CPU the fastest form measured for each shape."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ def _identity(x):
     return x
 
 
-def materialize(x):
+def materialize(x: jax.typing.ArrayLike) -> jax.Array:
     """Returns `x`, and keeps XLA:CPU from fusing its computation into every operation that reads it.
 
     XLA removes an optimization barrier before it fuses. It keeps a call that must not be inlined, at no cost.
@@ -252,7 +253,9 @@ def _fast_padding(
     return pairs if min(map(min, pairs)) >= 0 and all(fits) else None
 
 
-def conv_general_dilated(lhs, rhs, window_strides, padding, **options):
+def conv_general_dilated(
+    lhs: jax.Array, rhs: jax.Array, window_strides: Any, padding: Any, **options: Any
+) -> jax.Array:
     """`lax.conv_general_dilated`, for `nn.Conv(conv_general_dilated=...)`; takes the same arguments.
 
     2-D convolutions with stride 1 and no dilation, dense or depthwise, padded by less than the kernel's size, have a

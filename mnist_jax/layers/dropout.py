@@ -1,6 +1,7 @@
 """Dropout whose mask is a hash of positions, cheap enough to be computed again in the backward pass."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import flax.linen as nn
@@ -19,7 +20,7 @@ def _mix(h):
     return h ^ (h >> 15)
 
 
-def keep_mask(key, rate, shape):
+def keep_mask(key: jax.Array, rate: float, shape: Sequence[int]) -> jax.Array:
     """Boolean array, True with probability `1 - rate`, independently at each position. The key is consumed.
 
     Each position hashes its own number with the key. These few integer operations fuse into the reader of the mask,
@@ -32,7 +33,7 @@ def keep_mask(key, rate, shape):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def dropout(x, key, rate, broadcast_dims=()):
+def _dropout(x, key, rate, broadcast_dims=()):
     """Zero with probability `rate`, below 1, else `x / (1 - rate)`. The key is consumed.
 
     All positions along `broadcast_dims` share one draw.
@@ -44,15 +45,15 @@ def dropout(x, key, rate, broadcast_dims=()):
 
 
 def _dropout_forward(x, key, rate, broadcast_dims):
-    return dropout(x, key, rate, broadcast_dims), key
+    return _dropout(x, key, rate, broadcast_dims), key
 
 
 def _dropout_backward(rate, broadcast_dims, key, g):
-    dx = dropout(g, key, rate, broadcast_dims)
+    dx = _dropout(g, key, rate, broadcast_dims)
     return lax.platform_dependent(dx, cpu=materialize, default=lambda x: x), None
 
 
-dropout.defvjp(_dropout_forward, _dropout_backward)
+_dropout.defvjp(_dropout_forward, _dropout_backward)
 
 
 class Dropout(nn.Dropout):
@@ -68,4 +69,4 @@ class Dropout(nn.Dropout):
         if self.rate == 1:
             return jnp.zeros_like(inputs)
         key = self.make_rng(self.rng_collection) if rng is None else rng
-        return dropout(inputs, key, float(self.rate), tuple(self.broadcast_dims))
+        return _dropout(inputs, key, float(self.rate), tuple(self.broadcast_dims))

@@ -6,12 +6,12 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def flax_max_pool(x):
+def flax_max_pool(x: jax.Array) -> jax.Array:
     """2x2 max pool by `nn.max_pool`, a window search."""
     return nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
 
 
-def max_pool(x):
+def max_pool(x: jax.Array) -> jax.Array:
     """`nn.max_pool(x, (2, 2), (2, 2))`: `[..., h, w, c] -> [..., h // 2, w // 2, c]`; an odd edge is dropped.
 
     The gradient goes to the first of equal largest values, rows before columns, as Flax's does. On CPU, four
@@ -65,14 +65,18 @@ def _max_pool_backward(residuals, g):
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
-@jax.custom_vjp
-def relu(x):
+def relu(x: jax.Array) -> jax.Array:
     """`max(x, 0)`; at 0 the gradient is 0, as that of `nn.relu`."""
+    return _relu(x)
+
+
+@jax.custom_vjp
+def _relu(x):
     return jnp.maximum(x, 0)
 
 
 def _relu_forward(x):
-    y = relu(x)
+    y = _relu(x)
     return y, y
 
 
@@ -84,4 +88,4 @@ def _relu_backward(y, g):
     return (lax.platform_dependent(y, g, tpu=tpu, default=lambda y, g: jnp.where(y > 0, g, jnp.zeros_like(g))),)
 
 
-relu.defvjp(_relu_forward, _relu_backward)
+_relu.defvjp(_relu_forward, _relu_backward)

@@ -206,7 +206,7 @@ def make_config(recipe: str = "default", arch: str = "bn_dropout", **settings: U
 
 def _number(name: str, value: Any, kind: Any) -> Any:
     """The value as an `int` or a `float`, whatever number it came as."""
-    if isinstance(value, numbers.Integral if kind is int else numbers.Real):
+    if isinstance(value, {int: numbers.Integral, float: numbers.Real}[kind]):
         return kind(value)
     wanted = "a whole number" if kind is int else "a number"
     raise InputError(f"{name.replace('_', ' ')} {value!r} cannot be used; choose {wanted}")

@@ -165,7 +165,7 @@ class Vary:
     def __call__(self, numbers: dict[str, jax.Array]) -> Setup:
         """The setup with these numbers, inside a program."""
         setup = self.setup
-        values = {name: numbers.get(name, getattr(self.config, name)) for name in NUMBERS}
+        values: dict[str, Any] = {name: numbers.get(name, getattr(self.config, name)) for name in NUMBERS}
         if not numbers.keys().isdisjoint(_OPTIMIZER_NUMBERS):
             config = self.config
             rate = optimizers.make_schedule(config.schedule, values["learning_rate"], config.warmup, self.total_steps)

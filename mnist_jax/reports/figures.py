@@ -30,7 +30,7 @@ def colors(theme: dict[str, str]) -> Iterator[None]:
     paper = dict.fromkeys(
         ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor"), theme["paper"]
     )
-    rest = {
+    rest: dict[Any, Any] = {
         "grid.color": theme["faint"],
         "axes.grid": True,
         "axes.axisbelow": True,

@@ -73,12 +73,12 @@ def _mistakes(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[s
     wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
     return [
         {
-            "index": int(i),
+            "index": i,
             "true": classes[labels[i]],
             "guess": classes[guesses[i]],
             "confidence": float(confidence[i]),
         }
-        for i in wrong
+        for i in map(int, wrong)
     ]
 
 

@@ -35,11 +35,13 @@ MAY_CHANGE = ("dataset", "data_source", "data_dir", "eval_batch_size", "run_dir"
 class Resumed(NamedTuple):
     """What a run goes on from: `progress`, None for the very start, and a line for each damaged checkpoint."""
 
-    progress: Progress | None
+    progress: Progress[EpochMetrics] | None
     damaged: tuple[str, ...]
 
 
-def save_checkpoint(run_dir: Path, config: Config, progress: Progress, num_examples: int, keep: int = 3) -> None:
+def save_checkpoint(
+    run_dir: Path, config: Config, progress: Progress[EpochMetrics], num_examples: int, keep: int = 3
+) -> None:
     """Writes a checkpoint to a locked run and waits until it is on disk; of the older ones, `keep - 1` stay.
 
     Raises StorageError if it cannot be written; the checkpoints before it stay.
@@ -106,19 +108,17 @@ def resume(run_dir: Path, config: Config, data: Dataset) -> Resumed:
     return Resumed(None, ())
 
 
-def share(progress: Progress | None, config: Config, data: Dataset) -> Progress | None:
+def share(progress: Progress[EpochMetrics] | None, config: Config, data: Dataset) -> Progress[EpochMetrics] | None:
     """What the writing process goes on from, for every process; the others give None."""
     if jax.process_count() == 1:
         return progress
     epochs = int(from_writer(np.int32(-1 if progress is None else len(progress.history))))
     if epochs < 0:
         return None
-    if progress is None:
-        shapes = abstract_progress(config, data)
-        progress = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    history = np.array(progress.history) if progress.history else np.zeros((epochs, len(EpochMetrics._fields)))
+    mine = progress or jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_progress(config, data))
+    history = np.array(mine.history) if mine.history else np.zeros((epochs, len(EpochMetrics._fields)))
     # As bytes: JAX would make float32 of float64.
-    arrays, shared = from_writer((progress._replace(history=()), history.view(np.uint8)))
+    arrays, shared = from_writer((mine._replace(history=()), history.view(np.uint8)))
     rows = np.asarray(shared).view(np.float64)
     return arrays._replace(history=tuple(EpochMetrics(int(row[0]), *map(float, row[1:])) for row in rows))
 
@@ -170,7 +170,8 @@ def _damage(checkpoint: Path) -> str:
     if not hashes.exists():
         return "it was not saved to the end"
     try:
-        saved = dict(reversed(line.split("  ", 1)) for line in hashes.read_text(encoding="utf-8")[:-1].split("\n"))
+        lines = hashes.read_text(encoding="utf-8")[:-1].split("\n")
+        saved = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     except ValueError:
         return f"{hashes.name} is not what was saved"
     found = _hashes(checkpoint)
@@ -200,7 +201,7 @@ def _manager(run_dir: Path, keep: int | None = None) -> Iterator[Any]:
 
 def _require_same(trained: Config, config: Config) -> None:
     """Refuses to go on with another setting than the run was begun with, unless it may change."""
-    free = set(MAY_CHANGE)
+    free: set[str] = set(MAY_CHANGE)
     if trained.schedule == "constant":  # Otherwise the learning rate of every step depends on how many there are.
         free.add("epochs")
     differing = [

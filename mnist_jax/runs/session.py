@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 import itertools
 import shlex
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import psutil
 
 from mnist_jax import devices
@@ -190,11 +192,10 @@ class Session:
 
     def _event_writer(self) -> Any:
         """A writer of TensorBoard's event files; events of epochs that are trained again are dropped."""
-        from tensorboardX import SummaryWriter
-
+        writer = importlib.import_module("tensorboardX").SummaryWriter
         purge = len(self.progress.history) + 1 if self.progress else None
         with directory.storing(self.run_dir):
-            return SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=purge)
+            return writer(str(self.run_dir / "tensorboard"), purge_step=purge)
 
     def _write_events(self, events: Any, metrics: EpochMetrics) -> None:
         """Writes losses and accuracies of an epoch, and the learning rate of its last step."""
@@ -205,7 +206,7 @@ class Session:
             for figure, name in itertools.product(("loss", "accuracy"), ("train", "test")):
                 told = self.scored_on if name == "test" else name
                 events.add_scalar(f"{figure}/{told}", getattr(metrics, f"{name}_{figure}"), metrics.epoch)
-            events.add_scalar("learning_rate", float(rate), metrics.epoch)
+            events.add_scalar("learning_rate", float(np.asarray(rate)), metrics.epoch)
             events.flush()
 
 
