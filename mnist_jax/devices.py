@@ -28,7 +28,7 @@ def join_processes(coordinator: str | None, num_processes: int | None, process_i
         return
     if coordinator is None or num_processes is None or process_id is None:
         raise InputError(
-            "several processes need --coordinator HOST:PORT, --num-processes and --process-id, all three; give them"
+            "several processes need coordinator (HOST:PORT), number of processes and process id, all three; give them"
         )
     if num_processes < 1 or not 0 <= process_id < num_processes:
         raise InputError(

@@ -7,6 +7,7 @@ import jax
 import optax
 
 from mnist_jax.errors import InputError
+from mnist_jax.summary import is_kernel
 
 OPTIMIZERS = ("sgd", "adamw", "muon")
 SCHEDULES = ("constant", "one_cycle", "cosine")
@@ -103,13 +104,14 @@ def make_optimizer(
 
 def _kernels(params):
     """A tree that says of each parameter whether it is a kernel."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    return jax.tree.map(is_kernel, params)
 
 
 def _matrices(params):
     """A tree that says how Muon reads a kernel as a matrix: all axes before the last by the last; None for the rest."""
 
     def dimensions(leaf):
-        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1) if leaf.ndim > 1 else None
+        axes = tuple(range(leaf.ndim))
+        return optax.contrib.MuonDimensionNumbers(axes[:-1], axes[-1]) if is_kernel(leaf) else None
 
     return jax.tree.map(dimensions, params)

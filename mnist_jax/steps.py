@@ -15,7 +15,7 @@ from mnist_jax.data import standardize, standardize_pixels, to_float
 from mnist_jax.errors import InputError
 from mnist_jax.losses import CrossEntropy, Loss
 from mnist_jax.runtime import jit
-from mnist_jax.summary import count_params
+from mnist_jax.summary import count_params, is_kernel
 
 Collections = dict[str, Any]
 
@@ -241,7 +241,7 @@ def train_step(
     # Kernels only: what is not finite reaches the kernel before it, and the sum of a batch norm's gradients would have
     # XLA:TPU read the activations' once more.
     leaves = jax.tree.leaves(grads)
-    kernels = [leaf for leaf in leaves if leaf.ndim > 1] or leaves
+    kernels = list(filter(is_kernel, leaves)) or leaves
     finite = jnp.isfinite(metrics.loss) & jnp.isfinite(optax.tree.sum(kernels))
     metrics = metrics._replace(bad_step=jnp.where(finite, 0, state.step + 1))
     updates, opt_state = setup.optimizer.update(grads, state.opt_state, state.params)

@@ -55,6 +55,11 @@ def layers_of(model: nn.Module, image_shape: tuple[int, int, int] = IMAGE_SHAPE)
     return layers
 
 
+def is_kernel(leaf: Any) -> bool:
+    """Whether a parameter is a kernel: of rank 2 and more, so that it mixes channels; others scale or shift them."""
+    return leaf.ndim > 1
+
+
 def count_params(params: Any) -> int:
     """Number of scalars in a pytree of parameters (arrays or `jax.ShapeDtypeStruct`)."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -62,5 +67,4 @@ def count_params(params: Any) -> int:
 
 def count_dense(params: Any) -> int:
     """Number of fully connected layers in a parameter tree: kernels of rank below 4 (convolutions have 4)."""
-    flat = jax.tree_util.tree_leaves_with_path(params)
-    return sum(getattr(path[-1], "key", None) == "kernel" and leaf.ndim < 4 for path, leaf in flat)
+    return sum(is_kernel(leaf) and leaf.ndim < 4 for leaf in jax.tree.leaves(params))

@@ -2,7 +2,7 @@ import json
 
 from conftest import part
 
-from mnist_jax import EpochMetrics, make_config, seeds, training
+from mnist_jax import EpochMetrics, make_config
 from mnist_jax.lab import benchmark
 from mnist_jax.statistics import ratios, spread
 
@@ -30,8 +30,8 @@ def test_contenders_take_turns_in_processes_of_their_own():
 def test_what_an_accelerator_is_asked(mnist, monkeypatch):
     """On whatever device there is; training is not at issue here, and none takes place."""
     asked, history = [], [EpochMetrics(1, 0.1, 0.9, 0.1, 0.9, 1.0)]
-    monkeypatch.setattr(training, "fit", lambda config, data: asked.append(config.recipe) or (None, history))
-    monkeypatch.setattr(seeds, "fit_seeds", lambda config, seeds, data: (None, [history for _ in seeds]))
+    monkeypatch.setattr(benchmark, "fit", lambda config, data: asked.append(config.recipe) or (None, history))
+    monkeypatch.setattr(benchmark, "fit_seeds", lambda config, data, seeds: (None, [history for _ in seeds]))
     small = part(mnist, 200, 200)
     result = benchmark.accelerator("gap", small, seeds=2, batch_sizes=(100,), epochs=1)
     assert asked == ["default", "default", "fast", "fast"]

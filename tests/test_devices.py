@@ -10,10 +10,10 @@ import pytest
 from conftest import PREPARED, ROOT, free_port, part, run_script
 from safetensors.numpy import load_file
 
-from mnist_jax import InputError, devices, evaluate, load_mnist, make_config, make_model, seeds, training
+from mnist_jax import InputError, Metrics, Streams, devices, evaluate, fit, fit_seeds, load_dataset, make_config
+from mnist_jax import make_setup, start, train_epoch, training
 from mnist_jax.lab import jobs
-from mnist_jax.runtime import program
-from mnist_jax.steps import Metrics, Streams, make_setup
+from mnist_jax.loops import program
 
 EIGHT = "--xla_force_host_platform_device_count=8"
 
@@ -28,25 +28,21 @@ def on_eight(environment):
             yield lambda function: worker.submit(function).result()
 
 
-def split():
-    return part(load_mnist(), 1024, 10_000).train
-
-
 def difference(a, b):
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return max(float(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)).max()) for x, y in pairs)
 
 
 def several_steps():
-    mesh, images = devices.make_mesh(), split()
+    mesh, data = devices.make_mesh(), part(load_dataset("mnist"), 1024, 10_000)
     config = make_config("reference", average_decay=0.9, rotation=10.0)
-    key, setup = Streams.from_seed(1).step, make_setup(config, 4)
+    images, key, setup = data.train, Streams.from_seed(1).step, make_setup(config, data)
 
     def train(mesh, first):
         order = first + np.arange(4 * 16, dtype=np.int32).reshape(4, 16)
-        state, totals = devices.put(training.start(config, 1024)[:2], mesh)
+        state, totals = devices.put(start(config, data)[:2], mesh)
         arguments = devices.put(images, mesh), devices.put(order, mesh, axis=1), key, setup
-        return training.train_epoch(state, *arguments, totals=totals)
+        return train_epoch(state, *arguments, totals=totals)
 
     differences = []
     for first in range(0, 500, 100):
@@ -55,9 +51,9 @@ def several_steps():
         differences.append(max(difference(one._replace(step=()), eight._replace(step=())), abs(np.diff(losses)[0])))
     step = program(training.train_body, False, False)
     compiled = step._cache_size()
-    state, totals, images = devices.put((training.start(config, 1024).state, Metrics.zeros(), images), mesh)
+    state, totals, images = devices.put((start(config, data).state, Metrics.zeros(), images), mesh)
     order = devices.put(np.zeros((4, 16), np.int32), mesh, axis=1)
-    text = step.lower(0, state, totals, (order, key), (images, np.float32(1)), setup).compile().as_text()
+    text = step.lower(0, state, totals, (order, key, None), (images, np.float32(1)), setup).compile().as_text()
     return {
         "differences": differences,
         "count": int(eight_metrics.count),
@@ -84,11 +80,11 @@ def test_several_steps_on_eight_devices_are_those_on_one(on_eight):
 
 
 def scores():
-    mesh, mnist = devices.make_mesh(), load_mnist()
+    mesh, mnist = devices.make_mesh(), load_dataset("mnist")
     config = make_config("reference", arch="gap")
-    model, variables = make_model(config), training.start(config, 1024).state.variables
-    found = [evaluate(model, devices.put(variables, mesh), mnist.test, size, mesh) for size in (250, 999)]
-    one = evaluate(model, variables, mnist.test)
+    trained = make_setup(config, mnist).trained(start(config, mnist).state)
+    found = [evaluate(devices.put(trained, mesh), mnist.test, size, mesh) for size in (250, 999)]
+    one = evaluate(trained, mnist.test)
     return [(int(score.count), int(score.correct), float(score.loss)) for score in (one, *found)]
 
 
@@ -101,11 +97,11 @@ def test_scoring_on_eight_devices_counts_every_image(on_eight):
 
 
 def fits():
-    mesh, data = devices.make_mesh(), part(load_mnist(), 64, 64)
+    mesh, data = devices.make_mesh(), part(load_dataset("mnist"), 64, 64)
     config = make_config("reference", arch="gap", epochs=1, batch_size=32, rotation=10.0)
-    _, (alone,) = training.fit(config, data)
-    _, (together,) = training.fit(config, data, mesh=mesh)
-    _, many = seeds.fit_seeds(config, range(1, 9), data, mesh=mesh)
+    _, (alone,) = fit(config, data)
+    _, (together,) = fit(config, data, mesh=mesh)
+    _, many = fit_seeds(config, data, seeds=range(1, 9), mesh=mesh)
     return alone.train_loss, together.train_loss, many[0][0].train_loss, len(many)
 
 
@@ -127,7 +123,7 @@ def refusals():
         ),
         (lambda: devices.require_divisible(5, mesh), "batch size 5 cannot be split over 8 devices; choose 8"),
         (
-            lambda: seeds.fit_seeds(make_config(), [1, 2, 3], load_mnist(), mesh=mesh),
+            lambda: fit_seeds(make_config(), load_dataset("mnist"), seeds=[1, 2, 3], mesh=mesh),
             "3 seeds cannot be split over 8 devices; choose a multiple of that",
         ),
     ):

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import initial_variables
+from conftest import as_trained, initial_variables
 
-from mnist_jax import ARCHS, create_model, load_pretrained, models, predict, standardise
+from mnist_jax import ARCHS, load_pretrained, make_model, models, predict
 from mnist_jax.deploy import export
 
 LAYOUT = "crop1-8-s8p-pool-=2-6"
@@ -45,14 +45,14 @@ def run(op, x):
 @pytest.mark.parametrize("arch", [*ARCHS, LAYOUT])
 def test_the_operations_are_the_network(arch, mnist):
     """With batch statistics and scales that are not those of a fresh network."""
-    model = create_model(arch)
-    variables = initial_variables(model)
+    model = make_model(arch)
     noise = np.random.default_rng(0)
     variables = jax.tree.map(
-        lambda leaf: leaf if leaf.ndim == 4 else leaf * noise.uniform(0.5, 2, leaf.shape).astype(np.float32), variables
+        lambda leaf: leaf if leaf.ndim == 4 else leaf * noise.uniform(0.5, 2, leaf.shape).astype(np.float32),
+        initial_variables(model),
     )
-    images = standardise(mnist.test.images[:4])
-    operations = export.operations(model, variables)
+    trained = as_trained(model, variables, mnist)
+    images, operations = trained.standardize(mnist.test.images[:4]), export.operations(trained)
     found = [functools.reduce(lambda x, op: run(op, x), operations, np.float64(image)).ravel() for image in images]
     np.testing.assert_allclose(
         found, jax.jit(partial(model.apply, train=False))(variables, images), rtol=1e-4, atol=1e-6
@@ -60,12 +60,11 @@ def test_the_operations_are_the_network(arch, mnist):
 
 
 def test_stablehlo_loads_back_and_predicts_the_same(shipped, mnist):
-    model, variables = shipped
-    loaded = jax.export.deserialize(bytearray(export.to_stablehlo(model, variables)))
+    loaded = jax.export.deserialize(bytearray(export.to_stablehlo(shipped)))
     assert loaded.platforms == ("cpu", "cuda", "tpu")
     call = jax.jit(loaded.call)
     logits = np.concatenate([call(mnist.test.images[i : i + 1000]) for i in range(0, 10_000, 1000)])
-    expected = predict(model, variables, mnist.test.images)
+    expected = predict(shipped, mnist.test.images)
     np.testing.assert_array_equal(logits.argmax(1), expected.argmax(1))
     np.testing.assert_allclose(logits, expected, atol=1e-4)
     assert call(mnist.test.images[:3]).shape == (3, 10)  # Any number of images.
@@ -75,10 +74,9 @@ def test_onnx_loads_back_in_onnx_runtime_and_predicts_the_same(shipped, mnist):
     pytest.importorskip("jax2onnx", reason="the extra onnx is not installed")
     import onnxruntime
 
-    model, variables = shipped
-    session = onnxruntime.InferenceSession(export.to_onnx(model, variables))
+    session = onnxruntime.InferenceSession(export.to_onnx(shipped))
     (logits,) = session.run(["logits"], {"images": mnist.test.images})
-    expected = predict(model, variables, mnist.test.images)
+    expected = predict(shipped, mnist.test.images)
     np.testing.assert_array_equal(logits.argmax(1), expected.argmax(1))
     np.testing.assert_allclose(logits, expected, atol=1e-4)
     (logits,) = session.run(["logits"], {"images": mnist.test.images[:3]})
@@ -94,7 +92,7 @@ def test_a_network_that_the_page_cannot_run_is_named():
             return jnp.tanh(x)
 
     with pytest.raises(NotImplementedError, match="no operation for tanh"):
-        export.operations(Tanh(), {})
+        export.operations(as_trained(Tanh(), {}))
 
 
 def test_a_format_whose_extra_is_absent(script, monkeypatch):
@@ -106,24 +104,26 @@ def test_a_format_whose_extra_is_absent(script, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def page(shipped, mnist):
-    """Of the shipped network, and of one of separable convolutions that is not trained."""
-    model = create_model(LAYOUT)
-    networks = [("bn_dropout", *shipped), (LAYOUT, model, initial_variables(model))]
+def networks(shipped):
+    """The shipped network, and one of separable convolutions that is not trained."""
+    model = make_model(LAYOUT)
+    return [shipped, as_trained(model, initial_variables(model), shipped)]
+
+
+@pytest.fixture(scope="module")
+def page(networks, mnist):
     return export.to_page(networks, mnist.test.images[0])
 
 
 def test_the_page_is_small_and_whole_in_itself(shipped, page, mnist):
-    largest = export.to_page([("bn_dropout", *shipped)] * 3, mnist.test.images[0])
+    largest = export.to_page([shipped] * 3, mnist.test.images[0])
     assert len(largest.encode()) < 150_000
     assert not re.search(r"https?:|@import|url\(|src=|href=", page)
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-def test_the_page_computes_what_flax_does(shipped, page, mnist, tmp_path):
+def test_the_page_computes_what_flax_does(networks, page, mnist, tmp_path):
     """In a browser, on a hundred test images; it shows a digit before the first stroke, and then what is drawn."""
-    model, variables = shipped
-    other = create_model(LAYOUT)
     images = mnist.test.images[:100]
     script = """
       const shown = document.querySelector(".best span").textContent;
@@ -145,8 +145,8 @@ def test_the_page_computes_what_flax_does(shipped, page, mnist, tmp_path):
     command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom", f"file://{tmp_path}/page.html"]
     dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     found = json.loads(re.search("<title>(.*?)</title>", dom, re.DOTALL).group(1))
-    np.testing.assert_allclose(found["logits"][0], predict(model, variables, images), atol=1e-3)
-    np.testing.assert_allclose(found["logits"][1], predict(other, initial_variables(other), images), atol=1e-3)
+    for trained, logits in zip(networks, found["logits"], strict=True):
+        np.testing.assert_allclose(logits, predict(trained, images), atol=1e-3)
     # A test image drawn ten times as large comes back as it was.
     np.testing.assert_allclose(np.array(found["centred"]).reshape(28, 28), images[0, :, :, 0], atol=1)
     assert (found["shown"], found["best"]) == (str(mnist.test.labels[0]), "4")

@@ -21,7 +21,7 @@ COUNTS = confusion(LABELS, PROBABILITIES.argmax(1))
     [
         lambda: figures.losses(HISTORY, "test"),
         lambda: figures.accuracies(HISTORY, "held-out", 0.994),
-        lambda: figures.confusion(COUNTS),
+        lambda: figures.confusion(COUNTS, "0123456789"),
         lambda: figures.reliability(calibration(PROBABILITIES, LABELS)),
         lambda: figures.digits(RANDOM.integers(0, 255, (13, 28, 28, 1)).astype(np.uint8), ["1 not 7"] * 13),
         lambda: figures.digits(np.zeros((0, 28, 28, 1), np.uint8), []),
@@ -49,7 +49,7 @@ def test_curves_show_the_history():
 
 
 def test_confusion_writes_every_count():
-    axis = figures.confusion(COUNTS).axes[0]
+    axis = figures.confusion(COUNTS, "0123456789").axes[0]
     assert [int(text.get_text()) for text in axis.texts] == COUNTS.ravel().tolist()
 
 

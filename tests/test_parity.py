@@ -5,12 +5,11 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from conftest import initial_variables
+from conftest import as_trained, initial_variables
 
-from mnist_jax import ARCHS, TrainState, make_config, make_model, make_optimizer, standardise, train_step
+from mnist_jax import ARCHS, Setup, TrainState, layers_of, make_config, make_optimizer, train_step
 from mnist_jax.lab import baselines
-from mnist_jax.models import layers_of
-from mnist_jax.steps import Setup
+from mnist_jax.recipes.values import network_of
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -19,9 +18,9 @@ pytestmark = pytest.mark.parametrize("arch", [*ARCHS, "crop1-8-s8p-pool-=2-6"])
 
 
 def start(arch):
-    """A model without dropout with perturbed variables, so that no layer starts at its neutral element."""
+    """A network without dropout with perturbed variables, so that no layer starts at its neutral element; and PyTorch's."""
     # He initialisation, so that the logits are of the order of one and the comparison means something.
-    model = make_model(make_config(arch=arch, dropout_rate=0.0, kernel_init="he_normal"))
+    model = network_of(make_config(arch=arch, dropout_rate=0.0, kernel_init="he_normal"))
     variables = jax.tree.map(np.array, initial_variables(model))
     rng = np.random.default_rng(0)
     for tree in (variables["params"], variables["batch_stats"]):
@@ -29,13 +28,13 @@ def start(arch):
             tree[name] = jax.tree.map(lambda a: a + rng.uniform(0, 0.3, a.shape).astype(a.dtype), tree[name])
     network = baselines.torch_network(arch, dropout=0.0)
     baselines.load_variables(network, variables)
-    return model, variables, network
+    return as_trained(model, variables), network
 
 
 def nchw(images):
     # A reshape, not a permutation, whose strides PyTorch would take for channels-last: there its float32 batch
     # statistics are off, and its logits 3e-4 from its own in float64 (contiguous: 6e-7, as are Flax's).
-    return torch.tensor(np.array(standardise(images))).reshape(-1, 1, 28, 28)
+    return torch.tensor(np.array(images)).reshape(-1, 1, 28, 28)
 
 
 def deviation(tree, other):
@@ -44,16 +43,16 @@ def deviation(tree, other):
 
 
 def test_logits_and_running_averages(arch, mnist, record_property):
-    images = mnist.test.images[:128]
-    model, variables, network = start(arch)
+    trained, network = start(arch)
+    model, variables, images = trained.model, trained.variables, trained.standardize(mnist.test.images[:128])
 
-    logits = model.apply(variables, standardise(images), train=False)
+    logits = model.apply(variables, images, train=False)
     with torch.no_grad():
         expected = network.eval()(nchw(images)).numpy()
     record_property("evaluation", deviation(logits, expected))
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
-    logits, updated = model.apply(variables, standardise(images), train=True, mutable=["batch_stats"])
+    logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
     with torch.no_grad():
         expected = network.train()(nchw(images)).numpy()
     record_property("training", deviation(logits, expected))
@@ -74,18 +73,18 @@ def test_logits_and_running_averages(arch, mnist, record_property):
 
 def test_three_steps_of_sgd(arch, mnist, record_property):
     batches = [(mnist.train.images[i : i + 128], mnist.train.labels[i : i + 128]) for i in (0, 128, 256)]
-    model, variables, network = start(arch)
-    optimizer = make_optimizer(make_config("reference", arch=arch), total_steps=3)
-    state = TrainState(
-        variables["params"], variables["batch_stats"], optimizer.init(variables["params"]), np.zeros((), np.int32)
-    )
+    trained, network = start(arch)
+    variables = trained.variables
+    setup = Setup(trained.model, make_optimizer(make_config("reference", arch=arch), total_steps=3))
+    params, collections = variables["params"], {"batch_stats": variables["batch_stats"]}
+    state = TrainState(params, collections, setup.optimizer.init(params), np.zeros((), np.int32))
     step = jax.jit(train_step, static_argnames="setup")
     descent = torch.optim.SGD(network.train().parameters(), lr=0.01, momentum=0.9)
     for images, labels in batches:
-        state, metrics = step(state, images, labels, jax.random.key(0), Setup(model, optimizer))
+        state, metrics = step(state, images, labels, jax.random.key(0), setup)
         descent.zero_grad()
         loss = torch.nn.functional.nll_loss(
-            torch.log_softmax(network(nchw(images)), 1), torch.tensor(labels, dtype=torch.long)
+            torch.log_softmax(network(nchw(trained.standardize(images))), 1), torch.tensor(labels, dtype=torch.long)
         )
         loss.backward()
         descent.step()

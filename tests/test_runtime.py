@@ -89,3 +89,34 @@ def test_seconds_of_compiling():
     start = time.perf_counter()
     jax.jit(lambda x: x * 3 + before)(1.0)
     assert 0 < runtime.seconds_within(noted[before:], start, time.perf_counter()) <= time.perf_counter() - start
+
+
+@pytest.mark.parametrize(
+    ("environment", "used", "done"),
+    [
+        ({}, False, ["cache", "allocator"]),
+        ({}, True, []),
+        ({"MNIST_JAX_LEAVE_PROCESS": "1"}, False, []),
+        ({"MALLOC_ARENA_MAX": "2"}, False, ["cache"]),
+        ({"JAX_CPU_ENABLE_ASYNC_DISPATCH": "1"}, False, ["cache"]),
+    ],
+)
+def test_importing_sets_what_the_user_has_not(monkeypatch, environment, used, done):
+    found = []
+    monkeypatch.setattr(runtime, "use_compilation_cache", lambda: found.append("cache"))
+    monkeypatch.setattr(runtime, "reuse_freed_memory", lambda: found.append("allocator"))
+    monkeypatch.setattr(runtime, "_jax_was_used", lambda: used)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    runtime.prepare_process()
+    assert found == done
+
+
+def test_jit_is_the_same_object_and_runs_inside_another_program():
+    def double(x, times):
+        return x * 2**times
+
+    doubled = runtime.jit(double, static_argnames=["times"])
+    assert runtime.jit(double, static_argnames=("times",)) is doubled
+    assert runtime.jit(lambda x: doubled(x, times=2) + 1)(3.0) == 13
+    assert "mul" in str(doubled.trace(3.0, times=1).jaxpr)

@@ -166,7 +166,7 @@ train.py --checkpoint-every -1              | checkpoint every -1 | choose
 train.py --resume absent                    | 'absent' | holds no run
 train.py --devices most                     | 'most' | choose
 train.py --devices 99                       | devices 99 | choose
-train.py --process-id 1                     | --coordinator | give them
+train.py --process-id 1                     | coordinator (HOST:PORT) | give them
 evaluate.py                                 | run dir or --arch
 evaluate.py absent                          | 'absent' | run
 evaluate.py run --batch-size 0              | batch size 0 | choose

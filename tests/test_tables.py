@@ -21,12 +21,12 @@ def test_readme_figures_are_drawn_from_the_results():
         path = ROOT / "results" / f"{name}.png"
         assert f"results/{path.name}" in (ROOT / "README.md").read_text("utf-8")
         with Image.open(path) as image:
-            assert image.text["Source"] == ladder.sources_hash(ROOT / "results"), "reproduce.py --table draws it again"
+            assert image.text["Source"] == figures.sources_hash(ROOT / "results"), "reproduce.py --table draws it again"
 
 
 def test_figures_are_written_beside_their_sources(tmp_path, monkeypatch):
     (tmp_path / "default-gap.jsonl").write_text(line(1, 0.99, 0.98) + "\n" + line(2, 0.97, 0.995) + "\n")
-    before = ladder.sources_hash(tmp_path)
+    before = figures.sources_hash(tmp_path)
     written = figures.write_figures(tmp_path)
     names = ["ladder-light", "ladder-dark", "frontier-light", "frontier-dark", "errors-light"]
     assert [path.stem for path in written] == names
@@ -34,10 +34,10 @@ def test_figures_are_written_beside_their_sources(tmp_path, monkeypatch):
         with Image.open(path) as image:
             assert image.text["Source"] == before
     (tmp_path / "reference-gap.jsonl").write_text(line(1, 0.99) + "\n")
-    hashes = {before, ladder.sources_hash(tmp_path)}
+    hashes = {before, figures.sources_hash(tmp_path)}
     for name, quoted in (("PUBLIC", tables.PUBLIC[1:]), ("NOTEBOOKS", {})):
-        monkeypatch.setattr(ladder, name, quoted)
-        hashes.add(ladder.sources_hash(tmp_path))
+        monkeypatch.setattr(figures, name, quoted)
+        hashes.add(figures.sources_hash(tmp_path))
     assert len(hashes) == 4
 
 

@@ -4,11 +4,12 @@ import resource
 
 import numpy as np
 import pytest
-from conftest import part
+from conftest import as_trained, part
 
-from mnist_jax import InputError, make_config, make_model, predict
+from mnist_jax import InputError, make_config, predict
 from mnist_jax.errors import StorageError
 from mnist_jax.lab import records, trials
+from mnist_jax.recipes.values import network_of
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +24,11 @@ def test_a_trial_says_what_the_final_weights_do(ran):
     config, data, trial, variables = ran
     assert trial.config == dataclasses.asdict(config)
     assert [epoch.epoch for epoch in trial.history] == [1, 2]
-    wrong = predict(make_model(config), variables, data.test.images, 70).argmax(-1) != data.test.labels
+    trained = as_trained(network_of(config), variables, data)
+    wrong = predict(trained, data.test.images, 70).argmax(-1) != data.test.labels
     assert list(trial.errors) == np.flatnonzero(wrong).tolist()
     assert trial.history[-1].test_accuracy == (500 - len(trial.errors)) / 500
-    right = predict(make_model(config), variables, data.train.images).argmax(-1) == data.train.labels
+    right = predict(trained, data.train.images).argmax(-1) == data.train.labels
     assert trial.train_accuracy == right.mean()
     assert trial.seconds > 0
 
@@ -102,7 +104,9 @@ def test_seeds_trained_together_are_trials_of_their_own(ran):
         assert trial.config["seed"] == seed
         assert trial.together == 2
         assert [epoch.epoch for epoch in trial.history] == [1, 2]
-        wrong = predict(make_model(config), variables, data.test.images).argmax(-1) != data.test.labels
+        wrong = (
+            predict(as_trained(network_of(config), variables, data), data.test.images).argmax(-1) != data.test.labels
+        )
         assert list(trial.errors) == np.flatnonzero(wrong).tolist()
         if seed == 7:
             assert trial.history[-1].test_loss == pytest.approx(alone.history[-1].test_loss, abs=1e-4)

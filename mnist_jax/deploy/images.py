@@ -7,12 +7,13 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mnist_jax.errors import InputError
+from mnist_jax.models import IMAGE_SHAPE
 
 FORMATS = ("PNG", "JPEG")
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 25_000_000
 
-_BOX, _SIZE = 20, 28
+_BOX, _SIZE = 20, IMAGE_SHAPE[0]
 _FAINT = 32  # Grey levels out of 255 by which ink must stand out from its background.
 
 
@@ -64,7 +65,7 @@ def load_image(path: Path) -> np.ndarray:
 def centre(ink: np.ndarray) -> np.ndarray:
     """Scales ink, float [H, W] from 0 for background to 255, to a box of 20x20, its shape kept.
 
-    Its centre of mass is then pixel (14, 14) of what is given, uint8 [28, 28, 1].
+    Its center of mass is then pixel (14, 14) of what is given, uint8 [28, 28, 1].
     """
     rows, columns = (np.flatnonzero(ink.any(axis)) for axis in (1, 0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
