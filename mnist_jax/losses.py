@@ -14,30 +14,30 @@ from collections.abc import Callable
 
 import jax
 import optax
+from jaxtyping import Array, Float, Int, Key
 
-Apply = Callable[[jax.Array], jax.Array]
-Loss = Callable[
-    [Apply, jax.Array, jax.Array, jax.Array],
-    tuple[jax.Array, jax.Array] | tuple[jax.Array, jax.Array, jax.Array],
-]
+Apply = Callable[[Float[Array, "B H W C"]], Float[Array, "B classes"]]
+Plain = tuple[Float[Array, " B"], Float[Array, "B classes"]]
+Minimized = tuple[Float[Array, " B"], Float[Array, "B classes"], Float[Array, ""]]
+Loss = Callable[[Apply, Float[Array, "B H W C"], Int[Array, " B"], Key[Array, ""]], Plain | Minimized]
 
 
 @dataclasses.dataclass(frozen=True)
 class FromLogits:
     """See `from_logits`."""
 
-    function: Callable[[jax.Array, jax.Array], jax.Array]
+    function: Callable[[Float[Array, "B classes"], Int[Array, " B"]], Float[Array, " B"]]
 
     def __call__(
-        self, apply: Apply, images: jax.Array, labels: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+        self, apply: Apply, images: Float[Array, "B H W C"], labels: Int[Array, " B"], key: Key[Array, ""]
+    ) -> Plain:
         """The losses of the logits, and the logits."""
         del key
         logits = apply(images)
         return self.function(logits, labels), logits
 
 
-def from_logits(function: Callable[[jax.Array, jax.Array], jax.Array]) -> FromLogits:
+def from_logits(function: Callable[[Float[Array, "B classes"], Int[Array, " B"]], Float[Array, " B"]]) -> FromLogits:
     """Makes a loss of `function(logits, labels)`, which gives float32 [B], such as the losses of optax."""
     return FromLogits(function)
 
@@ -54,8 +54,8 @@ class CrossEntropy:
     label_smoothing: float = 0.0
 
     def __call__(
-        self, apply: Apply, images: jax.Array, labels: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, jax.Array] | tuple[jax.Array, jax.Array, jax.Array]:
+        self, apply: Apply, images: Float[Array, "B H W C"], labels: Int[Array, " B"], key: Key[Array, ""]
+    ) -> Plain | Minimized:
         """The plain losses, the logits and, with smoothing, what is minimized."""
         del key
         logits = apply(images)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.initializers import he_normal, variance_scaling
 from jax import lax
+from jaxtyping import Array, Float
 
 from mnist_jax.errors import InputError
 from mnist_jax.layers import FAST, Layers
@@ -72,7 +73,7 @@ class Basic(Network):
     widths: tuple[int, ...] = (32, 64, 128, 32, 64, 128)
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B classes"]:
         """Standardized images float32 [B, H, W, C] to logits float32 [B, num_classes]."""
         del train
         images, conv, (c1, c2, c3, c4, c5, c6) = x, self.convolution(), self.widths
@@ -104,7 +105,7 @@ class Gap(Network):
         return x
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B classes"]:
         """Standardized images float32 [B, H, W, C] to logits float32 [B, num_classes]."""
         images, conv, then = x, self.convolution(), partial(self.after_relu, train=train)
         x = then(self.layers.relu(conv(16, (3, 3), name="conv1")(x)), "bn1")  # 26    144, and in `bn_dropout` 32
@@ -168,7 +169,7 @@ class Stack(Network):
     blocks: tuple[Block, ...] = ()
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B classes"]:
         """Standardized images float32 [B, H, W, C] to logits float32 [B, num_classes]."""
         images, convolutions = x, []
         options = {"use_running_average": not train, "momentum": 0.9, "epsilon": 1e-5, "dtype": self.dtype}

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 from mnist_jax import devices
 from mnist_jax.data import Split, as_images
@@ -34,7 +36,7 @@ def evaluate(
     return loop(eval_body, range(len(order)), None, totals, trained, (split, order), None, many=many)[1]
 
 
-def predict(trained: Trained, images: Any, batch_size: int = 250) -> np.ndarray:
+def predict(trained: Trained, images: ArrayLike, batch_size: int = 250) -> Float[np.ndarray, "N classes"]:
     """Logits float32 [N, classes]; the batch size does not change them.
 
     `images` are [N, H, W] or [N, H, W, C], as `Dataset.from_arrays` takes them; others raise InputError.

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, UInt8
 
 from mnist_jax.data import standardize, standardize_pixels, to_float
 from mnist_jax.errors import InputError
@@ -36,7 +37,7 @@ class TrainState(NamedTuple):
     params: Any
     collections: Collections
     opt_state: Any
-    step: jax.Array
+    step: Int[Array, "*seeds"]
     average: Collections | None = None
 
     @property
@@ -55,10 +56,10 @@ class Metrics(NamedTuple):
     `bad_step`, int32 [], is the first training step, counted from 1, whose loss or gradient was not finite; 0 for none.
     """
 
-    loss: jax.Array
-    correct: jax.Array
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-    bad_step: jax.Array
+    loss: Float[Array, "*seeds"]
+    correct: Int[Array, "*seeds"]
+    count: Int[Array, "*seeds"]  # pyright: ignore[reportIncompatibleMethodOverride]
+    bad_step: Int[Array, "*seeds"]
 
     @classmethod
     def zeros(cls, *shape: int) -> "Metrics":
@@ -79,9 +80,9 @@ class Metrics(NamedTuple):
 class Streams(NamedTuple):
     """The keys of a run's three random streams. A draw folds in its epoch or step; no key is carried along."""
 
-    init: jax.Array
-    order: jax.Array
-    step: jax.Array
+    init: Key[Array, ""]
+    order: Key[Array, ""]
+    step: Key[Array, ""]
 
     @classmethod
     def from_seed(cls, seed: int) -> "Streams":
@@ -109,7 +110,9 @@ class Trained:
     classes: tuple[str, ...] = flax.struct.field(pytree_node=False)
     image_shape: tuple[int, int, int] = flax.struct.field(pytree_node=False)
 
-    def standardize(self, images: Any) -> jax.Array:
+    def standardize(
+        self, images: UInt8[ArrayLike, "*N H W C"] | Float[ArrayLike, "*N H W C"]
+    ) -> Float[Array, "*N H W C"]:
         """Images [..., H, W, C], uint8 or floats in [0, 1], to what the network takes, float32 of the same shape."""
         return standardize(images, self.mean, self.deviation)
 
@@ -155,7 +158,7 @@ class Setup(NamedTuple):
         return Trained(self.model, variables, self.mean, self.deviation, self.classes, self.image_shape)
 
 
-def init_state(setup: Setup, key: jax.Array) -> TrainState:
+def init_state(setup: Setup, key: Key[Array, ""]) -> TrainState:
     """The state before the first step. The key is consumed."""
     return jit(_init_state, static_argnames="setup", once=True)(setup, key)
 
@@ -193,11 +196,11 @@ def _apply(model, variables, images, key):
 
 def train_step(
     state: TrainState,
-    images: jax.typing.ArrayLike,
-    labels: jax.typing.ArrayLike,
-    key: jax.Array,
+    images: UInt8[ArrayLike, "B H W C"] | Float[ArrayLike, "B H W C"],
+    labels: Int[ArrayLike, " B"],
+    key: Key[Array, ""],
     setup: Setup,
-    strength: jax.typing.ArrayLike = 1.0,
+    strength: Float[ArrayLike, ""] = 1.0,
 ) -> tuple[TrainState, Metrics]:
     """One step of gradient descent on the mean loss of a batch.
 
@@ -272,7 +275,12 @@ def _require_losses(losses, logits, labels):
         )
 
 
-def eval_step(trained: Trained, images: jax.Array, labels: jax.Array, mask: jax.Array) -> Metrics:
+def eval_step(
+    trained: Trained,
+    images: UInt8[Array, "B H W C"] | Float[Array, "B H W C"],
+    labels: Int[Array, " B"],
+    mask: Bool[Array, " B"],
+) -> Metrics:
     """Scores a batch by cross-entropy and accuracy.
 
     Args:

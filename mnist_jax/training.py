@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from mnist_jax import devices
 from mnist_jax.data import Dataset, Split
@@ -108,7 +109,7 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     return num_examples // batch_size
 
 
-def epoch_order(key: jax.Array, epoch: jax.typing.ArrayLike, num_examples: int, batch_size: int) -> jax.Array:
+def epoch_order(key: Key[Array, ""], epoch: ArrayLike, num_examples: int, batch_size: int) -> Int[Array, "steps B"]:
     """Which examples each step of an epoch sees, int32 [steps, batch_size]: a permutation from (key, epoch).
 
     The last `num_examples % batch_size` of the permutation are dropped, different ones in every epoch.
@@ -125,9 +126,7 @@ def _epoch_order(key, epoch, num_examples, batch_size):
 # The epoch ------------------------------------------------------------------------------------------------------------
 
 
-def train_body(
-    i: Any, state: TrainState, totals: Metrics, own: Any, shared: Any, setup: Any
-) -> tuple[TrainState, Metrics]:
+def train_body(i: Any, state: TrainState, totals: Metrics, own: Any, shared: Any, setup: Any) -> tuple[Any, Metrics]:
     """Takes the i-th step of an epoch: its order and key are a seed's own, split and strength are shared."""
     (order, key, numbers), (split, strength) = own, shared
     batch = order[i]
@@ -139,15 +138,15 @@ def train_body(
 def train_epoch(
     state: TrainState,
     split: Split,
-    order: jax.Array,
-    key: jax.Array,
+    order: Int[Array, "*seeds steps B"],
+    key: Key[Array, "*seeds"],
     setup: Setup | Callable[[Any], Setup],
     *,
     strength: float = 1.0,
     first: int = 0,
     totals: Metrics | None = None,
     many: bool = False,
-    numbers: dict[str, jax.Array] | None = None,
+    numbers: dict[str, Float[Array, " seeds"]] | None = None,
     on_step: Callable[[int, Metrics], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[TrainState, Metrics]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
 from numpy.typing import ArrayLike
 
 from mnist_jax.errors import InputError
@@ -23,8 +24,8 @@ _SCALES = "give integers from 0 to 255 or floats in [0, 1]"
 class Split(NamedTuple):
     """Labeled images: `images` uint8, or float32 in [0, 1], [N, H, W, C]; `labels` int32 [N]."""
 
-    images: np.ndarray
-    labels: np.ndarray
+    images: UInt8[np.ndarray, "N H W C"] | Float[np.ndarray, "N H W C"]
+    labels: Int[np.ndarray, " N"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,7 +97,7 @@ class Dataset:
         return f"Dataset({self.name!r}, {sizes}, image_shape={self.image_shape}, classes={len(self.classes)})"
 
 
-def as_images(images: ArrayLike) -> np.ndarray:
+def as_images(images: ArrayLike) -> UInt8[np.ndarray, "N H W C"] | Float[np.ndarray, "N H W C"]:
     """Gives images as uint8, or float32 in [0, 1], [N, H, W, C]; N may be 0. What is uint8 already is not copied.
 
     Args:
@@ -130,7 +131,11 @@ def to_float(images: jax.typing.ArrayLike) -> jax.Array:
     return pixels * 255 if jnp.issubdtype(images.dtype, jnp.floating) else pixels
 
 
-def standardize(images: jax.typing.ArrayLike, mean: tuple[float, ...], deviation: tuple[float, ...]) -> jax.Array:
+def standardize(
+    images: UInt8[jax.typing.ArrayLike, "*N C"] | Float[jax.typing.ArrayLike, "*N C"],
+    mean: tuple[float, ...],
+    deviation: tuple[float, ...],
+) -> Float[Array, "*N C"]:
     """Brings uint8 images, or floats in [0, 1], [..., C] to zero mean and unit variance, float32 [..., C].
 
     Mean and deviation are per channel, on the [0, 1] scale.
