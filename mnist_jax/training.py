@@ -90,12 +90,14 @@ class Lanes(NamedTuple):
     Attributes:
       streams: the random streams of each.
       names: what errors call each, where there are many; None for one without an axis.
-      numbers: settings that differ, arrays [N] by name, from which `setup.vary` makes each one's setup.
+      numbers: settings that differ, arrays [N] by name.
+      make: makes each one's setup of its numbers, where there are some.
     """
 
     streams: Sequence[Streams]
     names: Sequence[str] | None = None
     numbers: dict[str, jax.Array] | None = None
+    make: Callable[[Any], Setup] | None = None
 
     def join(self, trees: Sequence[Any]) -> Any:
         """One tree for each, as one: stacked where there are many."""
@@ -187,12 +189,12 @@ def train_epoch(
 # The fit --------------------------------------------------------------------------------------------------------------
 
 
-def begin(setup: Setup, lanes: Lanes, make: Callable[[Any], Setup] | None = None) -> Progress[Any]:
+def begin(setup: Setup, lanes: Lanes) -> Progress[Any]:
     """Every lane before its first step."""
     if lanes.numbers is None:
         return lanes.join([Progress(init_state(setup, each.init), Metrics.zeros()) for each in lanes.streams])
     keys = jnp.stack([each.init for each in lanes.streams])
-    states = jit(_init_states, static_argnames="make", once=True)(keys, lanes.numbers, make)
+    states = jit(_init_states, static_argnames="make", once=True)(keys, lanes.numbers, lanes.make)
     return Progress(states, Metrics.zeros(len(keys)))
 
 
@@ -206,7 +208,6 @@ def train(
     plan: Plan,
     lanes: Lanes,
     *,
-    make: Callable[[Any], Setup] | None = None,
     progress: Progress[Any] | None = None,
     mesh: Mesh | None = None,
     on_step: Callable[[int, int, Metrics], None] | None = None,
@@ -215,29 +216,17 @@ def train(
 ) -> Progress[Any]:
     """Trains, and scores on `data.test` after every epoch: the `fit` of values.
 
-    Args:
-      setup: network, optimizer, loss and the rest that is not an array.
-      data: what to train on and what to score.
-      plan: how to go through it.
-      lanes: one training, or many in one program.
-      make: makes the setup of each lane of its numbers, where lanes have numbers.
-      progress: where to go on from, else from scratch; it stays usable.
-      mesh: the devices to split every batch over, or the lanes; None for the default device.
-      on_step: called as `on_step(epoch, i, totals)` after step i of an epoch (CPU only), with its metrics so far.
-      on_epoch: called with the progress after each epoch, which stays usable; a true result ends the training.
-      stop: asked whether to stop; on CPU, in a process by itself, after every step, else after every epoch.
-
-    Returns:
-      The last progress. Raises as `recipes.fit`.
+    `plan` says how to go through the data, and `lanes` are one training, or many in one program. Options and errors are
+    those of `recipes.fits.fit`. Returns the last progress.
     """
     many, steps = lanes.names is not None, steps_per_epoch(len(data.train.labels), plan.batch_size)
     _require_split(plan, lanes, mesh)
     place = functools.partial(devices.put, mesh=mesh, axis=0 if many else None)
     if progress:
-        _require_own(progress, jax.eval_shape(lambda: begin(setup, lanes, make)), plan, steps)
+        _require_own(progress, jax.eval_shape(lambda: begin(setup, lanes)), plan, steps)
         state, totals, history = (*jax.device_put(progress[:2], may_alias=False), progress.history)
     else:
-        state, totals, history = begin(setup, lanes, make)
+        state, totals, history = begin(setup, lanes)
     state, totals, numbers = place(state), place(totals), lanes.numbers and place(lanes.numbers)
     key = place(jnp.stack([each.step for each in lanes.streams])) if many else lanes.streams[0].step
     train, test = devices.put(data.train, mesh), devices.put(data.test, mesh)
@@ -250,7 +239,7 @@ def train(
             train,
             devices.put(order, mesh, axis=0 if many else 1),
             key,
-            make or setup,
+            lanes.make or setup,
             strength=float(epoch <= plan.epochs - plan.plain_epochs),
             first=done % steps,
             totals=totals,

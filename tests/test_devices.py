@@ -10,8 +10,21 @@ import pytest
 from conftest import PREPARED, ROOT, free_port, part, run_script
 from safetensors.numpy import load_file
 
-from mnist_jax import InputError, Metrics, Streams, devices, evaluate, fit, fit_seeds, load_dataset, make_config
-from mnist_jax import make_setup, start, train_epoch, training
+from mnist_jax import (
+    InputError,
+    Metrics,
+    Streams,
+    devices,
+    evaluate,
+    fit,
+    fit_seeds,
+    load_dataset,
+    make_config,
+    make_setup,
+    start,
+    train_epoch,
+    training,
+)
 from mnist_jax.lab import jobs
 from mnist_jax.loops import program
 

@@ -18,12 +18,12 @@ pytestmark = pytest.mark.parametrize("arch", [*ARCHS, "crop1-8-s8p-pool-=2-6"])
 
 
 def start(arch):
-    """A network without dropout with perturbed variables, so that no layer starts at its neutral element; and PyTorch's."""
+    """A network without dropout with perturbed variables, so that no layer starts at its neutral element, twice."""
     # He initialisation, so that the logits are of the order of one and the comparison means something.
     model = network_of(make_config(arch=arch, dropout_rate=0.0, kernel_init="he_normal"))
     variables = jax.tree.map(np.array, initial_variables(model))
     rng = np.random.default_rng(0)
-    for tree in (variables["params"], variables["batch_stats"]):
+    for tree in variables.values():
         for name in (name for name in tree if name.startswith("bn")):
             tree[name] = jax.tree.map(lambda a: a + rng.uniform(0, 0.3, a.shape).astype(a.dtype), tree[name])
     network = baselines.torch_network(arch, dropout=0.0)
@@ -74,9 +74,9 @@ def test_logits_and_running_averages(arch, mnist, record_property):
 def test_three_steps_of_sgd(arch, mnist, record_property):
     batches = [(mnist.train.images[i : i + 128], mnist.train.labels[i : i + 128]) for i in (0, 128, 256)]
     trained, network = start(arch)
-    variables = trained.variables
+    collections = {**trained.variables}
+    params = collections.pop("params")
     setup = Setup(trained.model, make_optimizer(make_config("reference", arch=arch), total_steps=3))
-    params, collections = variables["params"], {"batch_stats": variables["batch_stats"]}
     state = TrainState(params, collections, setup.optimizer.init(params), np.zeros((), np.int32))
     step = jax.jit(train_step, static_argnames="setup")
     descent = torch.optim.SGD(network.train().parameters(), lr=0.01, momentum=0.9)
@@ -90,6 +90,6 @@ def test_three_steps_of_sgd(arch, mnist, record_property):
         descent.step()
         assert metrics.mean()[0] == pytest.approx(loss.item(), rel=1e-5)
     # Not the running variances: PyTorch's are of N - 1, and Flax's of N, values.
-    difference = deviation(state.params, baselines.read_variables(network, variables)["params"])
+    difference = deviation(state.params, baselines.read_variables(network, trained.variables)["params"])
     record_property("weights after three steps", difference)
     assert difference < 1e-4

@@ -166,8 +166,8 @@ def fit_many(
     plan = plan_of(configs[0], optimizer)
     numbers = {name: jnp.array([getattr(one, name) for one in configs], jnp.float32) for name in varied}
     names = [f"config {i}" for i in range(len(configs))]
-    lanes = Lanes([Streams.from_seed(one.seed) for one in configs], names, numbers)
-    reached = _train(makers[0].setup, data, plan, lanes, stop, make=makers[0], mesh=mesh)
+    lanes = Lanes([Streams.from_seed(one.seed) for one in configs], names, numbers, makers[0])
+    reached = _train(makers[0].setup, data, plan, lanes, stop, mesh=mesh)
     return reached.state, [list(history) for history in zip(*reached.history, strict=True)]
 
 
