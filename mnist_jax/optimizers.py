@@ -23,10 +23,10 @@ def make_schedule(schedule: str, learning_rate: Number, warmup: float, total_ste
     rise for the fraction `warmup` of all steps.
     """
     if schedule == "one_cycle":
-        return optax.linear_onecycle_schedule(total_steps, learning_rate, warmup, 1.0, 10.0, 1e4)  # pyright: ignore
+        return optax.linear_onecycle_schedule(total_steps, learning_rate, warmup, 1.0, 10.0, 1e4)  # pyright: ignore[reportArgumentType]
     if schedule == "cosine":
         rising = round(warmup * total_steps)
-        return optax.warmup_cosine_decay_schedule(learning_rate / 10, learning_rate, rising, total_steps)  # pyright: ignore
+        return optax.warmup_cosine_decay_schedule(learning_rate / 10, learning_rate, rising, total_steps)  # pyright: ignore[reportArgumentType]
     return optax.constant_schedule(learning_rate)
 
 

@@ -268,16 +268,23 @@ def press(times):
     return on_step
 
 
-def test_ctrl_c_stops_after_a_step_and_a_second_one_at_once(data):
-    before = signal.getsignal(signal.SIGINT)
+@pytest.fixture
+def sigint():
+    """The handler of a process by itself: a worker of pytest-xdist ignores the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_stops_after_a_step_and_a_second_one_at_once(data, sigint):
     whole, _ = mj.fit(CONFIG, data)
     with pytest.raises(mj.Stopped, match=r"^stopped after step 3; go on with fit\(.*\)$") as stopped:
         mj.fit(CONFIG, data, on_step=press(1))
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is sigint
     chex.assert_trees_all_equal(mj.fit(CONFIG, data, progress=stopped.value.progress)[0], whole)
     with pytest.raises(KeyboardInterrupt):
         mj.fit(CONFIG, data, on_step=press(2))
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is sigint
 
 
 def test_every_setting_has_a_text():

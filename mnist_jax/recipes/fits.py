@@ -157,8 +157,9 @@ def fit_many(
     if jax.default_backend() == "cpu":
         done = []
         for config, make in zip(configs, makers, strict=True):
-            # Made of an array, the optimizer's state has the same structure whether there is weight decay or none.
-            setup = make({name: jnp.float32(config.weight_decay) for name in varied if name == "weight_decay"})
+            # SGD of an array has a state of the same structure whether there is weight decay or none.
+            decays = "weight_decay" in varied and config.optimizer == "sgd"
+            setup = make({"weight_decay": jnp.float32(config.weight_decay)} if decays else {})
             lanes = Lanes([Streams.from_seed(config.seed)])
             done.append(_train(setup, data, plan_of(config, optimizer), lanes, stop, mesh=mesh))
         states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(reached.state for reached in done))
