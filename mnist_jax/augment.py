@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mnist_jax.errors import InputError
+
 
 class Affine(NamedTuple):
     """Affine maps about the image's centre: scaled, then sheared, then rotated, then shifted.
@@ -59,9 +61,13 @@ class Always:
     function: Callable[[jax.Array, jax.Array], jax.Array]
 
     def __call__(self, key: jax.Array, images: jax.Array, strength: jax.Array | float = 1.0) -> jax.Array:
-        """Images float32 [B, H, W, C], 0 to 255, to the same."""
+        """Images float32 [B, H, W, C], 0 to 255, to the same; raises InputError if the function gives others."""
         del strength
-        return self.function(key, images.astype(jnp.float32))
+        changed = self.function(key, images.astype(jnp.float32))
+        found, wanted = jnp.shape(changed), images.shape
+        if len(found) != 4 or (found[0], found[3]) != (wanted[0], wanted[3]):
+            raise InputError(f"augment gives shape {found} for images {wanted}; return as many, with as many channels")
+        return changed
 
 
 _GRID = 5  # Points across and down an image, as smooth as a pen's stroke and as local as a digit's parts.

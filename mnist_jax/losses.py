@@ -1,7 +1,8 @@
 """Losses: functions of the network, a batch and a key, `(apply, images, labels, key) -> (losses, logits)`.
 
 - `apply(images)` runs the network in training: standardized float32 [B, H, W, C] to logits [B, classes]. It may be
-  called several times, each time with other dropout, and under `jax.grad`.
+  called several times, each time with other dropout, and under `jax.grad`, `jax.jvp` and `jax.vjp`; not under
+  `jax.jit`, `jax.vmap` or `jax.checkpoint`.
 - `images` are standardized, `labels` int32 [B], `key` is the step's own.
 - `losses`, float32 [B], are reported; their mean is minimized, unless a third result, a scalar, is given for that.
 - `logits`, [B, classes], are counted against the labels.

@@ -74,9 +74,12 @@ def require_plain(optimizer: optax.GradientTransformation, params: Any) -> None:
 
     try:
         jax.eval_shape(update, params)
-    except TypeError as error:
-        if "missing" not in str(error):
-            raise
+    except Exception as error:  # Of whatever kind the optimizer raises.
+        reason = " ".join(str(error).split())[:200]
+        if "missing" not in reason:
+            raise InputError(
+                f"optimizer cannot take a step ({reason}); choose one that takes these parameters"
+            ) from error
         missing = str(error).partition("argument")[2].strip("s: ")
         raise InputError(
             f"optimizer needs {missing} beside gradients, state and parameters, which a step has not; "

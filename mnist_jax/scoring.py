@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from mnist_jax import devices
 from mnist_jax.data import Split, as_images
+from mnist_jax.data.arrays import as_split
 from mnist_jax.errors import InputError
 from mnist_jax.loops import loop
 from mnist_jax.steps import Metrics, Trained, eval_step
@@ -22,10 +23,13 @@ def evaluate(
     """Scores a whole split by cross-entropy: every example counts once, whatever the batch size and devices of `mesh`.
 
     With `many`, the variables have a leading axis of seeds, which is what a mesh splits, and the metrics have it too.
-    Raises InputError if the split has no examples.
+    Raises InputError if the split has no examples, or does not fit the network.
     """
     if not len(split.labels):
         raise InputError("there are no images to score; give a split with some")
+    if not isinstance(split.images, jax.Array):
+        split = as_split(*split, len(trained.classes))
+    _require_shape(trained, split.images)
     batch_size = min(batch_size, len(split.labels))
     if mesh and not many:
         batch_size = -(-batch_size // mesh.size) * mesh.size
@@ -42,10 +46,9 @@ def predict(trained: Trained, images: ArrayLike, batch_size: int = 250) -> Float
     `images` are [N, H, W] or [N, H, W, C], as `Dataset.from_arrays` takes them; others raise InputError.
     """
     images = as_images(images)
-    if images.shape[1:] != trained.image_shape:
-        raise InputError(f"images have shape {images.shape[1:]}; the network was trained on {trained.image_shape}")
-    order = _in_order(len(images), max(min(batch_size, len(images)), 1))
-    shared, logits = jax.device_put((images, order)), jnp.zeros((*order.shape, len(trained.classes)))
+    _require_shape(trained, images)
+    order = _in_order(len(images), min(batch_size, max(len(images), 1)))
+    shared, logits = jax.device_put((images, order)), jnp.zeros((*order.shape, len(trained.classes)), jnp.float32)
     logits, _ = loop(predict_body, range(len(order)), logits, None, trained, shared, None)
     return np.asarray(logits).reshape(-1, len(trained.classes))[: len(images)]
 
@@ -69,5 +72,13 @@ def predict_body(i: Any, logits: Any, _: None, trained: Trained, shared: Any, st
 
 def _in_order(num_examples, batch_size):
     """Indices int32 [steps, batch_size] of all examples, and past the end where the last batch is not full."""
+    if batch_size < 1:
+        raise InputError(f"batch size {batch_size} cannot be used; choose 1 or more")
     steps = -(-num_examples // batch_size)
     return np.arange(steps * batch_size, dtype=np.int32).reshape(steps, batch_size)
+
+
+def _require_shape(trained, images):
+    if images.shape[1:] != trained.image_shape:
+        shapes = ("x".join(map(str, shape)) for shape in (images.shape[1:], trained.image_shape))
+        raise InputError("images have shape {}; the network takes {}; give it such".format(*shapes))

@@ -262,13 +262,15 @@ def _incremental_update(new, old, weight):
     """As `optax.incremental_update`, of floats; whatever else, such as a counter, is kept as it is."""
 
     def update(new, old):
-        return weight * new + (1.0 - weight) * old if jnp.issubdtype(new.dtype, jnp.inexact) else new
+        if not jnp.issubdtype(new.dtype, jnp.inexact):
+            return new
+        return (weight * new + (1.0 - weight) * old).astype(old.dtype)
 
     return jax.tree.map(update, new, old)
 
 
 def _require_losses(losses, logits, labels):
-    if jnp.shape(losses) != labels.shape or jnp.ndim(logits) != 2:
+    if jnp.shape(losses) != labels.shape or jnp.shape(logits)[:-1] != labels.shape:
         raise InputError(
             f"the loss gives losses {jnp.shape(losses)} and logits {jnp.shape(logits)} for {len(labels)} images; "
             f"return losses ({len(labels)},) and logits ({len(labels)}, classes)"
@@ -290,11 +292,12 @@ def eval_step(
       mask: bool [B], which of the images count.
     """
     logits = cast(jax.Array, trained.model.apply(trained.variables, trained.standardize(images), train=False))
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
     return _metrics(losses, logits, labels, mask)
 
 
 def _metrics(losses, logits, labels, mask=None) -> Metrics:
     correct = logits.argmax(-1) == labels
-    count = jnp.ones_like(labels).sum(where=mask)
-    return Metrics(losses.sum(where=mask), correct.sum(where=mask), count, jnp.int32(0))
+    count = jnp.ones_like(labels).sum(where=mask, dtype=jnp.int32)
+    loss = losses.astype(jnp.float32).sum(where=mask)  # In fewer bits it would depend on the size of the batch.
+    return Metrics(loss, correct.sum(where=mask, dtype=jnp.int32), count, jnp.int32(0))

@@ -53,17 +53,17 @@ class Progress(NamedTuple, Generic[E]):
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and did after a whole step. `fit(..., progress=stopped.progress)` goes on from there.
-
-    Attributes:
-      progress: where it stands; it stays usable.
-    """
+    """The run was asked to stop, and did after a whole step; `fit(..., progress=stopped.progress)` goes on."""
 
     def __init__(self, progress: Progress[Any]) -> None:
         """At a progress."""
         step = int(np.ravel(progress.state.step)[0])
         super().__init__(f"stopped after step {step}; go on with fit(..., progress=stopped.progress)")
         self.progress = progress
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickling: the text is made of the progress."""
+        return Stopped, (self.progress,)
 
 
 class Plan(NamedTuple):
@@ -224,7 +224,7 @@ def train(
     place = functools.partial(devices.put, mesh=mesh, axis=0 if many else None)
     if progress:
         _require_own(progress, jax.eval_shape(lambda: begin(setup, lanes)), plan, steps)
-        state, totals, history = (*jax.device_put(progress[:2], may_alias=False), progress.history)
+        state, totals, history = (*_copy(progress[:2]), progress.history)
     else:
         state, totals, history = begin(setup, lanes)
     state, totals, numbers = place(state), place(totals), lanes.numbers and place(lanes.numbers)
@@ -260,12 +260,17 @@ def train(
         totals = place(Metrics.zeros(*np.shape(totals.count)))
         reached = Progress(state, totals, history)
         # The next step takes the state's arrays; what is handed out is a copy.
-        ends = on_epoch and on_epoch(reached._replace(state=jax.device_put(state, may_alias=False)))
+        ends = on_epoch and on_epoch(reached._replace(state=_copy(state)))
         if devices.any_process(bool(ends)):
             break
         if epoch < plan.epochs and devices.any_process(stop()):
             raise Stopped(reached)
     return Progress(state, totals, history)
+
+
+def _copy(tree):
+    """Arrays in buffers of their own; `jnp.copy` compiles, but takes those that several processes share."""
+    return jax.device_put(tree, may_alias=False) if jax.process_count() == 1 else jax.tree.map(jnp.copy, tree)
 
 
 def _of_each(metrics):

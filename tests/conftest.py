@@ -109,7 +109,8 @@ def environment(tmp_path_factory):
 
 def run_script(name, *args, encoding="utf-8"):
     """Runs a script in this process: (exit status, standard output, standard error)."""
-    with mock.patch.object(sys, "argv", [name, *map(str, args)]):
+    argv = [name, *map(str, args)]
+    with mock.patch.object(sys, "argv", argv), mock.patch.object(sys, "orig_argv", ["python", *argv]):
         return finished(lambda: runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__"), encoding)
 
 

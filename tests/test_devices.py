@@ -10,23 +10,11 @@ import pytest
 from conftest import PREPARED, ROOT, free_port, part, run_script
 from safetensors.numpy import load_file
 
-from mnist_jax import (
-    InputError,
-    Metrics,
-    Streams,
-    devices,
-    evaluate,
-    fit,
-    fit_seeds,
-    load_dataset,
-    make_config,
-    make_setup,
-    start,
-    train_epoch,
-    training,
-)
+from mnist_jax import InputError, devices, evaluate, load_dataset, make_config, make_setup, training
 from mnist_jax.lab import jobs
 from mnist_jax.loops import program
+from mnist_jax.recipes.fits import fit, fit_seeds, start
+from mnist_jax.steps import Metrics, Streams
 
 EIGHT = "--xla_force_host_platform_device_count=8"
 
@@ -55,7 +43,7 @@ def several_steps():
         order = first + np.arange(4 * 16, dtype=np.int32).reshape(4, 16)
         state, totals = devices.put(start(config, data)[:2], mesh)
         arguments = devices.put(images, mesh), devices.put(order, mesh, axis=1), key, setup
-        return train_epoch(state, *arguments, totals=totals)
+        return training.train_epoch(state, *arguments, totals=totals)
 
     differences = []
     for first in range(0, 500, 100):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pickle
 import signal
 
 import chex
@@ -25,6 +26,16 @@ def data():
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (80, 9, 11, 3), np.uint8), np.arange(80) % 5
     return mj.Dataset.from_arrays((images[:64], labels[:64]), (images[64:], labels[64:]), classes=tuple("abcde"))
+
+
+class Normed(nn.Module):
+    """Has a parameter with a slash in its name, and one of 16 bits."""
+
+    arch: str = "gap"
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        return nn.WeightNorm(nn.Dense(5, param_dtype=jnp.bfloat16))(x.mean((1, 2)))
 
 
 class Odd(nn.Module):
@@ -62,11 +73,12 @@ def test_any_module_with_its_collections_and_streams(data):
     assert states.collections["counter"]["calls"].tolist() == [8, 8]
 
 
-def test_own_modules_are_saved_and_loaded(data, tmp_path):
-    state, _ = mj.fit(CONFIG, data, model=Odd())
-    trained = mj.make_setup(CONFIG, data, model=Odd()).trained(state)
+@pytest.mark.parametrize("model", [Odd(), Normed()])
+def test_own_modules_are_saved_and_loaded(data, tmp_path, model):
+    state, _ = mj.fit(CONFIG, data, model=model)
+    trained = mj.make_setup(CONFIG, data, model=model).trained(state)
     mj.save_weights(tmp_path / "w", trained)
-    found = mj.load_weights(tmp_path / "w", model=Odd())
+    found = mj.load_weights(tmp_path / "w", model=model)
     np.testing.assert_array_equal(mj.predict(found, data.test.images), mj.predict(trained, data.test.images))
     assert (found.classes, found.image_shape) == (data.classes, (9, 11, 3))
     with pytest.raises(mj.InputError, match="are of an own module; give it, as load_weights"):
@@ -193,7 +205,17 @@ def test_parts_that_do_not_fit_are_refused_by_name(data):
     refused("optimizer needs 'value'", mj.fit, CONFIG, data, optimizer=optax.polyak_sgd())
     refused(r"losses \(\) .* return losses \(16,\)", mj.fit, CONFIG, data, loss=lambda a, x, y, k: (a(x).sum(), a(x)))
     refused("data is a tuple; make a Dataset", mj.fit, CONFIG, (data.train, data.test))
-    refused("images have shape", mj.predict, mj.load_pretrained("small"), data.test.images)
+    small = mj.load_pretrained("small")
+    refused("images have shape 9x11x3; the network takes 28x28x1", mj.predict, small, data.test.images)
+    refused("images have shape 9x11x3; the network takes 28x28x1", mj.evaluate, small, data.test)
+    refused(r"augment gives shape \(8, 9, 11, 3\)", mj.fit, CONFIG, data, augment=lambda key, images: images[:8])
+    refused("optimizer cannot take a step", mj.fit, CONFIG, data, optimizer=optax.lookahead(optax.sgd(0.1), 5, 0.5))
+
+    def checkpointed(apply, images, labels, key):
+        logits = jax.checkpoint(apply)(images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels), logits
+
+    refused("the loss calls apply under jax.jit, vmap, checkpoint", mj.fit, CONFIG, data, loss=checkpointed)
 
 
 def test_predictions_of_no_images(data):
@@ -284,6 +306,10 @@ def test_ctrl_c_stops_after_a_step_and_a_second_one_at_once(data, sigint):
     chex.assert_trees_all_equal(mj.fit(CONFIG, data, progress=stopped.value.progress)[0], whole)
     with pytest.raises(KeyboardInterrupt):
         mj.fit(CONFIG, data, on_step=press(2))
+    with pytest.raises(mj.Stopped) as stopped:  # In the last epoch, so that a loop over fits ends too.
+        mj.fit(CONFIG, data, on_epoch=lambda p: len(p.history) == 2 and os.kill(os.getpid(), signal.SIGINT))
+    found = pickle.loads(pickle.dumps(stopped.value)).progress
+    chex.assert_trees_all_equal(mj.fit(CONFIG, data, progress=found)[0], whole)
     assert signal.getsignal(signal.SIGINT) is sigint
 
 

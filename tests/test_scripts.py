@@ -350,7 +350,7 @@ def test_a_run_keeps_its_data(script, tmp_path):
     assert_refused(script("evaluate.py", "run", "--dataset", "mnist"), "classes 0, 1", "apple, pear", "name other data")
     Path("fruit/test/pear/0.png").write_bytes(Path("fruit/test/apple/0.png").read_bytes())
     for command in (["evaluate.py", "run"], ["train.py", "--resume", "run"], ["compare.py", "run"]):
-        assert_refused(script(*command), "'fruit' (SHA-256", "give it the run's own")
+        assert_refused(script(*command), "'fruit' (SHA-256", "give the run its own data")
     Image.new("L", (28, 28), 200).save("7.png")
     assert_refused(script("predict.py", "7.png", "--run-dir", "run"), "7.png")
 

@@ -17,14 +17,13 @@ def ran(mnist):
     small = part(mnist, 500, 500)
     config = make_config("reference", arch="gap", epochs=2, batch_size=100, seed=7)
     ((trial, variables),) = trials.run(config, [7], small)
-    return config, small, trial, variables
+    return config, small, trial, as_trained(network_of(config), variables, small)
 
 
 def test_a_trial_says_what_the_final_weights_do(ran):
-    config, data, trial, variables = ran
+    config, data, trial, trained = ran
     assert trial.config == dataclasses.asdict(config)
     assert [epoch.epoch for epoch in trial.history] == [1, 2]
-    trained = as_trained(network_of(config), variables, data)
     wrong = predict(trained, data.test.images, 70).argmax(-1) != data.test.labels
     assert list(trial.errors) == np.flatnonzero(wrong).tolist()
     assert trial.history[-1].test_accuracy == (500 - len(trial.errors)) / 500
@@ -104,9 +103,8 @@ def test_seeds_trained_together_are_trials_of_their_own(ran):
         assert trial.config["seed"] == seed
         assert trial.together == 2
         assert [epoch.epoch for epoch in trial.history] == [1, 2]
-        wrong = (
-            predict(as_trained(network_of(config), variables, data), data.test.images).argmax(-1) != data.test.labels
-        )
+        trained = as_trained(network_of(config), variables, data)
+        wrong = predict(trained, data.test.images).argmax(-1) != data.test.labels
         assert list(trial.errors) == np.flatnonzero(wrong).tolist()
         if seed == 7:
             assert trial.history[-1].test_loss == pytest.approx(alone.history[-1].test_loss, abs=1e-4)

@@ -60,8 +60,10 @@ def main(options: Options) -> None:
     require_at_least(1, options, "seeds", "together")
     config = options.config
     out = options.out or Path("results") / f"{config.recipe}-{config.arch}.jsonl"
-    finished = {}
+    finished, data = {}, jobs.dataset(config)  # Ahead of the first training, whether it can be had.
     for trial in records.read_trials(out):
+        if trial.sha256 not in (None, data.sha256):
+            raise InputError(f"results {str(out)!r} are of other data of that name; name another file with --out")
         if records.settings(trial.config, seed=config.seed) != records.settings(dataclasses.asdict(config)):
             raise InputError(f"results {str(out)!r} are of another config; name another file with --out")
         finished[trial.config["seed"]] = trial
@@ -70,7 +72,6 @@ def main(options: Options) -> None:
         with writing(options.weights_dir, "--weights-dir"):
             options.weights_dir.mkdir(parents=True, exist_ok=True)
     records.prepare_trials(out)  # Ahead of the first training, whether it can be written.
-    data = jobs.dataset(config)  # Whether it can be had.
     seeds = range(config.seed, config.seed + options.seeds)
     missing = [seed for seed in seeds if seed not in finished]
     one = options.workers.scheduler or jax.default_backend() == "cpu"

@@ -56,9 +56,10 @@ def main(options: Options) -> None:
     configs = list(combinations(base, settings))
     named = base.arch if "arch" not in settings and base.arch in ARCHS else "layouts"
     log = options.log or Path("results") / f"search-{named}.jsonl"
-    ran = {records.settings(trial.config): trial for trial in records.read_trials(log)}
     records.prepare_trials(log)  # Ahead of the first training, whether it can be written.
-    jobs.dataset(base)  # Whether it can be had.
+    data = jobs.dataset(base)  # Whether it can be had.
+    known = (trial for trial in records.read_trials(log) if trial.sha256 in (None, data.sha256))
+    ran = {records.settings(trial.config): trial for trial in known}
     seeds = range(1001, 1001 + options.seeds)
     wanted = [dataclasses.replace(config, seed=seed) for config, seed in itertools.product(configs, seeds)]
     keys = {config: records.settings(dataclasses.asdict(config)) for config in wanted}
@@ -106,7 +107,9 @@ def main(options: Options) -> None:
 def parse(text: str) -> tuple[str, list[Any]]:
     """`learning_rate=0.01,0.02` as a name and its values, each of the setting's type."""
     name, _, values = text.partition("=")
-    types = {field.name: type(getattr(make_config(), field.name)) for field in dataclasses.fields(Config)}
+    # A path may be missing, and then its default is no text.
+    values_of = {field.name: getattr(make_config(), field.name) for field in dataclasses.fields(Config)}
+    types: dict[str, Any] = {name: str if value is None else type(value) for name, value in values_of.items()}
     name = name.replace("-", "_")
     if name not in types or name == "seed":
         raise InputError(f"unknown setting {name!r} in --vary {text!r}; choose from {', '.join(types)}")

@@ -180,6 +180,17 @@ def raw_bytes(array: np.ndarray) -> memoryview:
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data
 
 
+def as_split(images: ArrayLike, labels: ArrayLike, num_classes: int) -> Split:
+    """Checks images, as `as_images` takes them, and integer labels [N] in 0..num_classes-1.
+
+    Raises InputError for arrays that do not fit.
+    """
+    images, labels = _checked("split", images, labels)
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise InputError(f"labels go from {labels.min()} to {labels.max()}, of {num_classes} classes; give others")
+    return Split(images, labels.astype(np.int32))
+
+
 def _checked(name: str, images: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Images as `as_images` gives them, and labels of any integer dtype: as many, and at least one."""
     try:

@@ -3,7 +3,9 @@
 import dataclasses
 import math
 import numbers
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from mnist_jax.data import SOURCES
@@ -90,8 +92,7 @@ class Config:
     def __post_init__(self) -> None:
         """Raises InputError for a value that no run can use."""
         for field in dataclasses.fields(self):
-            if field.type in (int, float):
-                object.__setattr__(self, field.name, _number(field.name, getattr(self, field.name), field.type))
+            object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name), field.type))
         make_model(self.arch)
         choices: dict[str, Iterable[str]] = {"recipe": RECIPES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
         choices |= {"precision": PRECISIONS, "kernel_init": KERNEL_INITS, "data_source": SOURCES}
@@ -204,11 +205,19 @@ def make_config(recipe: str = "default", arch: str = "bn_dropout", **settings: U
     return Config(recipe=recipe, arch=arch, **merged)
 
 
-def _number(name: str, value: Any, kind: Any) -> Any:
-    """The value as an `int` or a `float`, whatever number it came as."""
-    if isinstance(value, {int: numbers.Integral, float: numbers.Real}[kind]):
-        return kind(value)
-    wanted = "a whole number" if kind is int else "a number"
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """The value as `int`, `float`, `bool` or text, whatever number or path it came as."""
+    kinds: dict[Any, tuple[Any, str]] = {
+        int: (numbers.Integral, "a whole number"),
+        float: (numbers.Real, "a number"),
+        bool: (bool, "True or False"),
+    }
+    abstract, wanted = kinds.get(kind, ((str, os.PathLike), "text"))
+    if value is None and kind == str | None:
+        return None
+    if isinstance(value, abstract) and (kind is bool or not isinstance(value, bool)):
+        # A path given as such stays one as text: it begins with a slash.
+        return kind(value) if kind in kinds else str(Path(value).absolute() if isinstance(value, Path) else value)
     raise InputError(f"{name.replace('_', ' ')} {value!r} cannot be used; choose {wanted}")
 
 

@@ -17,7 +17,7 @@ from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.values import NUMBERS, Augment, Vary, make_setup, total_steps
 from mnist_jax.signals import interrupts
 from mnist_jax.steps import Metrics, Setup, Streams, TrainState
-from mnist_jax.training import EpochMetrics, Lanes, Plan, Progress, begin, train
+from mnist_jax.training import EpochMetrics, Lanes, Plan, Progress, Stopped, begin, train
 
 OnStep = Callable[[int, int, Metrics], None]
 
@@ -200,4 +200,12 @@ def _train(
     setup: Setup, data: Dataset, plan: Plan, lanes: Lanes, stop: Callable[[], bool], **options: Any
 ) -> Progress[Any]:
     with interrupts() as interrupted:
-        return train(setup, data, plan, lanes, stop=lambda: interrupted() or stop(), **options)
+        try:
+            reached = train(setup, data, plan, lanes, stop=lambda: interrupted() or stop(), **options)
+        except jax.errors.UnexpectedTracerError as error:
+            raise InputError(
+                "the loss calls apply under jax.jit, vmap, checkpoint or lax.map; call it outside, or under jax.grad"
+            ) from error
+        if interrupted():  # In the last epoch: whoever fits in a loop is to stop too.
+            raise Stopped(reached)
+        return reached

@@ -77,7 +77,7 @@ def require_same_data(run_dir: Path, data: Dataset) -> None:
     if data.sha256 != digest if digest else data.name != name:
         raise InputError(
             f"data set {data.name!r} (SHA-256 {data.sha256[:12]}) is not that of the run in {str(run_dir)!r}, {name!r} "
-            f"({digest[:12] if digest else 'as shipped'}); give it the run's own"
+            f"({digest[:12] if digest else 'as shipped'}); give the run its own data"
         )
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mnist_jax.data.bundled import MEAN, STD
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, StorageError
 from mnist_jax.models import ARCHS, IMAGE_SHAPE, Network, make_model
 from mnist_jax.steps import Trained
 from mnist_jax.summary import abstract_variables
@@ -34,22 +34,27 @@ _MNIST = {
 def save_weights(path: str | Path, trained: Trained) -> None:
     """Writes a trained network as safetensors, its variables named like `params/conv1/kernel`, with a hash of all.
 
-    An own module's class is not written: `load_weights` has to be given it.
+    An own module's class is not written: `load_weights` has to be given it. Raises StorageError if the file cannot be
+    written.
     """
     flat = flatten_dict(trained.variables, sep="/")
     tensors = {name: np.asarray(value) for name, value in flat.items()}
     about = {
         "format": FORMAT,
-        "arch": getattr(trained.model, "arch", None),
+        "arch": _arch(trained.model),
         "mean": list(trained.mean),
         "deviation": list(trained.deviation),
         "classes": list(trained.classes),
         "image_shape": list(trained.image_shape),
-        "dtype": str(jnp.dtype(getattr(trained.model, "dtype", None) or jnp.float32)),
+        "dtype": str(jnp.dtype(trained.model.dtype if isinstance(trained.model, Network) else jnp.float32)),
     }
     about["sha256"] = _sha256(tensors, about)
     # One entry: safetensors writes several in an order that changes, and equal weights are to be equal files.
-    replace_file(Path(path), lambda temporary: save_file(tensors, temporary, {"mnist_jax": json.dumps(about)}))
+    metadata = {"mnist_jax": json.dumps(about)}
+    try:
+        replace_file(Path(path), lambda temporary: save_file(tensors, temporary, metadata))
+    except OSError as error:
+        raise StorageError(f"weights {str(path)!r} cannot be written ({error.strerror}); name another file") from error
 
 
 def load_weights(path: str | Path, *, model: nn.Module | None = None) -> Trained:
@@ -74,18 +79,20 @@ def load_weights(path: str | Path, *, model: nn.Module | None = None) -> Trained
     found, wanted = _sha256(tensors, about), about.get("sha256")
     about = _MNIST | about
     model = _network(path, about) if model is None else model
-    arch = getattr(model, "arch", None)
+    arch = _arch(model)
     if arch != about["arch"]:
         raise InputError(f"weights {str(path)!r} are of network {about['arch']!r}; expected {arch!r}")
     image_shape = tuple(about["image_shape"])
-    described = flatten_dict(abstract_variables(model, image_shape), sep="/")
-    expected = {name: leaf for name, leaf in described.items() if hasattr(leaf, "dtype")}  # Sown are tuples.
+    described = flatten_dict(abstract_variables(model, image_shape))
+    paths = {"/".join(path): path for path, leaf in described.items() if hasattr(leaf, "dtype")}  # Sown are tuples.
+    expected = {name: described[path] for name, path in paths.items()}
     for name in sorted(expected.keys() | tensors.keys()):
         want, is_there = _describe(expected.get(name)), _describe(tensors.get(name))
         absent = name not in tensors and not name.startswith(("params/", "batch_stats/"))
         if want != is_there and not absent:
             raise InputError(
-                f"weights {str(path)!r}: {name} expected {want}, found {is_there}; they are not of {arch or model!r}"
+                f"weights {str(path)!r}: {name} expected {want}, found {is_there}; they are not of "
+                f"{arch or type(model).__name__!r}"
             )
     if found != wanted:
         raise InputError(
@@ -95,7 +102,7 @@ def load_weights(path: str | Path, *, model: nn.Module | None = None) -> Trained
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise InputError(f"weights {str(path)!r}: {name} is not finite everywhere; train again")
-    variables = unflatten_dict({name: jnp.asarray(tensor) for name, tensor in tensors.items()}, sep="/")
+    variables = unflatten_dict({paths[name]: jnp.asarray(tensor) for name, tensor in tensors.items()})
     numbers = tuple(about["mean"]), tuple(about["deviation"])
     return Trained(model, variables, *numbers, tuple(about["classes"]), image_shape)
 
@@ -108,6 +115,11 @@ def load_pretrained(arch: str) -> Trained:
     if arch not in ARCHS:
         raise InputError(f"no weights of {arch!r} are shipped; choose from {', '.join(ARCHS)}")
     return load_weights(PRETRAINED / f"{arch}.safetensors")
+
+
+def _arch(model: nn.Module) -> str | None:
+    """Name or layout of one of our networks; None of an own module."""
+    return model.arch or None if isinstance(model, Network) else None
 
 
 def _network(path: str | Path, about: dict[str, Any]) -> Network:
