@@ -114,7 +114,7 @@ def parse(text: str) -> tuple[str, list[Any]]:
     if name not in types or name == "seed":
         raise InputError(f"unknown setting {name!r} in --vary {text!r}; choose from {', '.join(types)}")
     try:
-        kind = {bool: {"True": True, "False": False}.__getitem__}.get(types[name], types[name])
+        kind: Any = {bool: {"True": True, "False": False}.__getitem__}.get(types[name], types[name])
         return name, [kind(value) for value in values.split(",")]
     except (ValueError, KeyError):
         raise InputError(
