@@ -14,7 +14,7 @@ import pytest
 
 os.environ["MNIST_JAX_LEAVE_PROCESS"] = "1"  # Else importing the package would have the user's cache.
 
-from mnist_jax import EpochMetrics, Setup, Split, Trained, cli, init_state, load_dataset, make_config
+from mnist_jax import EpochMetrics, Setup, Split, Trained, cli, init_state, load_dataset, loops, make_config, runtime
 from mnist_jax.objective import objective
 from mnist_jax.recipes.values import network_of
 from mnist_jax.runs import directory
@@ -32,6 +32,18 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 ROOT = Path(__file__).parent.parent
 PREPARED = Path(__file__).parent / "data" / "tfds"
 SHARED = Path(os.environ.get("TFDS_DATA_DIR", ROOT.parent / "shared" / "data" / "tfds"))
+
+
+@pytest.fixture
+def quick_compiler(monkeypatch):
+    """Programs that are compiled without being optimized: several times sooner, and a test runs them for a few steps."""
+    for module in (runtime, loops):
+        monkeypatch.setattr(module, "compiler_options", lambda once=True: {"xla_backend_optimization_level": 0})
+    loops.program.cache_clear()
+    runtime._jitted.cache_clear()
+    yield
+    loops.program.cache_clear()
+    runtime._jitted.cache_clear()
 
 
 def initial_variables(model, seed=0):

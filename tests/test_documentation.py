@@ -41,7 +41,7 @@ def test_no_command_is_left_out():
     rest = [command for command in COMMANDS if command not in [*SCRIPTS, *TOOLS]]
     # Data sets of others, that are not here: test_data.py has their kinds.
     rest = {" ".join(command[:3]) for command in rest if command[0] != ".ci/run"}
-    assert rest == {"mnist-jax train --dataset"}
+    assert rest == {"mnist-jax train --dataset", "uv run --extra"}
 
 
 def test_promises_name_tests_that_exist():
@@ -150,7 +150,7 @@ def test_code_runs_as_it_stands(name, code, mnist, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_library_is_used_as_its_page_says(capsys):
+def test_the_library_is_used_as_its_page_says(quick_compiler, capsys):
     """From top to bottom, in one process, on all of MNIST where it is loaded."""
     names = {"__name__": "example"}
     with jax.numpy_rank_promotion("allow"):

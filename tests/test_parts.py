@@ -17,6 +17,7 @@ from conftest import without_seconds
 import mnist_jax as mj
 from mnist_jax.recipes.config import Config
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 CONFIG = mj.make_config("reference", arch="4-pool-s4", epochs=2, batch_size=16, average_decay=0.9)  # 4 steps an epoch.
 
 
