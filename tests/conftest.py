@@ -36,7 +36,7 @@ SHARED = Path(os.environ.get("TFDS_DATA_DIR", ROOT.parent / "shared" / "data" / 
 
 @pytest.fixture
 def quick_compiler(monkeypatch):
-    """Programs that are compiled without being optimized: several times sooner, and a test runs them for a few steps."""
+    """Compiles programs without optimizing them: that is sooner done, and a test runs them for a few steps."""
     for module in (runtime, loops):
         monkeypatch.setattr(module, "compiler_options", lambda once=True: {"xla_backend_optimization_level": 0})
     loops.program.cache_clear()
