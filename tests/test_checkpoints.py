@@ -4,11 +4,13 @@ import shutil
 
 import chex
 import jax
+import numpy as np
 import pytest
 from conftest import part
 
 from mnist_jax import InputError, Stopped, StorageError, fit, load_run, make_config, make_setup
-from mnist_jax.runs.checkpoints import resume, save_checkpoint
+from mnist_jax.runs import checkpoints
+from mnist_jax.runs.checkpoints import resume, save_checkpoint, share
 from mnist_jax.runs.directory import create_run, load_config, lock, save_epochs, save_trained
 from mnist_jax.training import Progress
 
@@ -83,6 +85,15 @@ def test_a_checkpoint_is_the_progress_to_the_bit(run, small):
     assert [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()] == [
         metrics._asdict() for metrics in seen[-1].history
     ]
+
+
+def test_another_process_is_given_the_history_to_the_bit(saved, small, monkeypatch):
+    """What processes share passes through JAX, which makes float32 of float64."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(checkpoints, "from_writer", lambda tree: jax.tree.map(jax.numpy.asarray, tree))
+    last = saved[1][-1]
+    same(share(last, CONFIG, small), last)
+    assert any(float(np.float32(entry.seconds)) != entry.seconds for entry in last.history)
 
 
 def test_a_run_goes_on_from_a_checkpoint_in_mid_epoch(small, saved, tmp_path):

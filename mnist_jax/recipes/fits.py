@@ -14,7 +14,15 @@ from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.losses import Loss
 from mnist_jax.recipes.config import Config
-from mnist_jax.recipes.values import NUMBERS, Augment, Vary, make_setup, total_steps
+from mnist_jax.recipes.values import (
+    DISTORTION_NUMBERS,
+    NUMBERS,
+    OPTIMIZER_NUMBERS,
+    Augment,
+    Vary,
+    make_setup,
+    total_steps,
+)
 from mnist_jax.signals import interrupts
 from mnist_jax.steps import Metrics, Setup, Streams, TrainState
 from mnist_jax.training import EpochMetrics, Lanes, Plan, Progress, Stopped, begin, train
@@ -178,8 +186,9 @@ def _varied(configs, optimizer, augment):
         raise InputError("configs [] cannot be used; give one or more")
     names = [field.name for field in dataclasses.fields(Config) if field.name != "seed"]
     differing = [name for name in names if len({getattr(config, name) for config in configs}) > 1]
-    replaced = {"learning_rate", "momentum", "beta2", "weight_decay"} if optimizer is not None else set()
-    replaced |= {"rotation", "shift", "scale", "shear", "elastic"} if augment is not None else set()
+    replaced = (OPTIMIZER_NUMBERS if optimizer is not None else ()) + (
+        DISTORTION_NUMBERS if augment is not None else ()
+    )
     for name in differing:
         if name not in NUMBERS or name in replaced:
             values = sorted({str(getattr(config, name)) for config in configs})

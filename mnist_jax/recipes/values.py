@@ -149,9 +149,9 @@ def _require_fit(network: nn.Module, data: Dataset, optimizer: optax.GradientTra
 
 
 # Settings that shape no array and choose no program: `fit_many` may vary them.
-_OPTIMIZER_NUMBERS = ("learning_rate", "momentum", "beta2", "weight_decay")
-_DISTORTION_NUMBERS = ("rotation", "shift", "scale", "shear", "elastic")
-NUMBERS = _OPTIMIZER_NUMBERS + _DISTORTION_NUMBERS
+OPTIMIZER_NUMBERS = ("learning_rate", "momentum", "beta2", "weight_decay")
+DISTORTION_NUMBERS = ("rotation", "shift", "scale", "shear", "elastic")
+NUMBERS = OPTIMIZER_NUMBERS + DISTORTION_NUMBERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,11 +166,11 @@ class Vary:
         """The setup with these numbers, inside a program."""
         setup = self.setup
         values: dict[str, Any] = {name: numbers.get(name, getattr(self.config, name)) for name in NUMBERS}
-        if not numbers.keys().isdisjoint(_OPTIMIZER_NUMBERS):
+        if not numbers.keys().isdisjoint(OPTIMIZER_NUMBERS):
             config = self.config
             rate = optimizers.make_schedule(config.schedule, values["learning_rate"], config.warmup, self.total_steps)
             settings = values["momentum"], config.nesterov, values["beta2"], values["weight_decay"]
             setup = setup._replace(optimizer=optimizers.optimizer_of(config.optimizer, rate, *settings))
-        if not numbers.keys().isdisjoint(_DISTORTION_NUMBERS) and self.config.plain_epochs < self.config.epochs:
-            setup = setup._replace(augment=Distortion(*(values[name] for name in _DISTORTION_NUMBERS)))
+        if not numbers.keys().isdisjoint(DISTORTION_NUMBERS) and self.config.plain_epochs < self.config.epochs:
+            setup = setup._replace(augment=Distortion(*(values[name] for name in DISTORTION_NUMBERS)))
         return setup

@@ -74,7 +74,7 @@ def save_dataset(run_dir: Path, data: Dataset) -> None:
 def require_same_data(run_dir: Path, data: Dataset) -> None:
     """Raises InputError if a run was begun with other data; one without a record is of MNIST."""
     name, digest = _dataset_record(run_dir)
-    if data.sha256 != digest if digest else data.name != name:
+    if (data.sha256 != digest) if digest else (data.name != name):
         raise InputError(
             f"data set {data.name!r} (SHA-256 {data.sha256[:12]}) is not that of the run in {str(run_dir)!r}, {name!r} "
             f"({digest[:12] if digest else 'as shipped'}); give the run its own data"
