@@ -1,20 +1,20 @@
-"""Pictures of digits as MNIST has them: white on black, in a box of 20x20, centred by mass in 28x28."""
+"""Pictures in files: found, opened safely, and made grey."""
 
+import importlib
+import importlib.util
 import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from mnist_jax.deploy.digits import to_digit
 from mnist_jax.errors import InputError
-from mnist_jax.models import IMAGE_SHAPE
 
-FORMATS = ("PNG", "JPEG")
-SUFFIXES = (".png", ".jpg", ".jpeg")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "HEIF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".pgm", ".ppm", ".avif", ".heic")
 MAX_PIXELS = 25_000_000
-
-_BOX, _SIZE = 20, IMAGE_SHAPE[0]
-_FAINT = 32  # Grey levels out of 255 by which ink must stand out from its background.
+_LONGEST = 600  # Pixels: more would not tell more of a digit, and takes longer.
 
 
 def find_images(path: Path) -> list[Path]:
@@ -30,83 +30,64 @@ def find_images(path: Path) -> list[Path]:
 def load_image(path: Path) -> np.ndarray:
     """Makes of a picture of one digit, dark on light or light on dark, what MNIST would have: uint8 [28, 28, 1].
 
-    Raises InputError if it is no regular file, cannot be read, is no PNG or JPEG, is animated, too large, or shows
-    nothing.
-
-    Reference: LeCun, Cortes, Burges, "The MNIST database of handwritten digits".
+    Raises InputError as `load_grey`, and if it shows nothing.
     """
+    digit = to_digit(load_grey(path))
+    if digit is None:
+        raise InputError(f"image {str(path)!r} shows nothing; give a digit that stands out from its background")
+    return digit
+
+
+def load_grey(path: Path) -> np.ndarray:
+    """The picture as float [H, W], 0 for black to 255, reduced to 600 pixels at most; of several frames the first.
+
+    Turned as its EXIF says. What is transparent takes the color of the paper. HEIC needs pillow-heif.
+
+    Raises InputError if it is no regular file, cannot be read, is of another format, or too large.
+    """
+    remedy = "give a PNG, JPEG, WebP, GIF, TIFF or BMP file"
     if path.exists() and not path.is_file():  # A named pipe would be waited for.
-        raise InputError(f"image {str(path)!r} is no regular file; give a PNG or JPEG file")
+        raise InputError(f"image {str(path)!r} is no regular file; {remedy}")
+    if importlib.util.find_spec("pillow_heif"):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    Image.init()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # The cap below is the lower one.
-            with Image.open(path, formats=FORMATS) as image:
+            warnings.simplefilter("ignore")  # Of large pictures: the cap below is the lower one. Of odd metadata.
+            with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise InputError(
                         f"image {str(path)!r} has {image.width}x{image.height} pixels; "
                         f"make it smaller, up to {MAX_PIXELS:,} in all"
                     )
-                if getattr(image, "n_frames", 1) > 1:
-                    raise InputError(f"image {str(path)!r} is animated; give one picture")
                 grey = _grey(ImageOps.exif_transpose(image))
     except InputError:
         raise
     except Image.DecompressionBombError:
         raise InputError(f"image {str(path)!r} is too large; make it smaller, up to {MAX_PIXELS:,} pixels") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is no intact PNG or JPEG"
-        raise InputError(f"image {str(path)!r} cannot be read: {reason}; give a PNG or JPEG file") from error
-    ink = _ink(grey)
-    if ink is None:
-        raise InputError(f"image {str(path)!r} shows nothing; give a digit that stands out from its background")
-    return centre(ink)
-
-
-def centre(ink: np.ndarray) -> np.ndarray:
-    """Scales ink, float [H, W] from 0 for background to 255, to a box of 20x20, its shape kept.
-
-    Its center of mass is then pixel (14, 14) of what is given, uint8 [28, 28, 1].
-    """
-    rows, columns = (np.flatnonzero(ink.any(axis)) for axis in (1, 0))
-    ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    scale = _BOX / max(ink.shape)
-    size = [max(1, round(length * scale)) for length in reversed(ink.shape)]
-    small = np.asarray(
-        Image.fromarray(ink.astype(np.float32)).resize(
-            size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
-        )
-    )
-    mass = small.sum()
-    placed = np.zeros((_SIZE, _SIZE), np.uint8)
-    corner = []
-    for axis, length in enumerate(small.shape):
-        middle = (small.sum(1 - axis) * np.arange(length)).sum() / mass
-        corner.append(int(np.clip(round(_SIZE / 2 - middle), 0, _SIZE - length)))
-    down, right = corner
-    placed[down : down + small.shape[0], right : right + small.shape[1]] = np.clip(small, 0, 255).round()
-    return placed[..., None]
+    except Exception as error:  # Decoders raise whatever a damaged file makes them stumble over.
+        reason = getattr(error, "strerror", None) or "it is no intact picture"
+        raise InputError(f"image {str(path)!r} cannot be read: {reason}; {remedy}") from error
+    factor = -(-max(grey.shape) // _LONGEST)
+    return np.asarray(Image.fromarray(grey.astype(np.float32)).reduce(factor), np.float64) if factor > 1 else grey
 
 
 def _grey(image: Image.Image) -> np.ndarray:
-    """Float [H, W], 0 for black to 255; what is transparent becomes the opposite of what is drawn."""
+    """Float [H, W], 0 for black to 255.
+
+    What is transparent takes the paper's color: the median of the rest where that is most of the picture; else the
+    rest is the drawing, and the paper its opposite.
+    """
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip.
         return np.asarray(image, np.float64) / 257
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        opacity = np.asarray(image.getchannel("A"), np.float64) / 255
-        grey = np.asarray(image.convert("RGB").convert("L"), np.float64)
-        drawn = (grey * opacity).sum() / max(opacity.sum(), 1e-9)
-        return grey * opacity + (1 - opacity) * (255 if drawn < 128 else 0)
-    return np.asarray(image.convert("L"), np.float64)
-
-
-def _ink(grey: np.ndarray) -> np.ndarray | None:
-    """Float [H, W], 0 for background to 255 for the strongest ink; None if nothing stands out."""
-    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    background = np.median(border)
-    difference = grey - background if background < 128 else background - grey
-    strongest = difference.max()
-    if strongest < _FAINT:
-        return None
-    ink = difference / strongest * 255
-    return np.where(ink < _FAINT, 0, ink)
+    if not image.has_transparency_data:
+        return np.asarray(image.convert("L"), np.float64)
+    image = image.convert("RGBA")
+    opacity = np.asarray(image.getchannel("A"), np.float64) / 255
+    grey = np.asarray(image.convert("RGB").convert("L"), np.float64)
+    opaque = opacity > 0.5
+    if opaque.mean() > 0.5:
+        paper = np.median(grey[opaque])
+    else:
+        paper = 255 if (grey * opacity).sum() < 128 * opacity.sum() else 0
+    return grey * opacity + (1 - opacity) * paper
