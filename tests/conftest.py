@@ -1,19 +1,25 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import os
 import runpy
 import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
 import jax
+import numpy as np
 import optax
 import pytest
+from PIL import Image
 
 os.environ["MNIST_JAX_LEAVE_PROCESS"] = "1"  # Else importing the package would have the user's cache.
 
+import mnist_jax as mj
 from mnist_jax import EpochMetrics, Setup, Split, Trained, cli, init_state, load_dataset, loops, make_config, runtime
 from mnist_jax.objective import objective
 from mnist_jax.recipes.values import network_of
@@ -31,24 +37,34 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).parent.parent
 PREPARED = Path(__file__).parent / "data" / "tfds"
-SHARED = Path(os.environ.get("TFDS_DATA_DIR", ROOT.parent / "shared" / "data" / "tfds"))
 
 
-@pytest.fixture
-def quick_compiler(monkeypatch):
+@pytest.fixture(scope="module")
+def quick_compiler():
     """Compiles programs without optimizing them: that is sooner done, and a test runs them for a few steps."""
-    for module in (runtime, loops):
-        monkeypatch.setattr(module, "compiler_options", lambda once=True: {"xla_backend_optimization_level": 0})
     loops.program.cache_clear()
     runtime._jitted.cache_clear()
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (runtime, loops):
+            patch.setattr(module, "compiler_options", lambda once=True: {"xla_backend_optimization_level": 0})
+        yield
     loops.program.cache_clear()
     runtime._jitted.cache_clear()
 
 
 def initial_variables(model, seed=0):
-    """A network's first variables."""
     return init_state(Setup(model, optax.identity()), jax.random.key(seed)).variables
+
+
+def training_pass(model, variables, images, labels):
+    """Gradients, logits and new batch statistics."""
+
+    def loss(params):
+        logits, updated = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        return loss, (logits, updated.get("batch_stats", {}))
+
+    return jax.grad(loss, has_aux=True)(variables["params"])
 
 
 def as_trained(model, variables, data=None):
@@ -62,15 +78,43 @@ def without_seconds(history):
     return [entry[:-1] for entry in history]
 
 
+def wrong(trained, split):
+    """The indices of the images that a network gets wrong."""
+    return np.flatnonzero(mj.predict(trained, split.images).argmax(-1) != split.labels).tolist()
+
+
+def refused(match, function, *args, **kwargs):
+    """Calls it: bad input is answered by one line."""
+    with pytest.raises(mj.InputError, match=match) as error:
+        function(*args, **kwargs)
+    assert "\n" not in str(error.value)
+
+
+def stopped(asked, train, *args, **kwargs):
+    """The progress of a training that is told to stop, from the given time on that it asks."""
+    times = itertools.count(1)
+    with pytest.raises(mj.Stopped) as stop:
+        train(*args, stop=lambda: next(times) >= asked, **kwargs)
+    return stop.value.progress
+
+
+def damage(path, how):
+    """A file that is missing, empty, truncated, text, or has a flipped bit in its middle."""
+    content = path.read_bytes()
+    half = len(content) // 2
+    flipped = content[:half] + bytes(byte ^ 16 for byte in content[half : half + 1]) + content[half + 1 :]
+    path.unlink()
+    if how != "missing":
+        path.write_bytes({"truncated": content[:half], "flipped": flipped, "empty": b"", "text": b"honestly"}[how])
+
+
 def part(mnist, train, test):
-    """The first training and test images."""
     splits = {"train": (mnist.train, train), "test": (mnist.test, test)}
     return dataclasses.replace(mnist, **{k: Split(*(a[:size] for a in split)) for k, (split, size) in splits.items()})
 
 
 @pytest.fixture(scope="session")
 def mnist():
-    """MNIST as bundled: load once, read only."""
     return load_dataset("mnist")
 
 
@@ -81,10 +125,34 @@ def batch(mnist):
 
 
 def free_port():
-    """A port that nobody listens at."""
     with socket.socket() as one:
         one.bind(("localhost", 0))
         return one.getsockname()[1]
+
+
+def pictures(folder, images, labels, classes):
+    """Writes a folder of pictures, train/LABEL/*.png and the same in test."""
+    for split in ("train", "test"):
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            path = folder / split / classes[label] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.squeeze()).save(path)
+    return f"{folder}/"
+
+
+def wait_for(condition, process=None):
+    for _ in range(6000):
+        if condition():
+            return
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    raise AssertionError("it never came")
+
+
+def begin(environment, name, *args, **options):
+    command = [sys.executable, ROOT / "scripts" / name, *map(str, args)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, cwd=ROOT, **pipes, **options)
 
 
 def finished_run(run_dir, variables, accuracies, **settings):
@@ -126,6 +194,13 @@ def run_script(name, *args, encoding="utf-8"):
         return finished(lambda: runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__"), encoding)
 
 
+def assert_refused(result, *parts):
+    """Of what `run_script` gives: one line that has these parts."""
+    status, out, err = result
+    assert (status, out, err[:7], err.count("\n")) == (2, "", "error: ", 1)
+    assert not [part for part in parts if part not in err]
+
+
 def run_command(*args):
     """Runs `mnist-jax` in this process, as `run_script`."""
     return finished(lambda: cli.main([*map(str, args)]))
@@ -133,11 +208,7 @@ def run_command(*args):
 
 def finished(call, encoding="utf-8"):
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) for _ in range(2))
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        pytest.raises(SystemExit) as stop,
-    ):
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
         call()
     return stop.value.code or 0, *(stream.buffer.getvalue().decode(encoding) for stream in (out, err))
 

@@ -4,13 +4,6 @@ from conftest import part
 
 from mnist_jax import EpochMetrics, make_config
 from mnist_jax.lab import benchmark
-from mnist_jax.statistics import ratios, spread
-
-
-def test_ratios_are_taken_round_by_round():
-    result = {"contenders": {"ours": {"step_seconds": [1.0, 2.0]}, "flax": {"step_seconds": [3.0, 8.0]}}}
-    assert ratios(result, "step_seconds", "flax") == [3.0, 4.0]
-    assert spread([3.0, 1.0, 2.0]) == (1.0, 2.0, 3.0)
 
 
 def test_contenders_take_turns_in_processes_of_their_own():
@@ -35,8 +28,7 @@ def test_what_an_accelerator_is_asked(mnist, monkeypatch):
     small = part(mnist, 200, 200)
     result = benchmark.accelerator("gap", small, seeds=2, batch_sizes=(100,), epochs=1)
     assert asked == ["default", "default", "fast", "fast"]
-    assert set(result["epoch_seconds"]) == {100}
-    assert set(result["runs"]) == {"default", "fast"}
+    assert (set(result["epoch_seconds"]), set(result["runs"])) == ({100}, {"default", "fast"})
     assert len(result["seeds"]["test_accuracies"]) == 2
     runs = [*result["runs"].values(), result["seeds"]]
     epochs = result["epoch_seconds"][100]

@@ -12,30 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import PREPARED, damage, part, pictures, refused
 from PIL import Image
 
 from mnist_jax.data import Dataset, Split, as_images, bundled, hold_out, load_dataset, standardize, tfds, to_float
-from mnist_jax.errors import InputError
 
-PREPARED = Path(__file__).parent / "data" / "tfds"
 COLORS, LABELS = np.random.default_rng(0).integers(0, 256, (12, 4, 5, 3), np.uint8), np.arange(12) % 3
 GREY = COLORS[..., :1]
 same = partial(chex.assert_trees_all_equal, strict=True)
-
-
-@pytest.fixture(scope="module")
-def mnist():
-    return load_dataset("mnist")
-
-
-def refused(match, function, *args, **kwargs):
-    with pytest.raises(InputError, match=match) as error:
-        function(*args, **kwargs)
-    assert "\n" not in str(error.value)
-
-
-def cut(split, part):
-    return Split(split.images[part], split.labels[part])
 
 
 def from_arrays(train=(COLORS, LABELS), test=(COLORS[:3], LABELS[:3]), **kwargs):
@@ -56,10 +40,7 @@ def test_as_images():
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (
-            {"test": (COLORS.astype(np.float32), LABELS)},
-            "^test images are float32 from 0.0 to 255.0; give integers from",
-        ),
+        ({"test": (COLORS.astype(np.float32), LABELS)}, "^test images are float32 from 0.0 to 255.0; give integers"),
         ({"train": (np.full((12, 2, 2), np.nan), LABELS)}, "^train images are float64 from nan to nan"),
         ({"train": (COLORS.astype(int) + 1, LABELS)}, "int64 from 1 to 256"),
         ({"train": (COLORS - 1.0, LABELS)}, "float64 from -1"),
@@ -119,7 +100,8 @@ def test_hash_is_of_arrays_and_classes():
 
 def test_hold_out_takes_the_last_training_images(mnist):
     held = hold_out(mnist, 10_000)
-    same((held.train, held.test), (cut(mnist.train, slice(50_000)), cut(mnist.train, slice(50_000, None))))
+    images, labels = mnist.train
+    same((held.train, held.test), (Split(images[:50_000], labels[:50_000]), Split(images[50_000:], labels[50_000:])))
     assert all(getattr(held, field) is getattr(mnist, field) for field in ("mean", "deviation", "classes", "name"))
     for size in (0, -1, 60_000):
         refused(str(size), hold_out, mnist, size)
@@ -165,8 +147,8 @@ def prepared(data_dir, name, version, **lengths):
 
 
 def test_tfds_gives_what_is_prepared(tmp_path, mnist):
-    train, test = cut(mnist.train, slice(300)), cut(mnist.test, slice(100))
-    small = load_dataset("mnist", source="tfds", data_dir=PREPARED)
+    wanted, small = part(mnist, 300, 100), load_dataset("mnist", source="tfds", data_dir=PREPARED)
+    train, test = wanted.train, wanted.test
     assert "tensorflow" not in sys.modules
     same((small.train, small.test), (train, test))
     assert (small.mean, small.classes, small.name) == (mnist.mean, mnist.classes, "mnist")
@@ -201,13 +183,13 @@ def test_tfds_not_prepared_or_truncated(tmp_path, monkeypatch, name):
     refused(f"(?i)TFDS cannot read '?{name}", load)
 
 
+PATHS = ["no/", "no.npz", "./no", "~/no", "~no/no", "/no", "C:no", Path("no")]
+
+
 @pytest.mark.parametrize(
     ("dataset", "options", "match"),
     [
-        *(
-            (name, {}, "name a folder")
-            for name in ("no/", "no.npz", "./no", "~/no", "~no/no", "/no", "C:no", Path("no"))
-        ),
+        *((name, {}, "name a folder") for name in PATHS),
         *((name, {}, f"TFDS has no data set '{name}'.*write '{name}/'") for name in ("no", "no/config")),
         ("mnist", {"source": "torch"}, "unknown data source 'torch'; choose from bundled, tfds"),
         ("mnist", {"data_dir": "d"}, "data dir 'd' is only read by data source 'tfds'; choose that"),
@@ -234,13 +216,11 @@ def npz(folder):
     return folder / "own.npz"
 
 
-def pictures(folder, classes=("9", "10", "11"), images=COLORS):
-    for split in ("train", "test"):
-        for i, (image, label) in enumerate(zip(images, LABELS, strict=True)):
-            path = folder / split / classes[label] / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image.squeeze()).save(path)
-    return folder
+NUMBERS = ("9", "10", "11")
+
+
+def numbers(folder):
+    return Path(pictures(folder, COLORS, LABELS, NUMBERS))
 
 
 @pytest.mark.parametrize("write", [idx, partial(idx, dash="."), partial(idx, packed=".gz"), npz])
@@ -252,51 +232,38 @@ def test_files_give_their_arrays(tmp_path, write):
     assert data.name == path.stem
 
 
-@pytest.mark.parametrize(("images", "classes"), [(GREY, ("9", "10", "11")), (COLORS, ("10", "9", "a"))])
+@pytest.mark.parametrize(("images", "classes"), [(GREY, NUMBERS), (COLORS, ("10", "9", "a"))])
 def test_pictures_give_their_arrays_not_in_order_of_class(tmp_path, images, classes):
-    data = load_dataset(f"{pictures(tmp_path, classes, images)}/")
-    found, wanted = (
-        [(label, x.tobytes()) for x, label in zip(*pair, strict=True)] for pair in (data.train, (images, LABELS))
-    )
+    data = load_dataset(pictures(tmp_path, images, LABELS, classes))
+    pairs = data.train, (images, LABELS)
+    found, wanted = ([(label, x.tobytes()) for x, label in zip(*pair, strict=True)] for pair in pairs)
     assert sorted(found) == sorted(wanted)
     assert sorted(found, key=lambda pair: pair[0]) != found
     assert (data.image_shape, data.classes, data.name) == (images.shape[1:], classes, tmp_path.name)
     same(data.test, data.train)
 
 
-def damage(path, how):
-    content = path.read_bytes()
-    half = len(content) // 2
-    path.unlink()
-    if how == "other":
-        np.savez(path, readme=np.zeros(1))
-    elif how == "pickled":
-        np.savez(path, **dict.fromkeys(("x_train", "y_train", "x_test", "y_test"), np.array([None])))
-    elif how != "missing":
-        flipped = content[:half] + bytes([content[half] ^ 0x10]) + content[half + 1 :]
-        path.write_bytes(
-            {"truncated": content[:half], "empty": b"", "flipped": flipped, "text": b"no data at all"}[how]
-        )
+FOREIGN = {"other": {"readme": np.zeros(1)}}
+FOREIGN["pickled"] = dict.fromkeys(("x_train", "y_train", "x_test", "y_test"), np.array([None]))
 
 
 @pytest.mark.parametrize(
     ("write", "file", "hows"),
     [
-        (
-            lambda folder: Path(shutil.copy(bundled.BUNDLED, folder)),
-            "mnist.npz",
-            "truncated empty missing other flipped",
-        ),
+        (partial(shutil.copy, bundled.BUNDLED), "mnist.npz", "truncated empty missing other flipped"),
         (npz, "own.npz", "truncated empty other flipped pickled text missing"),
         (idx, "train-images-idx3-ubyte", "truncated empty text missing"),
         (partial(idx, packed=".gz"), "t10k-labels-idx1-ubyte.gz", "truncated empty text flipped"),
-        (pictures, "train/9/0.png", "truncated empty text"),
+        (numbers, "train/9/0.png", "truncated empty text"),
     ],
 )
 def test_damaged_file_is_named(tmp_path, write, file, hows):
     for how in hows.split():
-        path = write(tmp_path)
-        damage(tmp_path / file, how)
+        path = Path(write(tmp_path))
+        if how in FOREIGN:
+            np.savez(tmp_path / file, **FOREIGN[how])
+        else:
+            damage(tmp_path / file, how)
         match = f"{re.escape(str(path))}.*{file.removesuffix('.gz') if path == tmp_path else ''}"
         refused(match, bundled.load_bundled if file == "mnist.npz" else load_dataset, path)
 
@@ -314,7 +281,7 @@ def test_damaged_file_is_named(tmp_path, write, file, hows):
 )
 def test_pictures_that_do_not_fit(tmp_path, file, image, match):
     refused("neither the four IDX files nor train/LABEL", load_dataset, tmp_path)
-    path = pictures(tmp_path) / file
+    path = numbers(tmp_path) / file
     path.parent.mkdir(exist_ok=True)
     image.save(path)
     refused(match, load_dataset, tmp_path)

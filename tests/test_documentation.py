@@ -44,14 +44,11 @@ def test_no_command_is_left_out():
     assert rest == {"mnist-jax train --dataset", "uv run --extra"}
 
 
-def test_promises_name_tests_that_exist():
+def test_the_tests_files_and_functions_they_name_exist():
     named = set(re.findall(r"`(test_\w+)`", DOCUMENTS["README.md"]))
     defined = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
     assert len(named) >= 15
     assert not [name for name in named if f"def {name}(" not in defined]
-
-
-def test_the_files_and_functions_they_name_exist():
     folders = "mnist_jax|scripts|tests|results|notebooks|docs"
     named = set(re.findall(rf"(?<![\w/])(?:{folders})/[\w/.-]*\w", "".join(DOCUMENTS.values())))
     examples = {"results/search-ARCH.jsonl", "scripts/NAME.py"}
@@ -95,9 +92,8 @@ def test_tools_understand_their_commands(command):
     tool, arguments = command[2], command[3:]
     collect = ["--collect-only", "-q", "-n", "0", "tests/test_augment.py"]
     dry = collect if tool == "pytest" else ["--check"] * ("format" in arguments)
-    result = subprocess.run(
-        [sys.executable, "-m", tool, *arguments, *dry], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", tool, *arguments, *dry]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 

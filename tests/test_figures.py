@@ -39,16 +39,13 @@ def test_every_picture_is_drawn_on_its_paper(draw, theme):
         assert tuple(pixels[0, 0]) == paper
 
 
-def test_curves_show_the_history():
+def test_curves_show_the_history_and_confusion_every_count():
     axis = figures.accuracies(HISTORY, "held-out", 0.994).axes[0]
     train, scored, target = axis.lines
     np.testing.assert_allclose(train.get_ydata(), [90, 90, 90])
     np.testing.assert_allclose(scored.get_ydata(), [95, 95, 95])
     assert target.get_ydata()[0] == pytest.approx(99.4)
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["train", "held-out", "99.4"]
-
-
-def test_confusion_writes_every_count():
     axis = figures.confusion(COUNTS, "0123456789").axes[0]
     assert [int(text.get_text()) for text in axis.texts] == COUNTS.ravel().tolist()
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import psutil
 import pytest
-from conftest import PREPARED, ROOT, free_port
+from conftest import PREPARED, ROOT, begin, free_port, wait_for
 from safetensors.numpy import load_file
 
 from mnist_jax import make_config
@@ -28,7 +28,6 @@ SETTINGS = {"recipe": "reference", "arch": "gap", "epochs": 5, "batch_size": 20}
 CONFIG = make_config(**SETTINGS, data_source="tfds", data_dir=str(PREPARED))
 FLAGS = ["--data-source", "tfds", "--data-dir", str(PREPARED)]
 FLAGS += [part for name, value in SETTINGS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-REPRODUCE = [sys.executable, ROOT / "scripts" / "reproduce.py", *FLAGS]
 
 
 def comparable(trial):
@@ -51,14 +50,6 @@ def alone(environment):
     with jobs.process(jobs.cores()[:1], jobs.prepare, True) as worker:
         outcomes = [worker.submit(jobs.train, jobs.Task(CONFIG, (seed,))) for seed in range(1, 9)]
         return {seed: future.result()[0] for seed, future in enumerate(outcomes, 1)}
-
-
-def wait_for(condition):
-    for _ in range(6000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it never came")
 
 
 def workers_of(pid):
@@ -122,27 +113,18 @@ def test_ten_workers_killed_lose_and_double_nothing(alone):
     }
 
 
-class Doomed:
-    """A pool whose workers die of some tasks."""
-
-    def __init__(self, seeds):
-        self.seeds = seeds
-
-    def submit(self, task):
-        future = Future()
-        if task.seeds[0] in self.seeds:
-            future.set_exception(BrokenProcessPool())
-        else:
-            future.set_result([])
-        return future
-
-
 def test_a_trial_is_begun_three_times_and_stops_nobody():
     tasks, deaths = [jobs.Task(CONFIG, (seed,)) for seed in (1, 2, 3)], []
-    pool = jobs.Pool(Doomed([2]).submit, lambda: 1)
+
+    def submit(task):
+        future = Future()
+        future.set_exception(BrokenProcessPool()) if task is tasks[1] else future.set_result([])
+        return future
+
+    pool = jobs.Pool(submit, lambda: 1)
     outcomes = dict(jobs.run(tasks, pool, lambda task, times: deaths.append((task.seeds, times)), lambda: False))
     assert deaths == [((2,), 1), ((2,), 2), ((2,), 3)]
-    assert list(outcomes) == [tasks[0], tasks[1], tasks[2]]
+    assert list(outcomes) == tasks
     assert isinstance(outcomes[tasks[1]], LostError)
     assert outcomes[tasks[0]] == outcomes[tasks[2]] == []
     with pytest.raises(KeyboardInterrupt):
@@ -164,9 +146,8 @@ def test_a_trial_that_diverges_stops_nobody(script, tmp_path):
 def test_a_signal_leaves_no_process_behind(environment, tmp_path, number, status):
     """Ctrl-C goes to the workers too, as from a terminal."""
     out = tmp_path / "seeds.jsonl"
-    command = [*REPRODUCE, "--out", out, "--seeds", "1000", "--jobs", "2"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, **pipes, text=True, env=environment, start_new_session=True)
+    flags = [*FLAGS, "--out", out, "--seeds", 1000, "--jobs", 2]
+    process = begin(environment, "reproduce.py", *flags, start_new_session=True)
     wait_for(lambda: out.exists() and out.read_text())
     workers = workers_of(process.pid)
     assert len(workers) == 2
@@ -182,12 +163,7 @@ def test_a_signal_leaves_no_process_behind(environment, tmp_path, number, status
 def test_as_many_jobs_as_cores_and_memory_allow(monkeypatch):
     monkeypatch.setattr(jobs, "cores", lambda: list(range(16)))
     memory = collections.namedtuple("Memory", "available")
-    for available, arch, expected in (
-        (64e9, "gap", 16),
-        (5e9, "gap", 7),
-        (5e9, "basic", 4),
-        (1e8, "basic", 1),
-    ):
+    for available, arch, expected in ((64e9, "gap", 16), (5e9, "gap", 7), (5e9, "basic", 4), (1e8, "basic", 1)):
         monkeypatch.setattr(psutil, "virtual_memory", lambda available=available: memory(available))
         monkeypatch.setattr(Path, "read_text", lambda path: "max\n")
         assert jobs.default_jobs(["gap", arch]) == expected
@@ -196,14 +172,12 @@ def test_as_many_jobs_as_cores_and_memory_allow(monkeypatch):
     assert jobs.default_jobs(["gap"]) == 2
 
 
-# A cluster, by the commands that CONTRIBUTING shows ------------------------------------------------------------------
-
 SHOWN = re.findall(r"^    (.*\b8786\b.*)$", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
 
 
 @contextlib.contextmanager
 def dask(directory, environment, count):
-    """A scheduler and so many workers on loopback, and the flags of the command that uses them."""
+    """A scheduler and n workers on loopback by CONTRIBUTING's commands, and the flags of the one that uses them."""
     port = str(free_port())
     lines = [line.replace("HOST:8786", f"localhost:{port}").replace("8786", port) for line in SHOWN]
     start, join, use = (shlex.split(line, comments=True) for line in lines)
@@ -230,10 +204,8 @@ def test_a_cluster_refused_by_name_or_with_a_worker_killed(alone, environment, s
                 patch.setattr(cluster, "_identity", lambda *_, name=name: {**mine, name: "another"})
                 status, said, err = script("reproduce.py", *flags, *FLAGS, "--out", out)
             assert (status, said) == (2, "")
-            message = (
-                rf"error: worker tcp://\S+ has {name} {mine[name]}, and this process another; give both the same\n"
-            )
-            assert re.fullmatch(message, err)
+            message = f"has {name} {mine[name]}, and this process another; give both the same"
+            assert re.fullmatch(rf"error: worker tcp://\S+ {message}\n", err)
 
         def kill_one():
             if not deaths and out.read_text():
@@ -251,9 +223,7 @@ def test_a_cluster_refused_by_name_or_with_a_worker_killed(alone, environment, s
 
 def test_a_scheduler_that_is_lost_or_was_never_there(environment, tmp_path, monkeypatch):
     with dask(tmp_path, environment, 0) as (flags, scheduler):
-        command = [*REPRODUCE, *flags, "--out", tmp_path / "seeds.jsonl"]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        process = subprocess.Popen(command, **pipes, text=True, env=environment)
+        process = begin(environment, "reproduce.py", *FLAGS, *flags, "--out", tmp_path / "seeds.jsonl")
         assert process.stdout.readline() == f"scheduler '{flags[1]}' has no workers yet; waiting for the first\n"
         scheduler.kill()
         _, err = process.communicate(timeout=30)

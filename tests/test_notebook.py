@@ -30,15 +30,12 @@ def test_it_runs_from_top_to_bottom(monkeypatch, tmp_path, capsys):
     assert (tmp_path / "runs" / "colab" / "bn_dropout.safetensors").exists()
 
 
-def test_it_is_committed_without_outputs():
-    assert CONTENT["metadata"]["accelerator"] == "TPU"
-    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in CELLS)
-
-
-def test_its_address_is_the_projects_and_one_that_fails_says_what_to_set(monkeypatch, tmp_path):
+def test_it_has_no_outputs_its_address_is_the_projects_and_one_that_fails_says_what_to_set(monkeypatch, tmp_path):
     address = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
     path = f"{address.removeprefix('https://')}/blob/main/{NOTEBOOK.relative_to(ROOT)}"
     assert path.replace("github.com", "colab.research.google.com/github") in (ROOT / "README.md").read_text("utf-8")
+    assert CONTENT["metadata"]["accelerator"] == "TPU"
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in CELLS)
     first = CODE[0]
     assert f'"git+{address}"' in first
     absent = str(tmp_path / "absent")

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import without_seconds
+from conftest import refused, stopped, without_seconds
 
 import mnist_jax as mj
-from mnist_jax.recipes.config import Config
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 CONFIG = mj.make_config("reference", arch="4-pool-s4", epochs=2, batch_size=16, average_decay=0.9)  # 4 steps an epoch.
@@ -29,14 +28,23 @@ def data():
     return mj.Dataset.from_arrays((images[:64], labels[:64]), (images[64:], labels[64:]), classes=tuple("abcde"))
 
 
+@pytest.fixture(scope="module")
+def whole(data, quick_compiler):
+    """A fit that nothing stops: the state, the history, and the progress of each epoch."""
+    kept = []
+    return *mj.fit(CONFIG, data, on_epoch=kept.append), kept
+
+
 class Normed(nn.Module):
     """Has a parameter with a slash in its name, and one of 16 bits."""
 
     arch: str = "gap"
+    classes: int = 5
+    weights: object = None
 
     @nn.compact
     def __call__(self, x, *, train):
-        return nn.WeightNorm(nn.Dense(5, param_dtype=jnp.bfloat16))(x.mean((1, 2)))
+        return nn.WeightNorm(nn.Dense(self.classes, param_dtype=jnp.bfloat16))(x.mean((1, 2)))
 
 
 class Odd(nn.Module):
@@ -61,10 +69,7 @@ def test_any_module_with_its_collections_and_streams(data):
     whole, history = mj.fit(CONFIG, data, model=Odd())
     again, _ = mj.fit(CONFIG, data, model=Odd())
     chex.assert_trees_all_equal(whole, again)
-    asked = iter([False, False, True])
-    with pytest.raises(mj.Stopped) as stopped:
-        mj.fit(CONFIG, data, model=Odd(), stop=lambda: next(asked))
-    resumed, rest = mj.fit(CONFIG, data, model=Odd(), progress=stopped.value.progress)
+    resumed, rest = mj.fit(CONFIG, data, model=Odd(), progress=stopped(3, mj.fit, CONFIG, data, model=Odd()))
     chex.assert_trees_all_equal(whole, resumed)
     assert without_seconds(rest) == without_seconds(history)
     assert set(whole.collections) == {"counter", "extremes"}
@@ -82,8 +87,7 @@ def test_own_modules_are_saved_and_loaded(data, tmp_path, model):
     found = mj.load_weights(tmp_path / "w", model=model)
     np.testing.assert_array_equal(mj.predict(found, data.test.images), mj.predict(trained, data.test.images))
     assert (found.classes, found.image_shape) == (data.classes, (9, 11, 3))
-    with pytest.raises(mj.InputError, match="are of an own module; give it, as load_weights"):
-        mj.load_weights(tmp_path / "w")
+    refused("are of an own module; give it, as load_weights", mj.load_weights, tmp_path / "w")
 
 
 @pytest.mark.parametrize("arch", mj.ARCHS)
@@ -110,29 +114,28 @@ def test_a_loss_may_use_the_network_several_times_and_its_gradient(data):
 
     def twice(apply, images, labels, key):
         first, second = apply(images), apply(images)
-        outputs["equal"] = jnp.abs(first - second).max() == 0
         jax.debug.callback(lambda x: outputs.update(differ=float(x)), jnp.abs(first - second).max())
         return optax.softmax_cross_entropy_with_integer_labels(first, labels), first
 
     key, batch = jax.random.key(0), (data.train.images[:16], data.train.labels[:16])
     plain = mj.make_setup(CONFIG, data)
-    state = mj.init_state(plain, key)
+    state, step = mj.init_state(plain, key), mj.jit(mj.train_step, static_argnames="setup")
     expected, _ = mj.train_step(state, *batch, key, plain)
-    found, metrics = mj.jit(mj.train_step, static_argnames="setup")(state, *batch, key, plain._replace(loss=penalized))
+    chex.assert_trees_all_close(step(state, *batch, key, plain)[0], expected, atol=1e-5)  # Operation by operation.
+    found, metrics = step(state, *batch, key, plain._replace(loss=penalized))
     chex.assert_trees_all_close(found.collections, expected.collections, rtol=1e-5, atol=1e-6)
     assert np.isfinite(metrics.loss)
 
     config = mj.make_config("reference", arch="bn_dropout", batch_size=2, dropout_rate=0.5)
     large = dataclasses.replace(data, train=mj.Split(np.ones((2, 28, 28, 3), np.uint8), np.zeros(2, np.int32)))
     setup = mj.make_setup(config, large, loss=twice)
-    state = mj.init_state(setup, key)
-    jax.block_until_ready(mj.jit(mj.train_step, static_argnames="setup")(state, *large.train, key, setup))
+    jax.block_until_ready(step(mj.init_state(setup, key), *large.train, key, setup))
     jax.effects_barrier()
     assert outputs["differ"] > 0
 
 
-def test_a_teacher_is_a_closure_and_what_is_reported_is_what_the_loss_gives(data):
-    teacher, _ = mj.fit(CONFIG, data)
+def test_a_teacher_is_a_closure_and_what_is_reported_is_what_the_loss_gives(data, whole):
+    teacher = whole[0]
     model = mj.make_setup(CONFIG, data).model
 
     def distill(apply, images, labels, key):
@@ -144,13 +147,12 @@ def test_a_teacher_is_a_closure_and_what_is_reported_is_what_the_loss_gives(data
     assert history[-1].train_loss < 0.1 < history[-1].test_loss  # A divergence, and a plain cross-entropy of 5 classes.
 
 
-def test_the_loss_from_logits_is_the_recipes_own(data):
+def test_the_loss_from_logits_is_the_recipes_own(data, whole):
     """And smoothing by hand is the recipe's smoothing, but for what is reported."""
-    plain, history = mj.fit(CONFIG, data)
     cross_entropy = mj.losses.from_logits(optax.softmax_cross_entropy_with_integer_labels)
-    own, same = mj.fit(CONFIG, data, loss=cross_entropy)
-    chex.assert_trees_all_equal(plain, own)
-    assert without_seconds(history) == without_seconds(same)
+    own, history = mj.fit(CONFIG, data, loss=cross_entropy)
+    chex.assert_trees_all_equal(whole[0], own)
+    assert without_seconds(whole[1]) == without_seconds(history)
 
     def smoothed(logits, labels):
         return optax.softmax_cross_entropy(logits, optax.smooth_labels(jax.nn.one_hot(labels, 5), 0.2))
@@ -182,27 +184,11 @@ def test_any_optimizer_with_many_seeds(data):
     chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[1], states.params), alone.params, atol=1e-5)
 
 
-def refused(match, function, *args, **kwargs):
-    with pytest.raises(mj.InputError, match=match) as error:
-        function(*args, **kwargs)
-    assert "\n" not in str(error.value)
-
-
-class Ten(nn.Module):
-    """Gives ten logits, whatever the data."""
-
-    weights: object = None
-
-    @nn.compact
-    def __call__(self, x, *, train):
-        return nn.Dense(10)(x.mean((1, 2)))
-
-
-def test_parts_that_do_not_fit_are_refused_by_name(data):
-    smooth, plain = dataclasses.replace(CONFIG, label_smoothing=0.1), mj.losses.CrossEntropy()
+def test_parts_and_settings_that_do_not_fit_are_refused_by_name(data):
+    smooth, plain, ten = dataclasses.replace(CONFIG, label_smoothing=0.1), mj.losses.CrossEntropy(), Normed(classes=10)
     refused("label smoothing 0.1 .* choose label_smoothing=0", mj.fit, smooth, data, loss=plain)
-    refused(r"model gives \(2, 10\) for 2 images, and the data has 5 classes", mj.fit, CONFIG, data, model=Ten())
-    refused("model cannot be hashed", mj.fit, CONFIG, data, model=Ten(np.zeros(3)))
+    refused(r"model gives \(2, 10\) for 2 images, and the data has 5 classes", mj.fit, CONFIG, data, model=ten)
+    refused("model cannot be hashed", mj.fit, CONFIG, data, model=Normed(weights=np.zeros(3)))
     refused("optimizer needs 'value'", mj.fit, CONFIG, data, optimizer=optax.polyak_sgd())
     refused(r"losses \(\) .* return losses \(16,\)", mj.fit, CONFIG, data, loss=lambda a, x, y, k: (a(x).sum(), a(x)))
     refused("data is a tuple; make a Dataset", mj.fit, CONFIG, (data.train, data.test))
@@ -218,14 +204,14 @@ def test_parts_that_do_not_fit_are_refused_by_name(data):
 
     refused("the loss calls apply under jax.jit, vmap, checkpoint", mj.fit, CONFIG, data, loss=checkpointed)
 
-
-def test_predictions_of_no_images(data):
     trained = mj.make_setup(CONFIG, data).trained(mj.start(CONFIG, data).state)
     assert mj.predict(trained, data.test.images[:0]).shape == (0, 5)
     refused("there are no images to score", mj.evaluate, trained, mj.Split(*(part[:0] for part in data.test)))
-
-
-# Many settings --------------------------------------------------------------------------------------------------------
+    other = dataclasses.replace(CONFIG, batch_size=8)
+    refused(r"configs differ in batch size \(16, 8\)", mj.fit_many, [CONFIG, other], data)
+    rates = [dataclasses.replace(CONFIG, learning_rate=rate) for rate in (0.1, 0.2)]
+    refused("configs differ in learning rate", mj.fit_many, rates, data, optimizer=optax.sgd(0.1))
+    refused(r"configs \[\]", mj.fit_many, [], data)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
@@ -247,32 +233,19 @@ def test_many_settings_are_the_settings_alone(data, optimizer, monkeypatch):
     ]
 
 
-def test_settings_that_one_program_cannot_vary(data):
-    other = dataclasses.replace(CONFIG, batch_size=8)
-    refused(r"configs differ in batch size \(16, 8\)", mj.fit_many, [CONFIG, other], data)
-    rates = [dataclasses.replace(CONFIG, learning_rate=rate) for rate in (0.1, 0.2)]
-    refused("configs differ in learning rate", mj.fit_many, rates, data, optimizer=optax.sgd(0.1))
-    refused(r"configs \[\]", mj.fit_many, [], data)
-
-
-# Watching and stopping ------------------------------------------------------------------------------------------------
-
-
-def test_what_a_callback_is_given_stays_usable(data):
-    kept = []
-    state, history = mj.fit(CONFIG, data, on_epoch=kept.append)
+def test_what_a_callback_is_given_stays_usable(data, whole):
+    state, _, kept = whole
     chex.assert_trees_all_equal(kept[-1].state, state)
     for progress in (kept[0], kept[0]):
         chex.assert_trees_all_equal(mj.fit(CONFIG, data, progress=progress)[0], state)
     ended, one = mj.fit(CONFIG, data, on_epoch=lambda progress: True)
     chex.assert_trees_all_equal(ended, kept[0].state)
     assert len(one) == 1
-    assert len(repr((state, history, kept))) < 2000
+    assert len(repr(whole)) < 2000
 
 
-def test_progress_of_another_training_is_refused(data):
-    kept = []
-    mj.fit(CONFIG, data, on_epoch=kept.append)
+def test_progress_of_another_training_is_refused(data, whole):
+    kept = whole[2]
     other = dataclasses.replace(CONFIG, batch_size=32)
     refused("progress is of another training: 1 epochs and step 4, where", mj.fit, other, data, progress=kept[0])
     fewer = dataclasses.replace(CONFIG, epochs=1)
@@ -299,21 +272,14 @@ def sigint():
     signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_stops_after_a_step_and_a_second_one_at_once(data, sigint):
-    whole, _ = mj.fit(CONFIG, data)
-    with pytest.raises(mj.Stopped, match=r"^stopped after step 3; go on with fit\(.*\)$") as stopped:
+def test_ctrl_c_stops_after_a_step_and_a_second_one_at_once(data, whole, sigint):
+    with pytest.raises(mj.Stopped, match=r"^stopped after step 3; go on with fit\(.*\)$") as first:
         mj.fit(CONFIG, data, on_step=press(1))
     assert signal.getsignal(signal.SIGINT) is sigint
-    chex.assert_trees_all_equal(mj.fit(CONFIG, data, progress=stopped.value.progress)[0], whole)
     with pytest.raises(KeyboardInterrupt):
         mj.fit(CONFIG, data, on_step=press(2))
-    with pytest.raises(mj.Stopped) as stopped:  # In the last epoch, so that a loop over fits ends too.
+    with pytest.raises(mj.Stopped) as last:  # In the last epoch, so that a loop over fits ends too.
         mj.fit(CONFIG, data, on_epoch=lambda p: len(p.history) == 2 and os.kill(os.getpid(), signal.SIGINT))
-    found = pickle.loads(pickle.dumps(stopped.value)).progress
-    chex.assert_trees_all_equal(mj.fit(CONFIG, data, progress=found)[0], whole)
+    for found in (first.value, pickle.loads(pickle.dumps(last.value))):
+        chex.assert_trees_all_equal(mj.fit(CONFIG, data, progress=found.progress)[0], whole[0])
     assert signal.getsignal(signal.SIGINT) is sigint
-
-
-def test_every_setting_has_a_text():
-    for field in dataclasses.fields(Config):
-        assert f"      {field.name}: " in Config.__doc__

@@ -4,9 +4,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import part, without_seconds
+from conftest import part, refused, stopped, without_seconds
 
-from mnist_jax import DivergedError, InputError, Stopped, evaluate, fit, fit_seeds, make_config, make_setup
+from mnist_jax import DivergedError, evaluate, fit, fit_seeds, make_config, make_setup
 
 SEEDS = [1, 5]
 CONFIG = make_config("reference", arch="gap", epochs=2, batch_size=50, average_decay=0.9, rotation=10.0)
@@ -51,21 +51,16 @@ def test_many_seeds_in_one_program_are_the_steps_one_by_one(data, together, monk
 
 
 def test_seeds_that_stop_and_go_on_are_the_seeds_that_did_not(data, together):
-    asked = iter([False] * 3 + [True])  # After steps 1 and 2, between the epochs, after step 3: yes.
-    with pytest.raises(Stopped) as stopped:
-        fit_seeds(CONFIG, data, seeds=SEEDS, stop=lambda: next(asked))
-    progress = stopped.value.progress
+    # Asked after steps 1 and 2, between the epochs, and after step 3.
+    progress = stopped(4, fit_seeds, CONFIG, data, seeds=SEEDS)
     assert progress.state.step.tolist() == [3, 3]
     states, histories = fit_seeds(CONFIG, data, seeds=SEEDS, progress=progress)
     chex.assert_trees_all_equal(states, together[0])
     assert list(map(without_seconds, histories)) == list(map(without_seconds, together[1]))
 
 
-def test_the_seed_that_diverges_is_named(data, together):
-    asked = iter([True])
-    with pytest.raises(Stopped) as stopped:
-        fit_seeds(CONFIG, data, seeds=SEEDS, stop=lambda: next(asked))
-    progress = stopped.value.progress
+def test_the_seed_that_diverges_is_named(data):
+    progress = stopped(1, fit_seeds, CONFIG, data, seeds=SEEDS)
     params = {**progress.state.params}
     params["conv8"] = {"kernel": params["conv8"]["kernel"].at[1].set(jnp.inf)}
     with pytest.raises(DivergedError, match="seed 5: the loss or its gradient is not finite at step 2 of 4"):
@@ -77,8 +72,4 @@ def test_scores_of_many_are_the_scores_of_each(data, together):
     scores = evaluate(trained, data.train, 70, many=True)
     for i in range(len(SEEDS)):
         chex.assert_trees_all_close(of(scores, i), evaluate(of(trained, i), data.train), rtol=1e-5)
-
-
-def test_no_seeds(data):
-    with pytest.raises(InputError, match=r"seeds \[\] cannot be used"):
-        fit_seeds(CONFIG, data, seeds=[])
+    refused(r"seeds \[\] cannot be used", fit_seeds, CONFIG, data, seeds=[])

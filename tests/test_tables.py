@@ -16,8 +16,11 @@ def test_readme_tables_are_made_from_the_results():
     assert tables.insert_tables(readme, ROOT / "results") == readme
 
 
+FIGURES = ["ladder-light", "ladder-dark", "frontier-light", "frontier-dark", "errors-light"]
+
+
 def test_readme_figures_are_drawn_from_the_results():
-    for name in ("ladder-light", "ladder-dark", "frontier-light", "frontier-dark", "errors-light"):
+    for name in FIGURES:
         path = ROOT / "results" / f"{name}.png"
         assert f"results/{path.name}" in (ROOT / "README.md").read_text("utf-8")
         with Image.open(path) as image:
@@ -25,15 +28,14 @@ def test_readme_figures_are_drawn_from_the_results():
 
 
 def test_figures_are_written_beside_their_sources(tmp_path, monkeypatch):
-    (tmp_path / "default-gap.jsonl").write_text(line(1, 0.99, 0.98) + "\n" + line(2, 0.97, 0.995) + "\n")
+    write(tmp_path / "default-gap.jsonl", line(1, 0.99, 0.98), line(2, 0.97, 0.995))
     before = figures.sources_hash(tmp_path)
     written = figures.write_figures(tmp_path)
-    names = ["ladder-light", "ladder-dark", "frontier-light", "frontier-dark", "errors-light"]
-    assert [path.stem for path in written] == names
+    assert [path.stem for path in written] == FIGURES
     for path in written:
         with Image.open(path) as image:
             assert image.text["Source"] == before
-    (tmp_path / "reference-gap.jsonl").write_text(line(1, 0.99) + "\n")
+    write(tmp_path / "reference-gap.jsonl", line(1, 0.99))
     hashes = {before, figures.sources_hash(tmp_path)}
     for name, quoted in (("PUBLIC", tables.PUBLIC[1:]), ("NOTEBOOKS", {})):
         monkeypatch.setattr(figures, name, quoted)
@@ -43,13 +45,10 @@ def test_figures_are_written_beside_their_sources(tmp_path, monkeypatch):
 
 def test_the_frontier_has_ours_and_the_public_runs_by_size(tmp_path):
     for arch in ("gap", "basic", "4-pool-s6"):  # Of 9,752, 194,884 and 166 parameters.
-        (tmp_path / f"default-{arch}.jsonl").write_text(line(1, 0.99) + "\n" + line(2, 0.98) + "\n")
-    (tmp_path / "fast-lighter.jsonl").write_text(line(1, 0.99) + "\n")
-    points = tables.frontier(tmp_path)
-    assert [(point.arch, point.parameters, len(point.seeds)) for point in points] == [
-        ("4-pool-s6", 166, 2),
-        ("gap", 9752, 2),
-    ]
+        write(tmp_path / f"default-{arch}.jsonl", line(1, 0.99), line(2, 0.98))
+    write(tmp_path / "fast-lighter.jsonl", line(1, 0.99))
+    points = [(point.arch, point.parameters, len(point.seeds)) for point in tables.frontier(tmp_path)]
+    assert points == [("4-pool-s6", 166, 2), ("gap", 9752, 2)]
     rows = list(tables.frontier_table(tmp_path))[2:]
     sizes = [int(row.split("|")[1].replace(",", "")) for row in rows]
     assert sizes == sorted([166, 9752, *(parameters for parameters, *_ in tables.PUBLIC)])
@@ -60,7 +59,7 @@ def test_the_frontier_has_ours_and_the_public_runs_by_size(tmp_path):
 
 
 def test_a_run_is_quoted_as_it_was_printed(tmp_path):
-    (tmp_path / "default-bn_dropout.jsonl").write_text(line(2, 0.97) + "\n" + line(1, 0.99, 0.9812) + "\n")
+    write(tmp_path / "default-bn_dropout.jsonl", line(2, 0.97), line(1, 0.99, 0.9812))
     assert list(tables.run_text(tmp_path)) == [
         "```",
         "epoch  1/2  train loss 0.1000 accuracy 98.00%  test loss 0.1000 accuracy 99.00%  1.0 s",
@@ -71,14 +70,13 @@ def test_a_run_is_quoted_as_it_was_printed(tmp_path):
 
 def test_seed_statistics_closed_form():
     accuracies = [0.994, 0.995, 0.993, 0.996]
-    result = seed_statistics(accuracies)
-    assert result.n == 4
-    assert result.mean == pytest.approx(0.9945)
-    assert result.std == pytest.approx(statistics.stdev(accuracies))
-    assert result.stderr == pytest.approx(statistics.stdev(accuracies) / 2)
-    assert (result.min, result.max, result.share) == (0.993, 0.996, 0.75)
-    single = seed_statistics([0.99])
-    assert (single.n, single.std, single.stderr, single.share) == (1, None, None, 0.0)
+    std = statistics.stdev(accuracies)
+    assert seed_statistics(accuracies) == pytest.approx((4, 0.9945, std, std / 2, 0.993, 0.996, 0.75))
+    assert seed_statistics([0.99]) == (1, 0.99, None, None, 0.99, 0.99, 0.0)
+
+
+def write(path, *lines):
+    path.write_text("\n".join(lines) + "\n")
 
 
 def line(seed, *accuracies, errors=()):
@@ -91,8 +89,8 @@ def line(seed, *accuracies, errors=()):
 
 
 def test_the_ladder_quotes_the_last_epoch_over_seeds(tmp_path):
-    (tmp_path / "reference-gap.jsonl").write_text(line(1, 0.99, 0.98) + "\n" + line(2, 0.97, 0.995) + "\n")
-    (tmp_path / "fast-bn_dropout.jsonl").write_text(line(1, 0.994) + "\n")
+    write(tmp_path / "reference-gap.jsonl", line(1, 0.99, 0.98), line(2, 0.97, 0.995))
+    write(tmp_path / "fast-bn_dropout.jsonl", line(1, 0.994))
     table = list(tables.ladder_table(tmp_path))
     assert len(table) == 2 + 4 + 2
     gap = table.index("| `gap` | 9,752 | notebook | 1 | 15 | 98.28 | | | | 98.28 | 98.17 | -0.11 | |")
@@ -101,36 +99,27 @@ def test_the_ladder_quotes_the_last_epoch_over_seeds(tmp_path):
         "| 99.00 ± 0.00 | +0.25 | 30 |"
     )
     assert table[-1] == "| | | fast | 1 | 1 | 99.40 |  | 99.40 to 99.40 | 100% | 99.40 | 99.00 | -0.40 | 30 |"
-    blocks = ["before", "<!-- table: ladder -->", "old", "<!-- end -->", "after"]
-    text = "\n".join([*blocks, "<!-- table: errors -->", "<!-- end -->", ""])
-    filled = tables.insert_tables(text, tmp_path)
-    assert "\n".join(table) in filled
-    assert "old" not in filled
-    assert filled.startswith("before\n")
-    assert "\n<!-- end -->\nafter\n" in filled
+    text = "before\n<!-- table: ladder -->\n{}\n<!-- end -->\nafter\n<!-- table: errors -->\n{}\n<!-- end -->\n"
+    filled = text.format("\n".join(table), "\n".join(tables.errors_table(tmp_path)))
+    assert tables.insert_tables(text.format("old", ""), tmp_path) == filled
     assert tables.insert_tables(filled, tmp_path) == filled
 
 
-def test_errors_are_counted_over_seeds(tmp_path):
+def test_errors_are_counted_over_seeds_and_trials_over_settings(tmp_path):
     errors = ([1, 2, 3], [2, 3, 4], [3])
     lines = [line(seed, 0.99, errors=wrong) for seed, wrong in enumerate(errors, 1)]
-    (tmp_path / "default-gap.jsonl").write_text("\n".join(lines) + "\n")
-    (tmp_path / "fast-gap.jsonl").write_text(lines[0] + "\n")
+    write(tmp_path / "default-gap.jsonl", *lines)
+    write(tmp_path / "fast-gap.jsonl", lines[0])
     table = list(tables.errors_table(tmp_path))
     assert table[2:] == ["| `gap` | default | 3 | 2.3 | 1 | 2 | 4 |"]
-
-
-def test_trials_are_counted(tmp_path):
-    tried = [
-        {"config": {"recipe": "fast", "arch": "gap", "learning_rate": rate, "seed": seed}}
-        for rate, seed in ((0.1, 1), (0.1, 2), (0.2, 1))
-    ]
+    settings = ((0.1, 1), (0.1, 2), (0.2, 1))
+    tried = [{"config": {"recipe": "fast", "arch": "gap", "learning_rate": r, "seed": s}} for r, s in settings]
     lines = [json.dumps(trial | {"seconds": 900.0}) for trial in tried]
     lines.append(json.dumps(tried[0] | {"diverged": "at once"}))
-    (tmp_path / "search-gap.jsonl").write_text("\n".join(lines) + "\n")
+    write(tmp_path / "search-gap.jsonl", *lines)
     assert list(tables.trials_table(tmp_path))[2:] == ["| `gap` | 2 | 4 | 0.8 |"]
     attempt = tried[0] | {"seconds": 900.0, "attempt": {"sam_rho": 0.05}}
-    (tmp_path / "attempts-gap.jsonl").write_text(json.dumps(attempt) + "\n")
+    write(tmp_path / "attempts-gap.jsonl", json.dumps(attempt))
     assert list(tables.trials_table(tmp_path))[2:] == ["| `gap` | 3 | 5 | 1.0 |"]
 
 
@@ -143,8 +132,6 @@ def test_speed_table_takes_ratios_round_by_round(tmp_path):
     table = list(tables.speed_table(tmp_path))
     assert table[2] == "| `gap` | ours | 30.0 (20.0 to 40.0) | 1.00 | 4,267 | 1.00 | 1.00 | 5.0 | 500 |"
     assert table[3] == "| `gap` | flax | 80.0 (80.0 to 90.0) | 3.00 | 1,600 | 2.00 | 2.00 | 5.0 | 600 |"
-    filled = tables.insert_tables("<!-- table: speed -->\n<!-- end -->\n", tmp_path)
-    assert filled == "<!-- table: speed -->\n" + "\n".join(table) + "\n<!-- end -->\n"
 
 
 def test_time_table_takes_ratios_round_by_round(tmp_path):

@@ -5,14 +5,14 @@ import json
 import re
 
 import pytest
+from conftest import refused
 
-from mnist_jax import InputError, make_config
+from mnist_jax import make_config
 from mnist_jax.lab import tpu
 from mnist_jax.lab.tables import NOTEBOOKS
 
-needs_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="the TPU's compiler, libtpu, is not installed"
-)
+missing = importlib.util.find_spec("libtpu") is None
+needs_compiler = pytest.mark.skipif(missing, reason="the TPU's compiler, libtpu, is not installed")
 
 
 @needs_compiler
@@ -66,8 +66,7 @@ def test_estimates_are_printed_and_written(script, monkeypatch, tmp_path):
 
 @needs_compiler
 def test_a_topology_that_is_none():
-    with pytest.raises(InputError, match="topology 'v5e:9x9x9' cannot be compiled for"):
-        tpu.make_mesh("v5e:9x9x9")
+    refused("topology 'v5e:9x9x9' cannot be compiled for", tpu.make_mesh, "v5e:9x9x9")
 
 
 def test_without_the_compiler_it_says_what_to_install(script, monkeypatch):

@@ -1,5 +1,4 @@
 import dataclasses
-import itertools
 import re
 from functools import partial
 from unittest import mock
@@ -9,26 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import part, without_seconds
+from conftest import part, refused, stopped, without_seconds
 
-from mnist_jax import (
-    InputError,
-    Stopped,
-    epoch_order,
-    evaluate,
-    fit,
-    make_config,
-    make_setup,
-    predict,
-    scoring,
-    start,
-    steps,
-    train_epoch,
-    training,
-)
+from mnist_jax import epoch_order, evaluate, fit, make_config, make_setup, predict, scoring, steps, training
 from mnist_jax.loops import program
-from mnist_jax.recipes.fits import abstract_progress
-from mnist_jax.training import steps_per_epoch
+from mnist_jax.recipes.fits import abstract_progress, start
+from mnist_jax.training import steps_per_epoch, train_epoch
 
 # Ten steps an epoch on `small`. Of the second epoch the images are plain.
 CONFIG = make_config(arch="gap", epochs=2, plain_epochs=1, batch_size=100, average_decay=0.9)
@@ -37,51 +22,41 @@ SIMPLE = make_config("reference", arch="gap", epochs=1, batch_size=100)
 
 @pytest.fixture(scope="module")
 def small(mnist):
-    """1,000 training and 500 test images."""
     return part(mnist, 1000, 500)
 
 
 @pytest.fixture(scope="module")
 def whole(small):
-    """What CONFIG comes to in one go: the state and the history."""
-    return fit(CONFIG, small)
+    """What CONFIG comes to in one go: the state, the history, and how much each epoch distorts."""
+    with mock.patch.object(training, "train_epoch", wraps=train_epoch) as spy:
+        return *fit(CONFIG, small), [call.kwargs["strength"] for call in spy.call_args_list]
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 250, 500, 1000])
-def test_scores_and_logits_do_not_depend_on_the_evaluation_batch_size(small, whole, batch_size):
-    trained = make_setup(CONFIG, small).trained(whole[0])
-    size = 60 if batch_size == 1 else 500
-    test = part(small, 1, size).test
-    metrics = evaluate(trained, test, batch_size)
-    logits = jax.jit(partial(trained.model.apply, train=False))(trained.variables, trained.standardize(test.images))
-    assert metrics.count == size
-    assert metrics.correct == (logits.argmax(-1) == test.labels).sum()
-    np.testing.assert_allclose(predict(trained, test.images, batch_size), logits, rtol=1e-4, atol=1e-5)
+def test_scores_and_logits_do_not_depend_on_the_evaluation_batch_size(small, whole):
+    trained, images = make_setup(CONFIG, small).trained(whole[0]), small.test.images
+    logits = jax.jit(partial(trained.model.apply, train=False))(trained.variables, trained.standardize(images))
+    right = logits.argmax(-1) == small.test.labels
+    for batch_size, size in ((1, 60), (7, 500), (250, 500), (500, 500), (1000, 500)):
+        metrics = evaluate(trained, part(small, 1, size).test, batch_size)
+        assert (metrics.count, metrics.correct) == (size, right[:size].sum())
+        np.testing.assert_allclose(predict(trained, images[:size], batch_size), logits[:size], rtol=1e-4, atol=1e-5)
 
 
-def test_an_epoch_is_a_permutation_and_the_remainder_rests():
+def test_an_epoch_is_a_permutation_and_the_remainder_rests(small):
     key, order_of = jax.random.key(3), epoch_order
     order = order_of(key, 1, 1000, 128)
-    assert order.shape == (7, 128)
-    assert order.dtype == jnp.int32
-    assert len(np.unique(order)) == 896
-    assert order.min() >= 0
-    assert order.max() < 1000
+    assert (order.shape, order.dtype, len(np.unique(order))) == ((7, 128), jnp.int32, 896)
+    assert 0 <= order.min() < order.max() < 1000
     np.testing.assert_array_equal(order, order_of(key, 1, 1000, 128))
     assert (order != order_of(key, 2, 1000, 128)).mean() > 0.9
     assert (order != order_of(jax.random.key(4), 1, 1000, 128)).mean() > 0.9
     # Over the epochs every example gets its turn.
     seen = np.concatenate([np.asarray(order_of(key, epoch, 1000, 128)).ravel() for epoch in range(1, 11)])
     assert len(np.unique(seen)) == 1000
-
-
-def test_steps_per_epoch(small):
     assert steps_per_epoch(60_000, 128) == 468
     assert steps_per_epoch(128, 128) == 1
-    with pytest.raises(InputError, match="batch size 129 is above the 128 training images"):
-        steps_per_epoch(128, 129)
-    with pytest.raises(InputError, match="batch size 1001 is above the 1000 training images"):
-        fit(make_config(batch_size=1001), small)
+    refused("batch size 129 is above the 128 training images", steps_per_epoch, 128, 129)
+    refused("batch size 1001 is above the 1000 training images", fit, make_config(batch_size=1001), small)
 
 
 def test_one_program_and_step_by_step_are_the_same_epoch(small, monkeypatch):
@@ -92,20 +67,16 @@ def test_one_program_and_step_by_step_are_the_same_epoch(small, monkeypatch):
     config = make_config("reference", arch="gap", rotation=10.0, shift=2.0, scale=0.1, shear=0.1)
     setup, order = make_setup(config, small), epoch_order(jax.random.key(0), 1, 1000, 128)[:3]
     arguments, seen = (small.train, order, jax.random.key(1), setup), []
-    by_step, step_metrics = train_epoch(
-        start(config, small).state, *arguments, on_step=lambda i, totals: seen.append((i, int(totals.count)))
-    )
+    fresh, again = (start(config, small).state for _ in range(2))
+    by_step, sums = train_epoch(fresh, *arguments, on_step=lambda i, totals: seen.append((i, int(totals.count))))
     assert seen == [(0, 128), (1, 256), (2, 384)]
     trained = setup.trained(by_step)
-    step_scores = evaluate(trained, small.test, 150)
-    logits = predict(trained, small.test.images, 150)
-    fresh = start(config, small).state
+    step_scores, logits = evaluate(trained, small.test, 150), predict(trained, small.test.images, 150)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    at_once, metrics = train_epoch(fresh, *arguments)
+    at_once, metrics = train_epoch(again, *arguments)
     chex.assert_trees_all_close(by_step.variables, at_once.variables, atol=1e-5)
     assert by_step.step == at_once.step == 3
-    chex.assert_trees_all_close(step_metrics, metrics, rtol=1e-5)
-    assert step_metrics.count == 3 * 128
+    chex.assert_trees_all_close(sums, metrics, rtol=1e-5)
     chex.assert_trees_all_close(evaluate(trained, small.test, 150), step_scores, rtol=1e-5)
     assert step_scores.count == 500
     np.testing.assert_allclose(predict(trained, small.test.images, 150), logits, atol=1e-5)
@@ -114,38 +85,23 @@ def test_one_program_and_step_by_step_are_the_same_epoch(small, monkeypatch):
 def test_fit_is_reproducible_to_the_bit_and_compiles_once(small, monkeypatch):
     """Over two epochs, of which one is distorted, of two fits: a training and an evaluation step, traced once each."""
     config = make_config(arch="gap", epochs=2, plain_epochs=1, batch_size=100, eval_batch_size=125)
-    traces = []
+    traces, epochs = [], []
+
+    def traced(plain):
+        return lambda images, *about: traces.append(images.shape) or plain(images, *about)
+
     for name in ("standardize", "standardize_pixels"):
-        plain = getattr(steps, name)
-        monkeypatch.setattr(
-            steps, name, lambda images, *about, plain=plain: (traces.append(images.shape), plain(images, *about))[1]
-        )
-    epochs = []
+        monkeypatch.setattr(steps, name, traced(getattr(steps, name)))
     state, history = fit(config, small, on_epoch=lambda progress: epochs.append(progress.history[-1]))
     again, other = fit(config, small)
     chex.assert_trees_all_equal(state, again)
     assert without_seconds(history) == without_seconds(other)
     assert epochs == history
-    assert [entry.epoch for entry in history] == [1, 2]
-    assert state.step == 20
+    assert ([entry.epoch for entry in history], state.step) == ([1, 2], 20)
     assert sorted(traces) == [(100, 28, 28, 1), (125, 28, 28, 1)]
     different, _ = fit(dataclasses.replace(config, seed=2), small)
     assert jnp.abs(different.params["conv1"]["kernel"] - state.params["conv1"]["kernel"]).max() > 0
     assert len(traces) == 2
-
-
-def test_the_last_epochs_see_the_images_as_they_are(small, whole):
-    with mock.patch.object(training, "train_epoch", wraps=train_epoch) as spy:
-        fit(CONFIG, small)
-    assert [call.kwargs["strength"] for call in spy.call_args_list] == [1.0, 0.0]
-    assert make_setup(CONFIG, small).augment
-    assert make_setup(make_config(epochs=2, plain_epochs=2), small).augment is None
-
-
-def after(asked):
-    """A `stop` that says yes from the given time on that it is asked."""
-    times = itertools.count(1)
-    return lambda: next(times) >= asked
 
 
 @pytest.mark.parametrize(("stops", "stood"), [([3], [3]), ([10], [10]), ([1, 8, 4], [1, 9, 12]), ([19], [18])])
@@ -153,9 +109,7 @@ def test_a_run_that_stops_and_goes_on_is_the_run_that_did_not(small, whole, stop
     """In mid-epoch, between epochs, several times; between epochs it is asked once more."""
     progress, steps_taken = None, []
     for asked in stops:
-        with pytest.raises(Stopped) as stopped:
-            fit(CONFIG, small, progress=progress, stop=after(asked))
-        progress = stopped.value.progress
+        progress = stopped(asked, fit, CONFIG, small, progress=progress)
         steps_taken.append(int(progress.state.step))
     state, history = fit(CONFIG, small, progress=progress)
     assert steps_taken == stood
@@ -177,8 +131,10 @@ def test_the_first_bad_step_is_named(small, monkeypatch):
         assert totals.bad_step == 0
 
 
-def test_fit_scores_the_average(small, whole):
-    (state, history), setup = whole, make_setup(CONFIG, small)
+def test_fit_scores_the_average_and_its_last_epochs_see_the_images_as_they_are(small, whole):
+    (state, history, strengths), setup = whole, make_setup(CONFIG, small)
+    assert strengths == [1.0, 0.0]
+    assert make_setup(make_config(epochs=2, plain_epochs=2), small).augment is None
     scores = evaluate(setup.trained(state), small.test).mean()
     assert scores == (history[-1].test_loss, history[-1].test_accuracy)
     assert evaluate(setup.trained(state._replace(average=None)), small.test).mean() != scores

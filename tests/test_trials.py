@@ -2,11 +2,10 @@ import dataclasses
 import json
 import resource
 
-import numpy as np
 import pytest
-from conftest import as_trained, part
+from conftest import as_trained, part, refused, wrong
 
-from mnist_jax import InputError, make_config, predict
+from mnist_jax import make_config
 from mnist_jax.errors import StorageError
 from mnist_jax.lab import records, trials
 from mnist_jax.recipes.values import network_of
@@ -24,11 +23,9 @@ def test_a_trial_says_what_the_final_weights_do(ran):
     config, data, trial, trained = ran
     assert trial.config == dataclasses.asdict(config)
     assert [epoch.epoch for epoch in trial.history] == [1, 2]
-    wrong = predict(trained, data.test.images, 70).argmax(-1) != data.test.labels
-    assert list(trial.errors) == np.flatnonzero(wrong).tolist()
+    assert list(trial.errors) == wrong(trained, data.test)
     assert trial.history[-1].test_accuracy == (500 - len(trial.errors)) / 500
-    right = predict(trained, data.train.images).argmax(-1) == data.train.labels
-    assert trial.train_accuracy == right.mean()
+    assert trial.train_accuracy == (500 - len(wrong(trained, data.train))) / 500
     assert trial.seconds > 0
 
 
@@ -44,19 +41,16 @@ def test_trials_are_lines_of_a_file(ran, tmp_path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines[1] == {"version": 1, "config": {"arch": "gap"}, "diverged": "at step 3"}
     assert lines[0]["history"][1]["test_accuracy"] == trial.history[1].test_accuracy
-    with pytest.raises(InputError, match="cannot be written"):
-        records.prepare_trials(path / "below")
+    refused("cannot be written", records.prepare_trials, path / "below")
     path.write_text(json.dumps({**lines[1], "version": 2, "unheard": 0}) + "\n")
-    with pytest.raises(InputError, match=r"trials.jsonl' has format 2, newer than 1; update mnist_jax$"):
-        records.read_trials(path)
+    refused(r"trials.jsonl' has format 2, newer than 1; update mnist_jax$", records.read_trials, path)
 
 
 @pytest.mark.parametrize("damage", ['{"config"\n', "[]\n", "{}\n", '{"config": {}, "unheard": 0}\n', "\xff\n"])
 def test_a_line_that_is_no_trial_is_named(tmp_path, damage):
     path = tmp_path / "trials.jsonl"
     path.write_text(damage, encoding="latin-1")
-    with pytest.raises(InputError, match=r"trials.jsonl' cannot be read .* mend or remove the line$"):
-        records.read_trials(path)
+    refused(r"trials.jsonl' cannot be read .* mend or remove the line$", records.read_trials, path)
 
 
 @pytest.mark.parametrize(
@@ -103,8 +97,6 @@ def test_seeds_trained_together_are_trials_of_their_own(ran):
         assert trial.config["seed"] == seed
         assert trial.together == 2
         assert [epoch.epoch for epoch in trial.history] == [1, 2]
-        trained = as_trained(network_of(config), variables, data)
-        wrong = predict(trained, data.test.images).argmax(-1) != data.test.labels
-        assert list(trial.errors) == np.flatnonzero(wrong).tolist()
+        assert list(trial.errors) == wrong(as_trained(network_of(config), variables, data), data.test)
         if seed == 7:
             assert trial.history[-1].test_loss == pytest.approx(alone.history[-1].test_loss, abs=1e-4)
