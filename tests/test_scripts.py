@@ -70,7 +70,7 @@ def test_train_and_evaluate(script, tmp_path):
 
     # A second run there is refused and what is saved stays.
     before = (run_dir / "metrics.jsonl").read_text()
-    assert_refused(script("train.py", *SMALL_RUN, "--run-dir", run_dir), str(run_dir), "--run-dir")
+    assert_refused(script("train.py", *SMALL_RUN, "--run-dir", run_dir), str(run_dir), "resume it, or name another")
     assert (run_dir / "metrics.jsonl").read_text() == before
 
 
@@ -159,7 +159,7 @@ train.py --held-out 60000                   | 60000 | choose
 train.py --data-source torch                | 'torch' | bundled
 train.py --data-dir /tmp                    | data dir '/tmp' is only read by data source 'tfds'
 train.py --data-source tfds --data-dir none | 'none'
-train.py --run-dir /proc/run                | '/proc/run' | --run-dir
+train.py --run-dir /proc/run                | '/proc/run' | name another
 train.py --colour red                       | --colour
 train.py --keep 0                           | keep 0 | choose
 train.py --checkpoint-every -1              | checkpoint every -1 | choose
@@ -192,8 +192,6 @@ search.py --vary optimizer=adam             | 'adam' | choose
 benchmark.py --arch bn                      | 'bn' | bn_dropout
 benchmark.py --rounds 0                     | rounds 0 | choose
 benchmark.py --contenders numpy             | 'numpy' | flax
-benchmark.py --device gpu                   | JAX finds no GPU or TPU here
-benchmark.py --device npu                   | 'npu' | choose
 """
 
 

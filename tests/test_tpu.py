@@ -50,8 +50,11 @@ def test_an_epoch_on_four_chips_reduces_and_gathers_nothing():
 
 @needs_compiler
 def test_estimates_are_printed_and_written(script, monkeypatch, tmp_path):
-    operations = [tpu.Operation(3, "conv1/conv", "f32[2]"), tpu.Operation(2, "bn1/sum", "f32[2]")]
-    found = tpu.Estimate(5, operations, 10**6, 10**6, 1.0)
+    operations = [
+        {"cycles": 3, "place": "conv1/conv", "result": "f32[2]"},
+        {"cycles": 2, "place": "bn1/sum", "result": "f32[2]"},
+    ]
+    found = {"cycles": 5, "operations": operations, "temporary_bytes": 10**6, "compile_seconds": 1.0}
     asked = []
     monkeypatch.setattr(tpu, "estimate", lambda program, *_: asked.append(program) or found)
     status, out, _ = script("estimate_tpu.py", "--arch", "gap", "--seeds", "2", "--operations", "1", "--json", "x.json")
@@ -90,4 +93,7 @@ ENTRY %main (p: (s32[])) -> (s32[]) {
   %v = (s32[]) while(%w), condition=%c.2, body=%body.2
 }
 """
-    assert tpu._step_operations(text) == [tpu.Operation(70, "conv1/conv", "f32[2]"), tpu.Operation(5, "", "f32[3]")]
+    assert tpu._step_operations(text) == [
+        {"cycles": 70, "place": "conv1/conv", "result": "f32[2]"},
+        {"cycles": 5, "place": "", "result": "f32[3]"},
+    ]

@@ -2,15 +2,15 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mnist_jax.cli.program import require_at_least, require_folder, write_json
-from mnist_jax.lab import tpu
+from mnist_jax.cli.program import report, require_at_least, require_folder
+from mnist_jax.lab import tables, tpu
+from mnist_jax.lab.records import Estimate, TpuEstimates
 from mnist_jax.recipes.config import Config
 from mnist_jax.runtime import environment
 
@@ -33,7 +33,7 @@ class Options:
     seeds: int = 8
     """How many seeds to train in one program."""
     operations: int = 10
-    """How many of the dearest operations of our step to show."""
+    """How many of the dearest operations of our step to show, 20 at most."""
     json: Path | None = None
     """File to write every estimate to."""
 
@@ -50,35 +50,17 @@ def main(options: Options) -> None:
         "scoring": ("scoring", 0),
     }
     console = Console(highlight=False, width=100)
-    result: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Estimate]] = {}
     with console.status("compiling") as status:
         for name, (program, seeds) in programs.items():
-            result[name] = {}
+            found[name] = {}
             for layers in tpu.LAYERS:
                 status.update(f"compiling {name}, {layers}")
-                result[name][layers] = tpu.estimate(program, config, mesh, seeds, tpu.LAYERS[layers])
-
-    title = f"{config.arch}, {config.recipe}, batch {config.batch_size}, {options.topology}: the compiler's estimates"
-    table = Table("a step of", "layers", "cycles", "times flax", "arguments", "temporaries", "compiled in", title=title)
-    table.box = box.SIMPLE_HEAD
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for name, estimates in result.items():
-        for layers, found in estimates.items():
-            times = f"{found.cycles / estimates['flax'].cycles:.2f}"
-            memory = (f"{size / 1e6:.0f} MB" for size in (found.argument_bytes, found.temporary_bytes))
-            table.add_row(name, layers, f"{found.cycles:,}", times, *memory, f"{found.compile_seconds:.0f} s")
-    console.print(table)
+                found[name][layers] = tpu.estimate(program, config, mesh, seeds, tpu.LAYERS[layers])
+    settings = dataclasses.asdict(config)
+    result = TpuEstimates(settings, options.topology, options.seeds, found, environment(("libtpu",)))
+    report(tables.tpu_table([result]), result, options.json)
     dearest = Table("cycles", "operation", "gives", box=box.SIMPLE_HEAD, title="the dearest of our step")
-    for operation in result["epoch"]["ours"].operations[: options.operations]:
-        dearest.add_row(f"{operation.cycles:,}", operation.place[-60:], operation.result)
+    for operation in found["epoch"]["ours"]["operations"][: options.operations]:
+        dearest.add_row(f"{operation['cycles']:,}", operation["place"][-60:], operation["result"])
     console.print(dearest)
-    programs = {
-        name: {
-            layers: found._asdict() | {"operations": [operation._asdict() for operation in found.operations[:20]]}
-            for layers, found in estimates.items()
-        }
-        for name, estimates in result.items()
-    }
-    record = {"config": dataclasses.asdict(config), "topology": options.topology, "seeds": options.seeds}
-    write_json(options.json, record | {"programs": programs, "environment": environment(("libtpu",))})

@@ -95,8 +95,8 @@ def main(options: Options) -> int:
             f"{config.epochs} epochs of {steps} steps of {config.batch_size} on {count} x "
             f"{jax.devices()[0].device_kind}"
         )
-        if options.report:  # Drawing takes a second to import: do it while the first step is compiled.
-            run.background.submit(importlib.import_module, "mnist_jax.reports.report")
+        # Drawing takes a second to import: do it while the first step is compiled.
+        reports = run.background.submit(importlib.import_module, "mnist_jax.reports.report") if options.report else None
         try:
             with progress_bar(console, config, steps) as show:
                 state, history = run.fit(
@@ -112,20 +112,16 @@ def main(options: Options) -> int:
 
         conditions = objective(state.params, config.epochs, history[-1].test_accuracy, run.scored_on)
         met = all(condition.met for condition in conditions)
-        verdict = {"objective": [condition._asdict() for condition in conditions], "objective_met": met}
-        write = None
-        if options.report:
-            from mnist_jax.reports.report import write_report
-
-            write = partial(write_report, data=run.data)
-        summary, page = run.finish(state, history[-1]._asdict() | verdict, write)
+        verdict = [condition._asdict() for condition in conditions]
+        write = partial(reports.result().write_report, data=run.data) if reports else None
+        summary, page = run.finish(state, history[-1], write, objective=verdict, objective_met=met)
     columns = ("condition", "value", "asked for", "")
     table = Table(*columns, title=f"objective {'met' if met else 'not met'}", box=box.SIMPLE_HEAD)
     for condition in conditions:
         table.add_row(condition.name, condition.value, condition.target, "met" if condition.met else "not met")
     console.print(table)
-    parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in summary["seconds_of"].items())
-    console.print(f"{summary['seconds']:.1f} s in all: {parts}")
+    parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in summary.seconds_of.items())
+    console.print(f"{summary.seconds:.1f} s in all: {parts}")
     console.print(f"the run is in {run.run_dir}" + (f", to be looked at in {page}" if page else ""))
     return int(options.require_objective and not met)
 

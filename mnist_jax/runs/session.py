@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import importlib
 import itertools
-import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -24,9 +23,11 @@ from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.fits import fit
 from mnist_jax.recipes.values import make_setup, part_of, total_steps
 from mnist_jax.runs import checkpoints, directory
+from mnist_jax.runs.directory import Summary
+from mnist_jax.runs.weights import save_weights
 from mnist_jax.runtime import compilations, environment, seconds_within
 from mnist_jax.signals import catch_signals
-from mnist_jax.steps import Trained, TrainState
+from mnist_jax.steps import TrainState
 from mnist_jax.training import EpochMetrics, Progress, Stopped
 
 
@@ -88,7 +89,7 @@ class Session:
         """Goes on from the newest intact checkpoint; every process of the run has to call it."""
         if devices.is_writer():
             self.progress, self.damaged = checkpoints.resume(self.run_dir, self.config, self.data)
-            directory.save_config(self.run_dir, self.config)
+            directory.save_json(self.run_dir, directory.CONFIG, dataclasses.asdict(self.config))
             directory.save_epochs(self.run_dir, self.progress.history if self.progress else ())
         self.progress = checkpoints.share(self.progress, self.config, self.data)
 
@@ -143,36 +144,40 @@ class Session:
                 if jax.process_count() == 1 or isinstance(error, InputError):
                     raise
                 raise LostError(
-                    f"another process is lost; start all of them again with --resume {shlex.quote(str(self.run_dir))} "
-                    "to go on from the last epoch"
+                    f"another process is lost; resume {str(self.run_dir)!r} in all of them to go on from the last epoch"
                 ) from error
         return state, history
 
     def finish(
-        self, state: TrainState, summary: dict[str, Any], write_report: Callable[[Path], Path] | None = None
-    ) -> tuple[dict[str, Any], Path | None]:
+        self,
+        state: TrainState,
+        last: EpochMetrics,
+        write_report: Callable[[Path], Path] | None = None,
+        **verdict: Any,
+    ) -> tuple[Summary, Path | None]:
         """Writes the final weights and summary.json, then a report: `write_report(run_dir)` returns its page.
+
+        `last` are the metrics of the last epoch, `verdict` is `objective` and `objective_met` of the summary.
 
         Returns the summary as it was written last, with environment and seconds, and the page, if any.
         """
-        page, write = None, devices.is_writer()
-        summary = {**summary, "scored_on": self.scored_on, "environment": environment()}
-        if write:
-            directory.save_trained(self.run_dir, self.trained(state))
-        self.clock.end("saving")
-        summary |= self.clock.seconds()
-        if write:
-            directory.save_summary(self.run_dir, summary)
+        facts = {**last._asdict(), **verdict, "scored_on": self.scored_on, "environment": environment()}
+        if write := devices.is_writer():
+            with directory.storing(self.run_dir):
+                save_weights(self.run_dir / directory.WEIGHTS, make_setup(self.config, self.data).trained(state))
+
+        def save(part: str) -> Summary:
+            self.clock.end(part)
+            summary = Summary(**facts | self.clock.seconds())
+            if write:
+                directory.save_json(self.run_dir, directory.SUMMARY, summary._asdict())
+            return summary
+
+        summary, page = save("saving"), None
         if write and write_report:
             page = write_report(self.run_dir)
-            self.clock.end("report")
-            summary |= self.clock.seconds()
-            directory.save_summary(self.run_dir, summary)
+            summary = save("report")
         return summary, page
-
-    def trained(self, state: TrainState) -> Trained:
-        """The network with the weights of a state."""
-        return make_setup(self.config, self.data).trained(state)
 
     @property
     def scored_on(self) -> str:
@@ -229,7 +234,8 @@ def session(config: Config, whole: Dataset, *, resume: Path | None = None, **opt
     writer = devices.is_writer()
     if writer and not resume:
         directory.create_run(run.run_dir, config)
-        directory.save_dataset(run.run_dir, whole)
+        known = directory.DatasetRecord(whole.name, whole.sha256)
+        directory.save_json(run.run_dir, directory.DATASET, known._asdict())
     with directory.lock(run.run_dir) if writer else contextlib.nullcontext():
         if resume and writer:
             directory.require_same_data(run.run_dir, whole)
