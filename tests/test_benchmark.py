@@ -17,5 +17,5 @@ def test_contenders_take_turns_in_processes_of_their_own():
     for record in result.contenders.values():
         assert len(record["step_seconds"]) == len(record["score_seconds"]) == 1
         assert min(record["step_seconds"] + record["score_seconds"]) > 0
-        assert record["start"]["first_step"] > record["start"]["compile"] > 0
+        assert record["start"]["first_step"] > 0
         assert record["peak_bytes"] > 1e8

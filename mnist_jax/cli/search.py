@@ -17,7 +17,7 @@ from mnist_jax.cli.series import Workers, run_trials
 from mnist_jax.errors import DivergedError, InputError
 from mnist_jax.lab import jobs, records, tables
 from mnist_jax.models import ARCHS
-from mnist_jax.recipes.config import Config, make_config
+from mnist_jax.recipes.config import Config
 from mnist_jax.statistics import mean_text
 
 
@@ -111,9 +111,8 @@ def main(options: Options) -> None:
 def parse(text: str) -> tuple[str, list[Any]]:
     """`learning_rate=0.01,0.02` as a name and its values, each of the setting's type."""
     name, _, values = text.partition("=")
-    # A path may be missing, and then its default is no text.
-    values_of = {field.name: getattr(make_config(), field.name) for field in dataclasses.fields(Config)}
-    types: dict[str, Any] = {name: str if value is None else type(value) for name, value in values_of.items()}
+    fields = dataclasses.fields(Config)
+    types: dict[str, Any] = {field.name: field.type if field.type in (bool, int, float) else str for field in fields}
     name = name.replace("-", "_")
     if name not in types or name == "seed":
         raise InputError(f"unknown setting {name!r} in --vary {text!r}; choose from {', '.join(types)}")

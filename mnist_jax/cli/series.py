@@ -37,7 +37,7 @@ def open_pool(
 
     Raises InputError for an impossible number, or if both flags are given; and as `cluster.connect`.
     """
-    count, cached = workers.jobs, bool(jax.config.values["jax_compilation_cache_dir"])
+    count, cached = workers.jobs, jax.config.values["jax_enable_compilation_cache"]
     require_at_least(1, workers, "jobs")
     if workers.scheduler and count:
         raise InputError(f"jobs {count} cannot be used with --scheduler, which has the workers it has; drop one")

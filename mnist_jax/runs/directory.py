@@ -42,7 +42,7 @@ class Summary(NamedTuple):
       epoch: how many there were; the next four are the metrics of the last.
       scored_on: which images are scored, "test" or "held-out".
       seconds: of the whole process; `seconds_of` has its parts.
-      objective: the exercise's conditions, whether each is met, and whether all are.
+      objective: the exercise's conditions, each with its name, value, target and whether it is met.
       version: of the format; 0 in summaries from before it was written.
     """
 
@@ -52,11 +52,11 @@ class Summary(NamedTuple):
     test_loss: float
     test_accuracy: float
     scored_on: str
+    objective: list[dict[str, Any]]
+    objective_met: bool
     environment: dict[str, Any]
-    seconds: float = 0.0
+    seconds: float
     seconds_of: Mapping[str, float] = MappingProxyType({})
-    objective: Sequence[Mapping[str, Any]] = ()
-    objective_met: bool | None = None
     version: int = VERSION
 
 

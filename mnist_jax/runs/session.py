@@ -18,6 +18,7 @@ import psutil
 from mnist_jax import devices
 from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError, LostError
+from mnist_jax.objective import objective
 from mnist_jax.optimizers import make_schedule
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.fits import fit
@@ -85,14 +86,6 @@ class Session:
     received: list[int] = dataclasses.field(default_factory=list)
     background: ThreadPoolExecutor = dataclasses.field(default_factory=lambda: ThreadPoolExecutor(1))
 
-    def _resume(self) -> None:
-        """Goes on from the newest intact checkpoint; every process of the run has to call it."""
-        if devices.is_writer():
-            self.progress, self.damaged = checkpoints.resume(self.run_dir, self.config, self.data)
-            directory.save_json(self.run_dir, directory.CONFIG, dataclasses.asdict(self.config))
-            directory.save_epochs(self.run_dir, self.progress.history if self.progress else ())
-        self.progress = checkpoints.share(self.progress, self.config, self.data)
-
     def fit(
         self, *, tell: Callable[[EpochMetrics], None], tensorboard: bool = False, **options: Any
     ) -> tuple[TrainState, list[EpochMetrics]]:
@@ -149,19 +142,22 @@ class Session:
         return state, history
 
     def finish(
-        self,
-        state: TrainState,
-        last: EpochMetrics,
-        write_report: Callable[[Path], Path] | None = None,
-        **verdict: Any,
+        self, state: TrainState, last: EpochMetrics, write_report: Callable[[Path, Dataset], Path] | None = None
     ) -> tuple[Summary, Path | None]:
-        """Writes the final weights and summary.json, then a report: `write_report(run_dir)` returns its page.
+        """Writes the final weights and summary.json, then a report: `write_report(run_dir, data)` returns its page.
 
-        `last` are the metrics of the last epoch, `verdict` is `objective` and `objective_met` of the summary.
+        `last` are the metrics of the last epoch.
 
-        Returns the summary as it was written last, with environment and seconds, and the page, if any.
+        Returns the summary as it was written last, and the page, if any.
         """
-        facts = {**last._asdict(), **verdict, "scored_on": self.scored_on, "environment": environment()}
+        conditions = objective(state.params, self.config.epochs, last.test_accuracy, self.scored_on)
+        facts = {
+            **last._asdict(),
+            "scored_on": self.scored_on,
+            "objective": [condition._asdict() for condition in conditions],
+            "objective_met": all(condition.met for condition in conditions),
+            "environment": environment(),
+        }
         if write := devices.is_writer():
             with directory.storing(self.run_dir):
                 save_weights(self.run_dir / directory.WEIGHTS, make_setup(self.config, self.data).trained(state))
@@ -175,7 +171,7 @@ class Session:
 
         summary, page = save("saving"), None
         if write and write_report:
-            page = write_report(self.run_dir)
+            page = write_report(self.run_dir, self.data)
             summary = save("report")
         return summary, page
 
@@ -238,9 +234,12 @@ def session(config: Config, whole: Dataset, *, resume: Path | None = None, **opt
         directory.save_json(run.run_dir, directory.DATASET, known._asdict())
     with directory.lock(run.run_dir) if writer else contextlib.nullcontext():
         if resume and writer:
-            directory.require_same_data(run.run_dir, whole)
+            directory.require_same_data(resume, whole)
+            run.progress, run.damaged = checkpoints.resume(resume, config, data)
+            directory.save_json(resume, directory.CONFIG, dataclasses.asdict(config))
+            directory.save_epochs(resume, run.progress.history if run.progress else ())
         if resume:
-            run._resume()
+            run.progress = checkpoints.share(run.progress, config, data)
         yield run
 
 
