@@ -7,6 +7,7 @@ import json
 import os
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -186,6 +187,7 @@ reproduce.py --seeds 0                      | seeds 0 | choose
 reproduce.py --jobs 0                       | jobs 0 | choose
 search.py --jobs 2 --scheduler localhost:1  | jobs 2 | drop one
 search.py --seeds 0                         | seeds 0 | choose
+search.py --held-out 60000                  | cannot hold out 60000 of 60000 | by --held-out
 search.py --vary speed=1                    | 'speed' | choose
 search.py --vary epochs=two                 | epochs=two | int
 search.py --vary optimizer=adam             | 'adam' | choose
@@ -346,6 +348,11 @@ def test_a_run_keeps_its_data(script, tmp_path):
     status, out, err = script("evaluate.py", "run", "--dataset", other)
     assert (status, err) == (0, "note: the run in run was trained on fruit; it is scored on garden\n")
     assert_refused(script("evaluate.py", "run", "--dataset", "mnist"), "classes 0, 1", "apple, pear", "name other data")
+    shutil.copytree("run", "other")
+    Path("other/dataset.json").write_text('{"name": "garden", "sha256": "0"}')
+    assert_refused(
+        script("compare.py", "run", "other"), "in 'other', 'garden' (0)", "name with --dataset what to score"
+    )
     Path("fruit/test/pear/0.png").write_bytes(Path("fruit/test/apple/0.png").read_bytes())
     for command in (["evaluate.py", "run"], ["train.py", "--resume", "run"], ["compare.py", "run"]):
         assert_refused(script(*command), "'fruit' (SHA-256", "give the run its own data")

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from mnist_jax.cli.program import report, require_at_least, require_folder
 from mnist_jax.lab import tables, tpu
-from mnist_jax.lab.records import Estimate, TpuEstimates
+from mnist_jax.lab.records import TpuEstimates
 from mnist_jax.recipes.config import Config
 from mnist_jax.runtime import environment
 
@@ -44,19 +44,14 @@ def main(options: Options) -> None:
     require_at_least(0, options, "operations")
     require_folder(options.json, "--json")
     mesh, config = tpu.make_mesh(options.topology), options.config
-    programs = {
-        "epoch": ("epoch", 0),
-        f"epoch of {options.seeds} seeds": ("epoch", options.seeds),
-        "scoring": ("scoring", 0),
-    }
+    programs = {"epoch": 0, f"epoch of {options.seeds} seeds": options.seeds, "scoring": 0}
     console = Console(highlight=False, width=100)
-    found: dict[str, dict[str, Estimate]] = {}
+    found = {}
     with console.status("compiling") as status:
-        for name, (program, seeds) in programs.items():
-            found[name] = {}
-            for layers in tpu.LAYERS:
-                status.update(f"compiling {name}, {layers}")
-                found[name][layers] = tpu.estimate(program, config, mesh, seeds, tpu.LAYERS[layers])
+        for name, seeds in programs.items():
+            status.update(f"compiling {name}")
+            program = name.split()[0]
+            found[name] = {key: tpu.estimate(program, config, mesh, seeds, tpu.LAYERS[key]) for key in tpu.LAYERS}
     settings = dataclasses.asdict(config)
     result = TpuEstimates(settings, options.topology, options.seeds, found, environment(("libtpu",)))
     report(tables.tpu_table([result]), result, options.json)
