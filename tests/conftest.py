@@ -14,22 +14,10 @@ import pytest
 
 os.environ["MNIST_JAX_LEAVE_PROCESS"] = "1"  # Else importing the package would have the user's cache.
 
-from mnist_jax import (
-    EpochMetrics,
-    Setup,
-    Split,
-    Trained,
-    cli,
-    init_state,
-    load_dataset,
-    loops,
-    make_config,
-    runtime,
-    save_weights,
-)
+from mnist_jax import EpochMetrics, Setup, Split, Trained, cli, init_state, load_dataset, loops, make_config, runtime
 from mnist_jax.objective import objective
 from mnist_jax.recipes.values import network_of
-from mnist_jax.runs import directory
+from mnist_jax.runs import directory, weights
 from mnist_jax.runtime import use_compilation_cache
 
 del os.environ["MNIST_JAX_LEAVE_PROCESS"]
@@ -114,7 +102,7 @@ def finished_run(run_dir, variables, accuracies, **settings):
     }
     directory.create_run(run_dir, config)
     directory.save_epochs(run_dir, history)
-    save_weights(run_dir / directory.WEIGHTS, as_trained(network_of(config), variables))
+    weights.save_weights(run_dir / directory.WEIGHTS, as_trained(network_of(config), variables))
     directory.save_json(run_dir, directory.SUMMARY, summary)
     return run_dir
 

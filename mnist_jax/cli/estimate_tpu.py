@@ -4,9 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import tyro
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from mnist_jax.cli.program import report, require_at_least, require_folder
 from mnist_jax.lab import tables, tpu
@@ -20,7 +18,7 @@ class Options:
     """Asks the TPU's compiler how many cycles a training step and scoring take, against Flax's own layers.
 
     Needs no TPU, but the package libtpu. What it prints are the compiler's estimates, not times: cycles of a step, of a
-    step of many seeds, of scoring a batch; memory on each device; seconds to compile; and the dearest operations.
+    step of many seeds, of scoring a batch; memory on each device; seconds to compile.
 
     Exit status: 0 done, 2 bad input, 4 cannot write.
 
@@ -32,8 +30,6 @@ class Options:
     """What to compile for: v5e:1x1 as on Colab, v5e:2x2, or others by their name."""
     seeds: int = 8
     """How many seeds to train in one program."""
-    operations: int = 10
-    """How many of the dearest operations of our step to show, 20 at most."""
     json: Path | None = None
     """File to write every estimate to."""
 
@@ -41,13 +37,11 @@ class Options:
 def main(options: Options) -> None:
     """Compiles, prints and writes."""
     require_at_least(1, options, "seeds")
-    require_at_least(0, options, "operations")
     require_folder(options.json, "--json")
     mesh, config = tpu.make_mesh(options.topology), options.config
     programs = {"epoch": 0, f"epoch of {options.seeds} seeds": options.seeds, "scoring": 0}
-    console = Console(highlight=False, width=100)
     found = {}
-    with console.status("compiling") as status:
+    with Console().status("compiling") as status:
         for name, seeds in programs.items():
             status.update(f"compiling {name}")
             program = name.split()[0]
@@ -55,7 +49,3 @@ def main(options: Options) -> None:
     settings = dataclasses.asdict(config)
     result = TpuEstimates(settings, options.topology, options.seeds, found, environment(("libtpu",)))
     report(tables.tpu_table([result]), result, options.json)
-    dearest = Table("cycles", "operation", "gives", box=box.SIMPLE_HEAD, title="the dearest of our step")
-    for operation in found["epoch"]["ours"]["operations"][: options.operations]:
-        dearest.add_row(f"{operation['cycles']:,}", operation["place"][-60:], operation["result"])
-    console.print(dearest)

@@ -14,7 +14,6 @@ from mnist_jax.errors import InputError
 from mnist_jax.lab import baselines, tables
 from mnist_jax.lab.records import TimeToTarget, measured_on
 from mnist_jax.recipes.config import make_config
-from mnist_jax.runs.directory import SUMMARY, Summary, read_record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +46,12 @@ def main(options: Options) -> None:
     require_folder(options.json, "--json")
     if importlib.util.find_spec("torch") is None:
         raise InputError("PyTorch is not installed, and it is what to compare with: pip install torch")
-    seconds, seconds_of, torch = {"cold": [], "warm": []}, [], []
+    seconds, torch = {"cold": [], "warm": []}, []
     with tempfile.TemporaryDirectory() as directory:
         for i in range(options.rounds):
             cache = Path(directory) / f"cache-{i}"
             for name in seconds:
-                run_dir = Path(directory) / f"{name}-{i}"
-                seconds[name].append(ours(options.arch, run_dir, cache))
-                seconds_of.append({"start": name, **read_record(run_dir / SUMMARY, Summary).seconds_of})
+                seconds[name].append(ours(options.arch, Path(directory) / f"{name}-{i}", cache))
             torch.append(baselines.epoch_seconds(reference.arch, reference.batch_size))
     result = TimeToTarget(
         arch=options.arch,
@@ -65,7 +62,6 @@ def main(options: Options) -> None:
         torch_epochs=reference.epochs,
         torch_seconds_scaled=[reference.epochs * sum(epoch.values()) for epoch in torch],
         environment=measured_on(),
-        seconds_of=seconds_of,
         torch_arch=reference.arch,
     )
     report(tables.time_table([result]), result, options.json)

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -81,25 +81,14 @@ class TimeToTarget(NamedTuple):
     torch_epochs: int
     torch_seconds_scaled: list[float]
     environment: dict[str, Any]
-    seconds_of: Sequence[dict[str, Any]] = ()
     torch_arch: str | None = None
     version: int = VERSION
 
 
-class Operation(TypedDict):
-    """One operation of a step: estimated cycles, name in the program, type and shape of the result."""
-
-    cycles: int
-    place: str
-    result: str
-
-
 class Estimate(TypedDict):
-    """Estimates for one compiled program: cycles of a step of its loop, dearest operations first; bytes per device."""
+    """Estimates for one compiled program: cycles of one step of its loop, bytes per device."""
 
     cycles: int
-    operations: list[Operation]
-    argument_bytes: int
     temporary_bytes: int
     compile_seconds: float
 
