@@ -31,9 +31,7 @@ class Workers:
 def open_pool(
     tasks: Sequence[jobs.Task], workers: Workers, stop: Callable[[], bool]
 ) -> contextlib.AbstractContextManager[jobs.Pool]:
-    """The workers asked for; they use the compilation cache if this process does.
-
-    By default those of this machine: on a CPU one for each core, as far as memory allows and there are tasks, else one.
+    """The workers asked for, no more than there are tasks; they use the compilation cache if this process does.
 
     Raises InputError for an impossible number, or if both flags are given; and as `cluster.connect`.
     """

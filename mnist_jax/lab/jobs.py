@@ -27,8 +27,6 @@ from mnist_jax.recipes.values import load_data, part_of
 from mnist_jax.runtime import cores
 
 ATTEMPTS = 3  # A task whose workers die this often is given up.
-_BYTES = {"basic": 1.2e9}  # Memory of a worker, by network.
-_OTHER_BYTES = 0.7e9
 
 
 class Task(NamedTuple):
@@ -129,7 +127,7 @@ def default_jobs(archs: Iterable[str]) -> int:
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):
             free.append(int(Path(limit).read_text()))
-    each = max(_BYTES.get(arch, _OTHER_BYTES) for arch in archs)
+    each = max(1.2e9 if arch == "basic" else 0.7e9 for arch in archs)  # Bytes of a worker.
     return max(1, min(len(cores()), int(min(free) / each)))
 
 

@@ -2,8 +2,7 @@
 
 import io
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -23,9 +22,8 @@ _MARKERS = "osD^vPX"  # One more than colors, so that both repeat together after
 _MOST = 200  # Digits in one picture; a table beside it lists all.
 
 
-@contextmanager
-def colors(theme: dict[str, str]) -> Iterator[None]:
-    """Draws on paper and in ink of a theme, `LIGHT` or `DARK`."""
+def png(draw: Callable[[], Figure], theme: dict[str, str], metadata: dict[str, str] | None = None) -> bytes:
+    """A figure, drawn in a theme, `LIGHT` or `DARK`, as PNG, with texts that are not shown if any are given."""
     ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     paper = ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor")
     parameters: dict[Any, Any] = {
@@ -36,14 +34,8 @@ def colors(theme: dict[str, str]) -> Iterator[None]:
         **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
         "font.size": 10,
     }
+    file = io.BytesIO()
     with mpl.rc_context(parameters):
-        yield
-
-
-def png(draw: Callable[[], Figure], theme: dict[str, str], metadata: dict[str, str] | None = None) -> bytes:
-    """A figure, drawn in a theme, as PNG, with texts that are not shown if any are given."""
-    with colors(theme):
-        file = io.BytesIO()
         draw().savefig(file, format="png", dpi=120, metadata=metadata, pil_kwargs={"compress_level": 3})
     return file.getvalue()
 

@@ -85,23 +85,23 @@ def resume(run_dir: Path, config: Config, data: Dataset) -> Resumed:
     _require_same(load_config(run_dir), config)
     directory = (run_dir / CHECKPOINTS).absolute()
     damaged = []
-    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-    for step in sorted((int(name) for name in names if name.isdecimal()), reverse=True):
+    for step in sorted((int(path.name) for path in directory.glob("*") if path.name.isdecimal()), reverse=True):
+        checkpoint = directory / str(step)
         try:
-            if not (reason := _damage(directory / str(step))):
+            if not (reason := _damage(checkpoint)):
                 return Resumed(_restore(run_dir, step, config, data), tuple(damaged))
         except InputError:
             raise
         except Exception as error:  # Orbax and TensorStore raise whatever they stumble over.
             what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise InputError(
-                f"checkpoint {directory / str(step)} cannot be read ({what}), though its hashes are right; "
+                f"checkpoint {checkpoint} cannot be read ({what}), though its hashes are right; "
                 "resume with the versions that wrote it, or remove it to go on from the one before"
             ) from error
-        damaged.append(f"checkpoint {directory / str(step)} is damaged: {reason}")
+        damaged.append(f"checkpoint {checkpoint} is damaged: {reason}")
         with storing(run_dir):
             taken = len(list(directory.glob(f"{step}.damaged*")))
-            (directory / str(step)).rename(directory / f"{step}.damaged{taken or ''}")
+            checkpoint.rename(directory / f"{step}.damaged{taken or ''}")
             (directory / f"{step}.sha256").unlink(missing_ok=True)
     if damaged:
         raise InputError(f"{'; '.join(damaged)}; no checkpoint is intact, so start again in another directory")
