@@ -62,42 +62,25 @@ def _torch_stack(blocks: Sequence[Block]) -> Iterator[Any]:
     yield from (nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, 10, 1, bias=False))
 
 
-def load_variables(network: Any, variables: dict[str, Any]) -> None:
-    """Copies Flax variables into a PyTorch network in place, layer by layer in order."""
-    torch = importlib.import_module("torch")
-
-    for tensor, collection, layer, name in _tensors(network, variables):
-        value = torch.tensor(np.array(variables[collection][layer][name]))
-        tensor.data.copy_(value.permute(3, 2, 0, 1) if name == "kernel" else value)
-
-
-def read_variables(network: Any, like: dict[str, Any]) -> dict[str, Any]:
-    """Gives a PyTorch network's weights as Flax variables: NumPy arrays in a tree like `like`."""
-    read: dict[str, Any] = {"params": {}, "batch_stats": {}}
-    for tensor, collection, layer, name in _tensors(network, like):
-        value = tensor.detach().permute(2, 3, 1, 0) if name == "kernel" else tensor.detach()
-        read[collection].setdefault(layer, {})[name] = value.numpy()
-    return read
-
-
-def _tensors(network: Any, variables: dict[str, Any]) -> Iterator[tuple[Any, str, str, str]]:
-    """Each tensor of a PyTorch network with its collection, layer and name in Flax's variables."""
+def variables_of(network: Any, like: dict[str, Any]) -> dict[str, Any]:
+    """A PyTorch network's tensors in a tree like `like`, of Flax: views in Flax's layout, to be read or written."""
     nn = importlib.import_module("torch.nn")
 
     kinds = ("conv", "depthwise", "bn")
-    found = [name for name in variables["params"] if name.startswith(kinds)]
+    found = [name for name in like["params"] if name.startswith(kinds)]
     found.sort(key=lambda name: int(name.lstrip("abcdefghijklmnopqrstuvwxyz")))
     names = {kind: iter([name for name in found if name.startswith(kind)]) for kind in kinds}
+    params, statistics = {}, {}
     for module in dict.fromkeys(network):  # Each once, however often it is used.
         if isinstance(module, nn.Conv2d):
-            yield module.weight, "params", next(names["conv" if module.groups == 1 else "depthwise"]), "kernel"
+            layer = next(names["conv" if module.groups == 1 else "depthwise"])
+            params[layer] = {"kernel": module.weight.detach().permute(2, 3, 1, 0)}
         elif isinstance(module, nn.BatchNorm2d):
             layer = next(names["bn"])
-            if module.weight.requires_grad:
-                yield module.weight, "params", layer, "scale"
-            yield module.bias, "params", layer, "bias"
-            yield module.running_mean, "batch_stats", layer, "mean"
-            yield module.running_var, "batch_stats", layer, "var"
+            scale = {"scale": module.weight.detach()} if module.weight.requires_grad else {}
+            params[layer] = {**scale, "bias": module.bias.detach()}
+            statistics[layer] = {"mean": module.running_mean, "var": module.running_var}
+    return {"params": params, **({"batch_stats": statistics} if statistics else {})}
 
 
 def epoch_seconds(arch: str, batch_size: int) -> dict[str, float]:
