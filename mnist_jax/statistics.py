@@ -4,8 +4,8 @@ import collections
 import dataclasses
 import itertools
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -81,10 +81,9 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
     return Calibration(mean_confidence, accuracy, count[some], error)
 
 
-def ratios(result: Mapping[str, Any], figure: str, name: str, base: str = "ours") -> list[float]:
-    """A contender's seconds over those of `base`, round by round."""
-    mine, theirs = (result["contenders"][who][figure] for who in (base, name))
-    return [b / a for a, b in zip(mine, theirs, strict=True)]
+def ratio(seconds: Sequence[float], base: Sequence[float]) -> float:
+    """The median of the ratios of two contenders' seconds, round by round."""
+    return statistics.median(a / b for a, b in zip(seconds, base, strict=True))
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:

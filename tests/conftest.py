@@ -23,7 +23,7 @@ import mnist_jax as mj
 from mnist_jax import EpochMetrics, Setup, Split, Trained, cli, init_state, load_dataset, loops, make_config, runtime
 from mnist_jax.objective import objective
 from mnist_jax.recipes.values import network_of
-from mnist_jax.runs import directory
+from mnist_jax.runs import directory, weights
 from mnist_jax.runtime import use_compilation_cache
 
 del os.environ["MNIST_JAX_LEAVE_PROCESS"]
@@ -170,8 +170,8 @@ def finished_run(run_dir, variables, accuracies, **settings):
     }
     directory.create_run(run_dir, config)
     directory.save_epochs(run_dir, history)
-    directory.save_trained(run_dir, as_trained(network_of(config), variables))
-    directory.save_summary(run_dir, summary)
+    weights.save_weights(run_dir / directory.WEIGHTS, as_trained(network_of(config), variables))
+    directory.save_json(run_dir, directory.SUMMARY, summary)
     return run_dir
 
 

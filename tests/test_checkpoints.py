@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from conftest import damage, part, refused, stopped, without_seconds
 
-from mnist_jax import StorageError, fit, load_run, make_config, make_setup
+from mnist_jax import StorageError, fit, load_run, make_config, make_setup, save_weights
 from mnist_jax.runs import checkpoints
 from mnist_jax.runs.checkpoints import resume, save_checkpoint, share
-from mnist_jax.runs.directory import create_run, load_config, save_epochs, save_trained
+from mnist_jax.runs.directory import create_run, load_config, save_epochs
 from mnist_jax.training import Progress
 
 CONFIG = make_config("reference", arch="gap", epochs=3, batch_size=100, average_decay=0.9, optimizer="adamw")
@@ -22,8 +22,7 @@ def test_a_run_directory_is_made_once_and_has_a_usable_config(small, tmp_path):
     create_run(tmp_path / "a" / "run", config)
     assert load_config(tmp_path / "a" / "run") == config
     assert json.loads((tmp_path / "a" / "run" / "config.json").read_text()) == dataclasses.asdict(config)
-    again = create_run, tmp_path / "a" / "run", make_config()
-    refused("already holds a run; go on with it by --resume, or name another", *again)
+    refused("already holds a run; resume it, or name another", create_run, tmp_path / "a" / "run", make_config())
     assert load_config(tmp_path / "a" / "run") == config
     assert resume(tmp_path / "a" / "run", config, small) == (None, ())  # No checkpoint yet is the start.
     refused("holds no run", load_run, tmp_path)
@@ -134,7 +133,7 @@ def test_all_checkpoints_damaged(run, small):
         for path in files_of(run_dir / "checkpoints" / str(step)):
             damage(path, "flipped")
     named = ".*".join(f"checkpoints/{step} is damaged" for step in (15, 10, 5))
-    refused(f"{named}.*no checkpoint is intact, so start again in another --run-dir", resume, run_dir, CONFIG, small)
+    refused(f"{named}.*no checkpoint is intact, so start again in another directory", resume, run_dir, CONFIG, small)
 
 
 @pytest.mark.parametrize(
@@ -169,10 +168,10 @@ def test_what_cannot_be_written_says_so_and_harms_nothing(run, small, monkeypatc
         raise PermissionError(13, "Permission denied", str(target))
 
     monkeypatch.setattr("pathlib.Path.replace", refuse)
-    with pytest.raises(StorageError, match=r"cannot write to run dir .*Permission denied.*--resume"):
+    with pytest.raises(StorageError, match=r"cannot write to run dir .*Permission denied.*then resume the run"):
         save_epochs(run_dir, seen[0].history)
     assert (run_dir / "metrics.jsonl").read_bytes() == before
-    with pytest.raises(StorageError, match=r"cannot write to run dir .*--resume"):
-        save_trained(run_dir, make_setup(CONFIG, small).trained(seen[0].state))
+    with pytest.raises(StorageError, match=r"weights .* cannot be written \(Permission denied\); name another file"):
+        save_weights(run_dir / "weights", make_setup(CONFIG, small).trained(seen[0].state))
     monkeypatch.undo()
     same(resume(run_dir, CONFIG, small).progress, seen[-1])

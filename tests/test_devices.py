@@ -23,7 +23,7 @@ def on_eight(environment):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XLA_FLAGS", EIGHT)
         patch.setenv("NPROC", "32")  # Threads that wait for each other, on few cores.
-        with jobs.process(jobs.cores(), jobs.prepare, True) as worker:
+        with jobs.process(jobs.cores()) as worker:
             yield lambda function: worker.submit(function).result()
 
 

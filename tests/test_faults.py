@@ -136,7 +136,7 @@ def test_a_full_disk_while_saving(environment, uninterrupted, run_dir):
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment | cache)
     assert result.returncode == 4
     assert result.stderr.startswith(f"error: cannot write to run dir '{run_dir}'")
-    assert result.stderr.endswith(f"--resume {run_dir}\n")
+    assert result.stderr.endswith("then resume the run\n")
     assert result.stderr.count("\n") == 1
     assert outcome(run_dir) == before
     assert finish(run_dir, "--epochs", 6) == uninterrupted
@@ -175,7 +175,7 @@ def test_only_its_hashes_condemn_a_checkpoint(run_dir, monkeypatch):
         raise RuntimeError("too little\nmemory")
 
     before = sorted((run_dir / "checkpoints").iterdir())
-    monkeypatch.setattr(checkpoints, "_read_checkpoint", fail)
+    monkeypatch.setattr(checkpoints, "_restore", fail)
     assert_refused(resume(run_dir), "checkpoints/90 cannot be read (RuntimeError: too little memory)")
     assert sorted((run_dir / "checkpoints").iterdir()) == before
 
@@ -188,7 +188,7 @@ def test_a_save_that_failed_leaves_logging_as_it_was(run_dir, mnist, monkeypatch
     (run_dir / "checkpoints" / "90.sha256").unlink()
     heard = []
     monkeypatch.setattr(sys, "unraisablehook", heard.append)
-    with pytest.raises(StorageError, match="--resume"):
+    with pytest.raises(StorageError, match="resume the run"):
         checkpoints.save_checkpoint(run_dir, config, progress, 300)
     assert logging.root.manager.disable == logging.DEBUG
     logging.disable(logging.NOTSET)
@@ -205,18 +205,19 @@ def test_a_session_by_itself(monkeypatch, mnist, tmp_path):
         time.sleep(0.2)
         save_weights(*args)
 
-    monkeypatch.setattr(directory, "save_weights", slowly)
+    monkeypatch.setattr("mnist_jax.runs.session.save_weights", slowly)
     config = make_config("reference", arch="gap", epochs=2, batch_size=100, run_dir=str(tmp_path / "run"))
     told, before = [], os.umask(0o027)
     with session(config, part(mnist, 300, 100)) as run:
         said = r"is being written by process \d+ on .*; wait for it or stop it"
         refused(said, directory.lock(run.run_dir).__enter__)
         state, history = run.fit(tell=told.append)
-        summary, page = run.finish(state, history[-1]._asdict())
+        summary, page = run.finish(state, history[-1])
     os.umask(before)
     assert told == history == directory.load_epochs(run.run_dir)
-    assert summary["seconds_of"]["saving"] >= 0.2
-    assert (json.loads((run.run_dir / "summary.json").read_text()), page) == (summary, None)
+    assert summary.seconds_of["saving"] >= 0.2
+    written = directory.read_record(run.run_dir / "summary.json", directory.Summary)
+    assert (written, page, written.version) == (summary, None, 1)
     files = [path for path in run.run_dir.glob("[a-z]*") if path.is_file()]
     assert {path.name: path.stat().st_mode & 0o777 for path in files} == {path.name: 0o640 for path in files}
     assert len(files) == 5

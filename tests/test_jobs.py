@@ -47,7 +47,7 @@ def read(path):
 @pytest.fixture(scope="module")
 def alone(environment):
     """Eight seeds, one after the other, on one core."""
-    with jobs.process(jobs.cores()[:1], jobs.prepare, True) as worker:
+    with jobs.process(jobs.cores()[:1]) as worker:
         outcomes = [worker.submit(jobs.train, jobs.Task(CONFIG, (seed,))) for seed in range(1, 9)]
         return {seed: future.result()[0] for seed, future in enumerate(outcomes, 1)}
 

@@ -68,7 +68,7 @@ def test_train_and_evaluate(script, trained):
     assert script("evaluate.py", run_dir, *SMALL_DATA)[1].startswith(said)
     # A second run there is refused and what is saved stays.
     before = (run_dir / "metrics.jsonl").read_text()
-    assert_refused(script("train.py", *SMALL_RUN, "--run-dir", run_dir), str(run_dir), "--run-dir")
+    assert_refused(script("train.py", *SMALL_RUN, "--run-dir", run_dir), str(run_dir), "resume it, or name another")
     assert (run_dir / "metrics.jsonl").read_text() == before
 
 
@@ -145,7 +145,7 @@ train.py --arch 16-pool-16-pool-16-pool-16  | images of 28x28 are too small | la
 train.py --recipe                           | --recipe
 train.py --epochs                           | --epochs
 train.py --held-out 60000                   | 60000 | choose
-train.py --run-dir /proc/run                | '/proc/run' | --run-dir
+train.py --run-dir /proc/run                | '/proc/run' | name another
 train.py --colour red                       | --colour
 train.py --keep 0                           | keep 0 | choose
 train.py --checkpoint-every -1              | checkpoint every -1 | choose
@@ -168,14 +168,13 @@ reproduce.py --seeds 0                      | seeds 0 | choose
 reproduce.py --jobs 0                       | jobs 0 | choose
 search.py --jobs 2 --scheduler localhost:1  | jobs 2 | drop one
 search.py --seeds 0                         | seeds 0 | choose
+search.py --held-out 60000                  | cannot hold out 60000 of 60000 | by --held-out
 search.py --vary speed=1                    | 'speed' | choose
 search.py --vary epochs=two                 | epochs=two | int
 search.py --vary optimizer=adam             | 'adam' | choose
 benchmark.py --arch bn                      | 'bn' | bn_dropout
 benchmark.py --rounds 0                     | rounds 0 | choose
 benchmark.py --contenders numpy             | 'numpy' | flax
-benchmark.py --device gpu                   | JAX finds no GPU or TPU here
-benchmark.py --device npu                   | 'npu' | choose
 """
 
 
@@ -313,6 +312,10 @@ def test_a_run_keeps_its_data(script, tmp_path):
     status, out, err = script("evaluate.py", "run", "--dataset", other)
     assert (status, err) == (0, "note: the run in run was trained on fruit; it is scored on garden\n")
     assert_refused(script("evaluate.py", "run", "--dataset", "mnist"), "classes 0, 1", "apple, pear", "name other data")
+    shutil.copytree("run", "other")
+    Path("other/dataset.json").write_text('{"name": "garden", "sha256": "0"}')
+    said = "in 'other', 'garden' (0)", "name with --dataset what to score"
+    assert_refused(script("compare.py", "run", "other"), *said)
     Path("fruit/test/pear/1.png").write_bytes(Path("fruit/test/apple/0.png").read_bytes())
     for command in (["evaluate.py", "run"], ["train.py", "--resume", "run"], ["compare.py", "run"]):
         assert_refused(script(*command), "'fruit' (SHA-256", "give the run its own data")

@@ -6,7 +6,8 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from mnist_jax.lab import figures, tables
+from mnist_jax import InputError
+from mnist_jax.lab import figures, records, tables
 from mnist_jax.statistics import seed_statistics
 
 
@@ -127,21 +128,26 @@ def test_speed_table_takes_ratios_round_by_round(tmp_path):
     start = {"first_step": 5.0, "compile": 2.0}
     ours = {"start": start, "step_seconds": [0.02, 0.04, 0.03], "score_seconds": [1.0, 1.0, 1.0], "peak_bytes": 5e8}
     flax = {"start": start, "step_seconds": [0.08, 0.08, 0.09], "score_seconds": [2.0, 1.0, 3.0], "peak_bytes": 6e8}
-    result = {"contenders": {"ours": ours, "flax": flax}, "batch_size": 128}
-    (tmp_path / "benchmark-gap.json").write_text(json.dumps(result))
-    table = list(tables.speed_table(tmp_path))
+    result = records.Speed("gap", 128, {"ours": ours, "flax": flax}, 20, 2, {})._asdict()
+    (tmp_path / "benchmark-gap.json").write_text(json.dumps(result | {"matmul_flops": [1e9]}))  # As older ones have.
+    table = list(tables.TABLES["speed"](tmp_path))
     assert table[2] == "| `gap` | ours | 30.0 (20.0 to 40.0) | 1.00 | 4,267 | 1.00 | 1.00 | 5.0 | 500 |"
     assert table[3] == "| `gap` | flax | 80.0 (80.0 to 90.0) | 3.00 | 1,600 | 2.00 | 2.00 | 5.0 | 600 |"
 
 
 def test_time_table_takes_ratios_round_by_round(tmp_path):
-    assert len(list(tables.time_table(tmp_path))) == 2
-    result = {"arch": "swift", "torch_arch": "gap", "epochs": 3, "torch_epochs": 15}
+    assert len(list(tables.TABLES["time"](tmp_path))) == 2
+    result = {"arch": "swift", "torch_arch": "gap", "epochs": 3, "torch": [], "torch_epochs": 15, "environment": {}}
     result["torch_seconds_scaled"] = [600.0, 500.0, 700.0]
     result |= {"cold": [50.0, 100.0, 70.0], "warm": [40.0, 50.0, 50.0]}
-    (tmp_path / "time-to-target.json").write_text(json.dumps(result))
-    assert list(tables.time_table(tmp_path))[2:] == [
+    path = tmp_path / "time-to-target.json"
+    path.write_text(json.dumps(result))
+    assert list(tables.TABLES["time"](tmp_path))[2:] == [
         "| `gap` | the notebook in PyTorch, scaled from one epoch | 15 | 600 (500 to 700) | 1.0 |",
         "| `swift` | `fast`, nothing compiled before | 3 | 70 (50 to 100) | 10.0 |",
         "| `swift` | `fast`, programs in the cache | 3 | 50 (40 to 50) | 14.0 |",
     ]
+    for text, said in (('{"version": 2}', "format 2, newer than 1"), ("{}", "missing"), ("[]", "cannot be read")):
+        path.write_text(text)
+        with pytest.raises(InputError, match=rf"time-to-target.json' .*{said}"):
+            list(tables.TABLES["time"](tmp_path))

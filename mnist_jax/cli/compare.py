@@ -46,8 +46,9 @@ def main(options: Options) -> None:
     first, *others = options.run_dirs
     named = options.dataset, options.data_dir, options.data_source
     data, remark = directory.load_run_data(first, directory.load_run(first), *named)
+    remedy = "compare runs of the same data, or name with --dataset what to score all of them on"
     for other in others if options.dataset is None else ():
-        directory.require_same_data(other, data)
+        directory.require_same_data(other, data, remedy)
     if remark:
         print(f"note: {remark}", file=sys.stderr)
     with writing(options.out, "--out"):

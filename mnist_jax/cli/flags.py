@@ -18,7 +18,6 @@ from mnist_jax.recipes.config import make_config
 from mnist_jax.runs.directory import load_config
 
 T = TypeVar("T", bound=Any)
-_HELP_WIDTH = 98
 
 
 def parse(options: type[T], args: Sequence[str], command: str) -> T:
@@ -37,12 +36,10 @@ def parse(options: type[T], args: Sequence[str], command: str) -> T:
             default["default"] = options(config=load_config(Path(run_dir)) if run_dir else make_config(**given))
         except InputError as error:
             raise InputError(f"{error}; see --help") from None
-    call, text = (
-        called(command),
-        inspect.cleandoc(options.__doc__ or "").replace(f"mnist-jax {command}", called(command)),
-    )
+    call = called(command)
+    text = inspect.cleandoc(options.__doc__ or "").replace(f"mnist-jax {command}", call)
     # tyro joins lines that begin with a letter into one, however long; hence the indent.
-    filled = [textwrap.fill(paragraph, _HELP_WIDTH, subsequent_indent="  ") for paragraph in text.split("\n\n")]
+    filled = [textwrap.fill(paragraph, 98, subsequent_indent="  ") for paragraph in text.split("\n\n")]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

@@ -5,12 +5,11 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from mnist_jax.errors import InputError, StorageError
-from mnist_jax.lab.records import VERSION
 from mnist_jax.runs.directory import load_run
 from mnist_jax.runs.weights import load_pretrained
 from mnist_jax.steps import Trained
@@ -76,8 +75,12 @@ def writing(path: Path, flag: str) -> Iterator[None]:
         raise StorageError(f"cannot write {str(path)!r} ({error.strerror}); name another with {flag}") from error
 
 
-def write_json(path: Path | None, values: dict[str, Any]) -> None:
-    """Writes measurements to the file of `--json`, if one was given."""
+def report(table: Iterable[str], record: Any, path: Path | None) -> None:
+    """Prints a table of README, and writes the named tuple that it shows to the file of `--json`, if one was given."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console(width=120).print(Markdown("\n".join(table)))
     if path:
         with writing(path, "--json"):
-            path.write_text(json.dumps({"version": VERSION} | values, indent=2) + "\n", encoding="utf-8")
+            path.write_text(json.dumps(record._asdict(), indent=2) + "\n", encoding="utf-8")

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from mnist_jax.cli.series import Workers, run_trials
 from mnist_jax.errors import DivergedError, InputError
 from mnist_jax.lab import jobs, records, tables
 from mnist_jax.models import ARCHS
-from mnist_jax.recipes.config import Config, make_config
+from mnist_jax.recipes.config import Config
 from mnist_jax.statistics import mean_text
 
 
@@ -53,11 +53,15 @@ def main(options: Options) -> None:
     require_at_least(1, options, "seeds")
     base = dataclasses.replace(options.config, held_out=options.config.held_out or 10_000)
     settings = dict(map(parse, options.vary))
-    configs = list(combinations(base, settings))
+    values = itertools.product(*settings.values())
+    configs = [dataclasses.replace(base, **dict(zip(settings, each, strict=True))) for each in values]
     named = base.arch if "arch" not in settings and base.arch in ARCHS else "layouts"
     log = options.log or Path("results") / f"search-{named}.jsonl"
     records.prepare_trials(log)  # Ahead of the first training, whether it can be written.
-    data = jobs.dataset(base)  # Whether it can be had.
+    try:
+        data = jobs.dataset(base)  # Whether it can be had.
+    except InputError as error:
+        raise InputError(f"{error}{' by --held-out' if 'cannot hold out' in str(error) else ''}") from error
     known = (trial for trial in records.read_trials(log) if trial.sha256 in (None, data.sha256))
     ran = {records.settings(trial.config): trial for trial in known}
     seeds = range(1001, 1001 + options.seeds)
@@ -93,23 +97,22 @@ def main(options: Options) -> None:
     for config in configs:
         done = [finished[dataclasses.replace(config, seed=seed)] for seed in seeds]
         if not any(trial.diverged for trial in done):
-            last = [trial.history[-1] for trial in done]
-            mean = [statistics.fmean(getattr(epoch, name) for epoch in last) for name in ("test_accuracy", "test_loss")]
-            train = statistics.fmean(trial.train_accuracy for trial in done)
-            sizes = done[0].parameters, (done[0].multiply_adds or 0) / 1e6
-            rows.append((*mean, train, statistics.fmean(trial.seconds for trial in done), sizes, config))
-    for accuracy, loss, train, seconds, sizes, config in sorted(rows, key=lambda row: (-row[0], row[1])):
+            figures = [
+                (trial.history[-1].test_accuracy, trial.history[-1].test_loss, trial.train_accuracy, trial.seconds)
+                for trial in done
+            ]
+            rows.append((*map(statistics.fmean, zip(*figures, strict=True)), done[0], label(config, settings)))
+    for accuracy, loss, train, seconds, trial, setting in sorted(rows, key=lambda row: (-row[0], row[1])):
         figures = (f"{accuracy:.3%}", f"{loss:.5f}", f"{train:.3%}", str(options.seeds), f"{seconds:.0f}")
-        table.add_row(label(config, settings), *figures, f"{sizes[0]:,}", f"{sizes[1]:.2f}")
+        table.add_row(setting, *figures, f"{trial.parameters:,}", f"{(trial.multiply_adds or 0) / 1e6:.2f}")
     Console(highlight=False, soft_wrap=True).print(table)
 
 
 def parse(text: str) -> tuple[str, list[Any]]:
     """`learning_rate=0.01,0.02` as a name and its values, each of the setting's type."""
     name, _, values = text.partition("=")
-    # A path may be missing, and then its default is no text.
-    values_of = {field.name: getattr(make_config(), field.name) for field in dataclasses.fields(Config)}
-    types: dict[str, Any] = {name: str if value is None else type(value) for name, value in values_of.items()}
+    fields = dataclasses.fields(Config)
+    types: dict[str, Any] = {field.name: field.type if field.type in (bool, int, float) else str for field in fields}
     name = name.replace("-", "_")
     if name not in types or name == "seed":
         raise InputError(f"unknown setting {name!r} in --vary {text!r}; choose from {', '.join(types)}")
@@ -122,12 +125,6 @@ def parse(text: str) -> tuple[str, list[Any]]:
         ) from None
 
 
-def combinations(base: Config, settings: Mapping[str, Sequence[Any]]) -> Iterator[Config]:
-    """Every combination of the settings' values, on top of a base."""
-    for values in itertools.product(*settings.values()):
-        yield dataclasses.replace(base, **dict(zip(settings, values, strict=True)))
-
-
-def label(config: Config, settings: Mapping[str, Sequence[Any]]) -> str:
+def label(config: Config, settings: Iterable[str]) -> str:
     """What sets a config apart, in words."""
     return ", ".join(f"{name} {getattr(config, name)}" for name in settings) or f"{config.arch}, {config.recipe}"

@@ -31,13 +31,11 @@ class Workers:
 def open_pool(
     tasks: Sequence[jobs.Task], workers: Workers, stop: Callable[[], bool]
 ) -> contextlib.AbstractContextManager[jobs.Pool]:
-    """The workers asked for; they use the compilation cache if this process does.
-
-    By default those of this machine: on a CPU one for each core, as far as memory allows and there are tasks, else one.
+    """The workers asked for, no more than there are tasks; they use the compilation cache if this process does.
 
     Raises InputError for an impossible number, or if both flags are given; and as `cluster.connect`.
     """
-    count, cached = workers.jobs, bool(jax.config.values["jax_compilation_cache_dir"])
+    count, cached = workers.jobs, jax.config.values["jax_enable_compilation_cache"]
     require_at_least(1, workers, "jobs")
     if workers.scheduler and count:
         raise InputError(f"jobs {count} cannot be used with --scheduler, which has the workers it has; drop one")

@@ -2,25 +2,18 @@
 
 import dataclasses
 import importlib.util
-import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-
-from mnist_jax.cli.program import require_at_least, require_folder, write_json
+from mnist_jax.cli.program import report, require_at_least, require_folder
 from mnist_jax.errors import InputError
-from mnist_jax.lab import notebook
-from mnist_jax.lab.tables import NOTEBOOKS
+from mnist_jax.lab import baselines, tables
+from mnist_jax.lab.records import TimeToTarget, measured_on
 from mnist_jax.recipes.config import make_config
-from mnist_jax.runs.directory import SUMMARY
-from mnist_jax.runtime import environment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,39 +41,30 @@ class Options:
 def main(options: Options) -> None:
     """Measures, prints and writes."""
     config = make_config("fast", arch=options.arch)
-    reference = make_config("reference", arch=options.arch if options.arch in NOTEBOOKS else "bn_dropout")
+    reference = make_config("reference", arch=options.arch if options.arch in tables.NOTEBOOKS else "bn_dropout")
     require_at_least(1, options, "rounds")
     require_folder(options.json, "--json")
     if importlib.util.find_spec("torch") is None:
         raise InputError("PyTorch is not installed, and it is what to compare with: pip install torch")
-    result: dict[str, Any] = {"arch": options.arch, "cold": [], "warm": [], "torch": [], "seconds_of": []}
+    seconds, torch = {"cold": [], "warm": []}, []
     with tempfile.TemporaryDirectory() as directory:
         for i in range(options.rounds):
             cache = Path(directory) / f"cache-{i}"
-            for name in ("cold", "warm"):
-                run_dir = Path(directory) / f"{name}-{i}"
-                result[name].append(ours(options.arch, run_dir, cache))
-                spent = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))["seconds_of"]
-                result["seconds_of"].append({"start": name, **spent})
-            result["torch"].append(notebook.epoch_seconds(reference.arch, reference.batch_size))
-    epochs = reference.epochs
-    whole = [epochs * (epoch["train_seconds"] + epoch["test_seconds"]) for epoch in result["torch"]]
-    result |= {
-        "epochs": config.epochs,
-        "torch_arch": reference.arch,
-        "torch_epochs": epochs,
-        "torch_seconds_scaled": whole,
-        "environment": environment() | {"load_average": os.getloadavg()},
-    }
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"PyTorch, the notebook's recipe, {epochs} epochs, scaled from one: {statistics.median(whole):.0f} s")
-    for name in ("cold", "warm"):
-        times = [b / a for a, b in zip(result[name], whole, strict=True)]
-        console.print(
-            f"ours, recipe fast, {config.epochs} epochs, {name} start: {statistics.median(result[name]):.1f} s, "
-            f"{statistics.median(times):.1f} times as fast"
-        )
-    write_json(options.json, result)
+            for name in seconds:
+                seconds[name].append(ours(options.arch, Path(directory) / f"{name}-{i}", cache))
+            torch.append(baselines.epoch_seconds(reference.arch, reference.batch_size))
+    result = TimeToTarget(
+        arch=options.arch,
+        epochs=config.epochs,
+        cold=seconds["cold"],
+        warm=seconds["warm"],
+        torch=torch,
+        torch_epochs=reference.epochs,
+        torch_seconds_scaled=[reference.epochs * sum(epoch.values()) for epoch in torch],
+        environment=measured_on(),
+        torch_arch=reference.arch,
+    )
+    report(tables.time_table([result]), result, options.json)
 
 
 def ours(arch: str, run_dir: Path, cache: Path) -> float:

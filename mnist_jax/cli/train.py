@@ -5,7 +5,6 @@ import importlib
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -19,7 +18,7 @@ from mnist_jax import devices
 from mnist_jax.cli.program import called, require_at_least
 from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError
-from mnist_jax.objective import epoch_line, objective
+from mnist_jax.objective import epoch_line
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.values import load_data, network_of, total_steps
 from mnist_jax.runs.session import Clock, session
@@ -95,8 +94,8 @@ def main(options: Options) -> int:
             f"{config.epochs} epochs of {steps} steps of {config.batch_size} on {count} x "
             f"{jax.devices()[0].device_kind}"
         )
-        if options.report:  # Drawing takes a second to import: do it while the first step is compiled.
-            run.background.submit(importlib.import_module, "mnist_jax.reports.report")
+        # Drawing takes a second to import: do it while the first step is compiled.
+        reports = run.background.submit(importlib.import_module, "mnist_jax.reports.report") if options.report else None
         try:
             with progress_bar(console, config, steps) as show:
                 state, history = run.fit(
@@ -110,24 +109,17 @@ def main(options: Options) -> int:
             console.print(called("train", "--resume", run.run_dir))
             return run.status
 
-        conditions = objective(state.params, config.epochs, history[-1].test_accuracy, run.scored_on)
-        met = all(condition.met for condition in conditions)
-        verdict = {"objective": [condition._asdict() for condition in conditions], "objective_met": met}
-        write = None
-        if options.report:
-            from mnist_jax.reports.report import write_report
-
-            write = partial(write_report, data=run.data)
-        summary, page = run.finish(state, history[-1]._asdict() | verdict, write)
+        summary, page = run.finish(state, history[-1], reports and reports.result().write_report)
+    met = ("not met", "met")
     columns = ("condition", "value", "asked for", "")
-    table = Table(*columns, title=f"objective {'met' if met else 'not met'}", box=box.SIMPLE_HEAD)
-    for condition in conditions:
-        table.add_row(condition.name, condition.value, condition.target, "met" if condition.met else "not met")
+    table = Table(*columns, title=f"objective {met[summary.objective_met]}", box=box.SIMPLE_HEAD)
+    for each in summary.objective:
+        table.add_row(each["name"], each["value"], each["target"], met[each["met"]])
     console.print(table)
-    parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in summary["seconds_of"].items())
-    console.print(f"{summary['seconds']:.1f} s in all: {parts}")
+    parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in summary.seconds_of.items())
+    console.print(f"{summary.seconds:.1f} s in all: {parts}")
     console.print(f"the run is in {run.run_dir}" + (f", to be looked at in {page}" if page else ""))
-    return int(options.require_objective and not met)
+    return int(options.require_objective and not summary.objective_met)
 
 
 def layer_table(config: Config, data: Dataset) -> Table:

@@ -1,13 +1,17 @@
-"""The networks in PyTorch, for tests and benchmarks; needs torch."""
+"""The networks and the notebook's recipe in PyTorch, for tests and benchmarks; needs torch."""
 
 import importlib
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from mnist_jax.data import Split, load_dataset
+from mnist_jax.data.bundled import MEAN, STD
 from mnist_jax.layouts import Block
 from mnist_jax.models import Stack, make_model
+from mnist_jax.runtime import cores
 
 
 def torch_network(arch: str, dropout: float = 0.05) -> Any:
@@ -58,39 +62,75 @@ def _torch_stack(blocks: Sequence[Block]) -> Iterator[Any]:
     yield from (nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, 10, 1, bias=False))
 
 
-def load_variables(network: Any, variables: dict[str, Any]) -> None:
-    """Copies Flax variables into a PyTorch network in place, layer by layer in order."""
-    torch = importlib.import_module("torch")
-
-    for tensor, collection, layer, name in _tensors(network, variables):
-        value = torch.tensor(np.array(variables[collection][layer][name]))
-        tensor.data.copy_(value.permute(3, 2, 0, 1) if name == "kernel" else value)
-
-
-def read_variables(network: Any, like: dict[str, Any]) -> dict[str, Any]:
-    """Gives a PyTorch network's weights as Flax variables: NumPy arrays in a tree like `like`."""
-    read: dict[str, Any] = {"params": {}, "batch_stats": {}}
-    for tensor, collection, layer, name in _tensors(network, like):
-        value = tensor.detach().permute(2, 3, 1, 0) if name == "kernel" else tensor.detach()
-        read[collection].setdefault(layer, {})[name] = value.numpy()
-    return read
-
-
-def _tensors(network: Any, variables: dict[str, Any]) -> Iterator[tuple[Any, str, str, str]]:
-    """Each tensor of a PyTorch network with its collection, layer and name in Flax's variables."""
+def variables_of(network: Any, like: dict[str, Any]) -> dict[str, Any]:
+    """A PyTorch network's tensors in a tree like `like`, of Flax: views in Flax's layout, to be read or written."""
     nn = importlib.import_module("torch.nn")
 
     kinds = ("conv", "depthwise", "bn")
-    found = [name for name in variables["params"] if name.startswith(kinds)]
+    found = [name for name in like["params"] if name.startswith(kinds)]
     found.sort(key=lambda name: int(name.lstrip("abcdefghijklmnopqrstuvwxyz")))
     names = {kind: iter([name for name in found if name.startswith(kind)]) for kind in kinds}
+    params, statistics = {}, {}
     for module in dict.fromkeys(network):  # Each once, however often it is used.
         if isinstance(module, nn.Conv2d):
-            yield module.weight, "params", next(names["conv" if module.groups == 1 else "depthwise"]), "kernel"
+            layer = next(names["conv" if module.groups == 1 else "depthwise"])
+            params[layer] = {"kernel": module.weight.detach().permute(2, 3, 1, 0)}
         elif isinstance(module, nn.BatchNorm2d):
             layer = next(names["bn"])
-            if module.weight.requires_grad:
-                yield module.weight, "params", layer, "scale"
-            yield module.bias, "params", layer, "bias"
-            yield module.running_mean, "batch_stats", layer, "mean"
-            yield module.running_var, "batch_stats", layer, "var"
+            scale = {"scale": module.weight.detach()} if module.weight.requires_grad else {}
+            params[layer] = {**scale, "bias": module.bias.detach()}
+            statistics[layer] = {"mean": module.running_mean, "var": module.running_var}
+    return {"params": params, **({"batch_stats": statistics} if statistics else {})}
+
+
+def epoch_seconds(arch: str, batch_size: int) -> dict[str, float]:
+    """Seconds of one epoch as the notebook has it, on images read one by one through a `DataLoader`.
+
+    Returns:
+      `train_seconds` and `test_seconds` of an epoch.
+    """
+    from PIL import Image
+
+    torch = importlib.import_module("torch")
+
+    class Images(torch.utils.data.Dataset):
+        """What torchvision's MNIST with `ToTensor` and `Normalize` does for each image."""
+
+        def __init__(self, split: Split) -> None:
+            self.images, self.labels = torch.from_numpy(split.images[..., 0]), split.labels.tolist()
+
+        def __len__(self) -> int:
+            return len(self.labels)
+
+        def __getitem__(self, i: int) -> tuple[Any, int]:
+            image = Image.fromarray(self.images[i].numpy())
+            pixels = torch.from_numpy(np.array(image, np.uint8, copy=True)).view(28, 28, 1)
+            tensor = pixels.permute(2, 0, 1).contiguous().to(torch.float32).div(255)
+            return tensor.sub_(MEAN).div_(STD), self.labels[i]
+
+    torch.set_num_threads(len(cores()))
+    mnist = load_dataset("mnist")
+    train, test = (
+        torch.utils.data.DataLoader(Images(split), batch_size, shuffle=shuffle)
+        for split, shuffle in ((mnist.train, True), (mnist.test, False))
+    )
+    network = torch_network(arch)
+    optimizer = torch.optim.SGD(network.parameters(), 0.01, 0.9)
+
+    def step(images: Any, labels: Any) -> None:
+        optimizer.zero_grad()
+        torch.nn.functional.nll_loss(torch.log_softmax(network(images), 1), labels).backward()
+        optimizer.step()
+
+    def seconds(batches: Any, call: Any) -> float:
+        start = time.perf_counter()
+        for images, labels in batches:
+            call(images, labels)
+        return time.perf_counter() - start
+
+    seconds([next(iter(train))] * 10, step)
+    train_seconds = seconds(train, step)
+    network.eval()
+    with torch.no_grad():
+        test_seconds = seconds(test, lambda images, labels: network(images).argmax(1).eq(labels).sum().item())
+    return {"train_seconds": train_seconds, "test_seconds": test_seconds}

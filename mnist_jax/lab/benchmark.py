@@ -5,31 +5,29 @@ Contenders take turns: machines drift, so ratios are taken within a round, and t
 """
 
 import contextlib
-import importlib.util
+import importlib
+import os
 import resource
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mnist_jax.augment import Distortion
 from mnist_jax.data import Dataset, load_dataset, standardize
 from mnist_jax.lab import baselines, jobs
-from mnist_jax.layers import FAST, FLAX, Layers
-from mnist_jax.recipes.config import Config, Settings, make_config
-from mnist_jax.recipes.fits import fit, fit_seeds, start
-from mnist_jax.recipes.values import make_distortion, make_setup
+from mnist_jax.lab.records import Speed, Timing, measured_on
+from mnist_jax.layers import FLAX
+from mnist_jax.recipes.config import Config
+from mnist_jax.recipes.fits import start
+from mnist_jax.recipes.values import make_setup
 from mnist_jax.runtime import cores, reuse_freed_memory
 from mnist_jax.scoring import evaluate
 from mnist_jax.steps import Streams, train_step
 from mnist_jax.training import epoch_order, train_epoch
-
-_MATMUL_SIZE = 2048
 
 
 class Contender(NamedTuple):
@@ -39,11 +37,10 @@ class Contender(NamedTuple):
     score: Callable[[], None]
 
 
-def _ours(config: Config, data: Dataset, distortion: Distortion | None = None, layers: Layers = FAST) -> Contender:
+def _ours(config: Config, data: Dataset, distortion: Distortion | None = None) -> Contender:
     reuse_freed_memory()
     train, test = jax.device_put((data.train, data.test))
-    setup = make_setup(config, data)
-    setup = setup._replace(model=setup.model.clone(layers=layers), augment=distortion)
+    setup = make_setup(config, data)._replace(augment=distortion)
     streams = Streams.from_seed(config.seed)
     order = epoch_order(streams.order, 1, len(train.labels), config.batch_size)
     state = start(config, data).state
@@ -82,23 +79,20 @@ def _flax(config: Config, data: Dataset) -> Contender:
     return Contender(steps, score)
 
 
-def _torch(config: Config, data: Dataset, channels_last: bool, device: str = "cpu") -> Contender:
+def _torch(config: Config, data: Dataset, channels_last: bool) -> Contender:
     """The notebook's network and loop in eager PyTorch, on images that are standardized beforehand."""
     torch = importlib.import_module("torch")
     torch.set_num_threads(len(cores()))
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def tensor(images: np.ndarray) -> Any:
-        return (
-            torch.tensor(np.array(standardize(images, data.mean, data.deviation)))
-            .reshape(-1, 1, 28, 28)
-            .to(device, memory_format=layout)
-        )
+        standardized = torch.tensor(np.array(standardize(images, data.mean, data.deviation)))
+        return standardized.reshape(-1, 1, 28, 28).to(memory_format=layout)
 
-    network = baselines.torch_network(config.arch, config.dropout_rate).to(device, memory_format=layout)
+    network = baselines.torch_network(config.arch, config.dropout_rate).to(memory_format=layout)
     optimizer = torch.optim.SGD(network.parameters(), config.learning_rate, config.momentum, nesterov=config.nesterov)
     images, labels = (array[: config.batch_size] for array in data.train)
-    images, labels = tensor(images), torch.tensor(labels, dtype=torch.long, device=device)
+    images, labels = tensor(images), torch.tensor(labels, dtype=torch.long)
     test = tensor(data.test.images)
 
     def steps(n: int) -> None:
@@ -131,15 +125,15 @@ CONTENDERS: dict[str, Callable[..., Contender]] = {
 
 def run(
     config: Config, contenders: Sequence[str], rounds: int, steps: int, threads: int, on_round: Callable[[int], None]
-) -> dict[str, Any]:
+) -> Speed:
     """Times contenders, keys of `CONTENDERS`, in turns of `steps` training steps on `threads` cores.
 
-    Calls `on_round` with the number of finished rounds. Returns `contenders`, each with `start`, `step_seconds` and
-    `score_seconds`, one value per round, and `peak_bytes`; and `matmul_flops`, the rate of a float32 matrix product in
-    the process of "ours", one value per round.
+    Calls `on_round` with the number of finished rounds. Timings have one value per round.
     """
-    workers, result = {}, {"contenders": {}, "matmul_flops": []}
+    workers, timings = {}, {}
     with contextlib.ExitStack() as stack:
+        os.environ["MNIST_JAX_LEAVE_PROCESS"] = "1"  # Else importing the package would give all what "ours" sets.
+        stack.callback(os.environ.pop, "MNIST_JAX_LEAVE_PROCESS")
 
         def ask(name: str, call: Callable[..., Any], *arguments: Any) -> Any:
             return workers[name].submit(call, *arguments).result()
@@ -148,67 +142,15 @@ def run(
             born = time.time()
             workers[name] = stack.enter_context(jobs.process(cores()[:threads]))
             start = ask(name, _start, name, config, steps, born)  # Nothing else runs while one starts and compiles.
-            result["contenders"][name] = {"start": start, "step_seconds": [], "score_seconds": []}
+            timings[name] = Timing(start=start, step_seconds=[], score_seconds=[], peak_bytes=0)
         for i in range(rounds):
-            for name, record in result["contenders"].items():
-                record["step_seconds"].append(ask(name, _turn, name, config, "steps", steps) / steps)
-                record["score_seconds"].append(ask(name, _turn, name, config, "score"))
-            if "ours" in workers:
-                result["matmul_flops"].append(2 * _MATMUL_SIZE**3 / ask("ours", _matmul_seconds))
+            for name, timing in timings.items():
+                timing["step_seconds"].append(ask(name, _turn, name, config, "steps", steps) / steps)
+                timing["score_seconds"].append(ask(name, _turn, name, config, "score"))
             on_round(i + 1)
-        for name, record in result["contenders"].items():
-            record["peak_bytes"] = ask(name, _peak_bytes)
-    return result
-
-
-def accelerator(
-    arch: str, data: Dataset, seeds: int = 30, batch_sizes: Sequence[int] = (128, 256, 512, 1024), epochs: int = 0
-) -> dict[str, Any]:
-    """Times epochs, whole runs (of `epochs`, by default their recipe's) and many seeds on the default device.
-
-    Returns:
-      `epoch_seconds` of five compiled epochs of `default`, by batch size, with our layers and Flax's in turns; `runs`
-      of `default` and `fast`, and `seeds` in one program, in seconds with compilation (`first`) and without (`again`);
-      `torch_step_seconds` of the notebook's step, None without PyTorch for this device.
-    """
-    options: Settings = {"epochs": epochs} if epochs else {}
-    result: dict[str, Any] = {"arch": arch, "epoch_seconds": {}, "runs": {}}
-    for batch_size in batch_sizes:
-        config = make_config("default", arch=arch, batch_size=batch_size)
-        distortion, epoch = make_distortion(config), len(data.train.labels) // batch_size
-        layers = {"ours": FAST, "flax": FLAX}
-        contenders = {name: _ours(config, data, distortion, layers[name]) for name in layers}
-        turns = [{name: _seconds(each.steps, epoch)[0] for name, each in contenders.items()} for _ in range(6)]
-        # The first turn compiles.
-        result["epoch_seconds"][batch_size] = {name: [turn[name] for turn in turns[1:]] for name in contenders}
-    for recipe in ("default", "fast"):
-        config = make_config(recipe, arch=arch, **options)
-        (first, _), (again, (_, history)) = [_seconds(fit, config, data) for _ in range(2)]
-        result["runs"][recipe] = {"first": first, "again": again, "test_accuracy": history[-1].test_accuracy}
-    config = make_config("default", arch=arch, **options)
-    together = [_seconds(partial(fit_seeds, seeds=range(1, seeds + 1)), config, data) for _ in range(2)]
-    (first, _), (again, (_, histories)) = together
-    accuracies = [history[-1].test_accuracy for history in histories]
-    result["seeds"] = {"count": seeds, "first": first, "again": again, "test_accuracies": accuracies}
-    result["torch_step_seconds"] = _torch_step_seconds(make_config("reference", arch=arch), data)
-    return result
-
-
-def _seconds(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
-    """The seconds of a call, and its result."""
-    start = time.perf_counter()
-    result = call(*arguments)
-    return time.perf_counter() - start, result
-
-
-def _torch_step_seconds(config: Config, data: Dataset) -> float | None:
-    """Seconds of the notebook's step on a GPU; None where PyTorch finds none."""
-    torch = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
-    if torch is None or not torch.cuda.is_available():
-        return None
-    contender = _torch(config, data, channels_last=False, device="cuda")
-    contender.steps(50)
-    return statistics.median(_seconds(contender.steps, 100)[0] / 100 for _ in range(5))
+        for name, timing in timings.items():
+            timing["peak_bytes"] = ask(name, _peak_bytes)
+    return Speed(config.arch, config.batch_size, timings, steps, threads, measured_on())
 
 
 # In a contender's process ---------------------------------------------------------------------------------------------
@@ -220,11 +162,10 @@ def _contender(name, config):
 
 
 def _start(name, config, steps, born):
-    """Compiles; gives the seconds from the start of the process to the end of its first step, and of that step."""
+    """Compiles; gives the seconds from the start of the process to the end of its first step."""
     contender = _contender(name, config)
-    compiling = time.perf_counter()
     contender.steps(1)
-    start = {"first_step": time.time() - born, "compile": time.perf_counter() - compiling}
+    start = {"first_step": time.time() - born}
     contender.steps(steps)  # Compiles again where the number of steps is part of a shape.
     contender.score()
     return start
@@ -233,14 +174,9 @@ def _start(name, config, steps, born):
 def _turn(name, config, method, *arguments):
     contender = _contender(name, config)
     contender.steps(1)  # Back into the caches before the clock starts.
-    return _seconds(getattr(contender, method), *arguments)[0]
-
-
-def _matmul_seconds():
-    square = np.random.default_rng(0).normal(size=(_MATMUL_SIZE, _MATMUL_SIZE)).astype(np.float32)
-    multiply = jax.jit(jnp.matmul)
-    multiply(square, square).block_until_ready()
-    return _seconds(lambda: multiply(square, square).block_until_ready())[0]
+    start = time.perf_counter()
+    getattr(contender, method)(*arguments)
+    return time.perf_counter() - start
 
 
 def _peak_bytes():

@@ -16,8 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from mnist_jax.errors import InputError, LostError, StorageError
-from mnist_jax.lab.jobs import Pool, Task, prepare, train
+from mnist_jax.lab.jobs import Pool, Task, train
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.values import load_data
 
@@ -88,7 +90,7 @@ def _train_on_cluster(task, wanted, cached):
 
     worker = distributed.get_worker()
     os.environ.setdefault("NPROC", str(worker.state.nthreads))
-    prepare(cached)
+    jax.config.update("jax_enable_compilation_cache", cached)
     _require(worker.address, identity(task.config), wanted)
     this = worker.state.tasks[worker.get_current_task()]
     return train(task, stop=lambda: this.state != "executing")  # Cancelled, or its client is gone.

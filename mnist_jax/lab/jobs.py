@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import psutil
 
 from mnist_jax.data import Dataset
@@ -23,11 +24,9 @@ from mnist_jax.lab import trials
 from mnist_jax.lab.records import Trial
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.values import load_data, part_of
-from mnist_jax.runtime import cores, reuse_freed_memory, use_compilation_cache
+from mnist_jax.runtime import cores
 
 ATTEMPTS = 3  # A task whose workers die this often is given up.
-_BYTES = {"basic": 1.2e9}  # Memory of a worker, by network.
-_OTHER_BYTES = 0.7e9
 
 
 class Task(NamedTuple):
@@ -128,7 +127,7 @@ def default_jobs(archs: Iterable[str]) -> int:
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):
             free.append(int(Path(limit).read_text()))
-    each = max(_BYTES.get(arch, _OTHER_BYTES) for arch in archs)
+    each = max(1.2e9 if arch == "basic" else 0.7e9 for arch in archs)  # Bytes of a worker.
     return max(1, min(len(cores()), int(min(free) / each)))
 
 
@@ -163,7 +162,7 @@ def processes(count: int, cached: bool) -> Iterator[Pool]:
             try:
                 last[i] = workers[i].submit(train, task)
             except (KeyError, BrokenExecutor):  # Not started yet, or dead.
-                workers[i] = stack.enter_context(process(shares[i], prepare, cached))
+                workers[i] = stack.enter_context(process(shares[i], cached))
                 last[i] = workers[i].submit(train, task)
             return last[i]
 
@@ -171,14 +170,14 @@ def processes(count: int, cached: bool) -> Iterator[Pool]:
 
 
 @contextmanager
-def process(share: Sequence[int], begin: Callable[..., None] | None = None, *arguments: Any) -> Iterator[Executor]:
-    """A new process to submit calls to, bound to cores before it first uses JAX; it first calls `begin`.
+def process(share: Sequence[int], cached: bool = True) -> Iterator[Executor]:
+    """A new process to submit calls to, bound to cores before it first uses JAX, with or without compilation cache.
 
     It ends at once when the block ends or this process dies, even in the middle of a call.
     """
     context = multiprocessing.get_context("spawn")
     leash, end = context.Pipe(duplex=False)
-    executor = ProcessPoolExecutor(1, context, _begin, (leash, share, begin, arguments))
+    executor = ProcessPoolExecutor(1, context, _begin, (leash, share, cached))
     # The new process inherits the mask. Ctrl-C goes to both, and only this one answers it.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     executor.submit(int)
@@ -191,7 +190,7 @@ def process(share: Sequence[int], begin: Callable[..., None] | None = None, *arg
         executor.shutdown(cancel_futures=True)
 
 
-def _begin(leash, share, begin, arguments):
+def _begin(leash, share, cached):
     def follow() -> None:
         leash.poll(None)  # Returns when the other end is closed, by the parent or by its death.
         os._exit(1)
@@ -201,13 +200,4 @@ def _begin(leash, share, begin, arguments):
         os.sched_setaffinity(0, share)
     else:
         os.environ["NPROC"] = str(len(share))  # XLA's number of threads.
-    if begin:
-        begin(*arguments)
-
-
-@functools.cache
-def prepare(cached: bool) -> None:
-    """Sets allocator and compilation cache; call it before JAX is first used."""
-    reuse_freed_memory()
-    if cached:
-        use_compilation_cache()
+    jax.config.update("jax_enable_compilation_cache", cached)  # Importing the package has turned it on.

@@ -1,4 +1,4 @@
-"""What is kept in `results/`: trials, one per line, and benchmarks, each read as it was written."""
+"""What is kept in `results/`: trials, one per line, and measurements, each read as it was written."""
 
 import dataclasses
 import json
@@ -6,13 +6,13 @@ import os
 from collections.abc import Mapping
 from math import nan
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from mnist_jax.errors import InputError, StorageError
 from mnist_jax.recipes.config import ARCH_RECIPES, RECIPES, RETIRED, Config
+from mnist_jax.runs.directory import VERSION, require_known
+from mnist_jax.runtime import environment
 from mnist_jax.training import EpochMetrics
-
-VERSION = 1
 
 
 class Trial(NamedTuple):
@@ -49,9 +49,64 @@ class Trial(NamedTuple):
     version: int = VERSION
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A benchmark; raises InputError if its version is newer than this package."""
-    return _known(path, json.loads(path.read_text(encoding="utf-8")))
+class Timing(TypedDict):
+    """One contender: seconds from its process's start to the end of its first step, and of each round's turn."""
+
+    start: dict[str, float]
+    step_seconds: list[float]
+    score_seconds: list[float]
+    peak_bytes: int
+
+
+class Speed(NamedTuple):
+    """Contenders that took turns: `benchmark-ARCH.json`."""
+
+    arch: str
+    batch_size: int
+    contenders: dict[str, Timing]
+    steps: int
+    threads: int
+    environment: dict[str, Any]
+    version: int = VERSION
+
+
+class TimeToTarget(NamedTuple):
+    """Seconds of whole runs, one value per round: `time-to-target*.json`; no `torch_arch` is the same network."""
+
+    arch: str
+    epochs: int
+    cold: list[float]
+    warm: list[float]
+    torch: list[dict[str, float]]
+    torch_epochs: int
+    torch_seconds_scaled: list[float]
+    environment: dict[str, Any]
+    torch_arch: str | None = None
+    version: int = VERSION
+
+
+class Estimate(TypedDict):
+    """Estimates for one compiled program: cycles of one step of its loop, bytes per device."""
+
+    cycles: int
+    temporary_bytes: int
+    compile_seconds: float
+
+
+class TpuEstimates(NamedTuple):
+    """Estimates for each program, with our layers and Flax's: `tpu-ARCH.json`."""
+
+    config: dict[str, Any]
+    topology: str
+    seeds: int
+    programs: dict[str, dict[str, Estimate]]
+    environment: dict[str, Any]
+    version: int = VERSION
+
+
+def measured_on() -> dict[str, Any]:
+    """The environment of a measurement of time."""
+    return environment() | {"load_average": os.getloadavg()}
 
 
 def read_trials(path: Path) -> list[Trial]:
@@ -63,7 +118,7 @@ def read_trials(path: Path) -> list[Trial]:
         return []
     try:
         lines = [{"version": 0, **json.loads(line)} for line in _whole(path.read_bytes()).splitlines()]
-        return [_trial(**_known(path, line)) for line in lines]
+        return [_trial(**require_known(path, line)) for line in lines]
     except (TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"results {str(path)!r} cannot be read ({error}); mend or remove the line") from error
 
@@ -110,12 +165,6 @@ def settings(config: Mapping[str, Any], **changes: Any) -> frozenset[tuple[str, 
     today = {field.name: field.default for field in dataclasses.fields(Config)}
     today |= RECIPES.get(recipe, {}) | ARCH_RECIPES.get((recipe, arch), {})
     return frozenset({**RETIRED, **today, **config, **changes}.items())
-
-
-def _known(path: Path, record: dict[str, Any]) -> dict[str, Any]:
-    if record.get("version", 0) > VERSION:
-        raise InputError(f"{str(path)!r} has format {record['version']}, newer than {VERSION}; update mnist_jax")
-    return record
 
 
 def _whole(text: bytes) -> bytes:

@@ -4,17 +4,20 @@ import itertools
 import json
 import re
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from mnist_jax.lab import records
-from mnist_jax.lab.records import Trial, read_trials
+from mnist_jax.lab.records import Speed, TimeToTarget, TpuEstimates, Trial, read_trials
 from mnist_jax.models import ARCHS, make_model
 from mnist_jax.objective import PARAMETER_LIMIT, epoch_line
 from mnist_jax.recipes.config import RECIPES
-from mnist_jax.statistics import error_counts, ratios, seed_statistics, spread
+from mnist_jax.runs.directory import read_record
+from mnist_jax.statistics import error_counts, ratio, seed_statistics, spread
 from mnist_jax.summary import abstract_variables, count_params
+
+T = TypeVar("T", bound=Any)
 
 # The notebooks' figures in percent, one seed, 15 epochs: best epoch's test accuracy; last epoch's, test and train.
 NOTEBOOKS = {
@@ -79,12 +82,6 @@ def percent(accuracies: Sequence[float]) -> str:
 def _head(columns: str) -> list[str]:
     """The first two lines of a table."""
     return [columns, "|---" * (columns.count("|") - 1) + "|"]
-
-
-def _by_network(results: Path, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The networks with a file `KIND-ARCH.json`, and what is in it."""
-    paths = {arch: results / f"{kind}-{arch}.json" for arch in ARCHS}
-    return ((arch, records.read_json(path)) for arch, path in paths.items() if path.exists())
 
 
 def ladder_table(results: Path) -> Iterator[str]:
@@ -161,56 +158,54 @@ def trials_table(results: Path) -> Iterator[str]:
             yield f"| `{arch}` | {len(settings)} | {len(ran)} | {hours:.1f} |"
 
 
-def speed_table(results: Path) -> Iterator[str]:
-    """The step and the scoring of each network against the other contenders, from `benchmark-ARCH.json`."""
+def speed_table(measured: Iterable[Speed]) -> Iterator[str]:
+    """The step and the scoring of each network against the other contenders."""
     yield from _head(
         "| network | contender | ms per step, median (min to max) | times ours | images/s "
         "| scoring 10,000, s | times ours | process start to first step, s | peak MB |"
     )
-    for arch, result in _by_network(results, "benchmark"):
-        for name, record in result["contenders"].items():
-            low, step, high = (1e3 * seconds for seconds in spread(record["step_seconds"]))
+    for result in measured:
+        ours = result.contenders["ours"]
+        for name, timing in result.contenders.items():
+            low, step, high = (1e3 * seconds for seconds in spread(timing["step_seconds"]))
             yield (
-                f"| `{arch}` | {name} | {step:.1f} ({low:.1f} to {high:.1f}) "
-                f"| {spread(ratios(result, 'step_seconds', name))[1]:.2f} | {1e3 * result['batch_size'] / step:,.0f} "
-                f"| {spread(record['score_seconds'])[1]:.2f} | {spread(ratios(result, 'score_seconds', name))[1]:.2f} "
-                f"| {record['start']['first_step']:.1f} | {record['peak_bytes'] / 1e6:.0f} |"
+                f"| `{result.arch}` | {name} | {step:.1f} ({low:.1f} to {high:.1f}) "
+                f"| {ratio(timing['step_seconds'], ours['step_seconds']):.2f} | {1e3 * result.batch_size / step:,.0f} "
+                f"| {spread(timing['score_seconds'])[1]:.2f} "
+                f"| {ratio(timing['score_seconds'], ours['score_seconds']):.2f} "
+                f"| {timing['start']['first_step']:.1f} | {timing['peak_bytes'] / 1e6:.0f} |"
             )
 
 
-def time_table(results: Path) -> Iterator[str]:
-    """The whole process of `fast` against the notebook's recipe in PyTorch, from `time-to-target*.json`."""
+def time_table(measured: Iterable[TimeToTarget]) -> Iterator[str]:
+    """The whole process of `fast` against the notebook's recipe in PyTorch."""
     yield from _head("| network | process | epochs | seconds, median (min to max) | times as fast |")
-    for path in sorted(results.glob("time-to-target*.json")):
-        result = records.read_json(path)
-        scaled, arch = result["torch_seconds_scaled"], result["arch"]
-        theirs = result.get("torch_arch", arch)
+    for result in measured:
+        scaled, arch = result.torch_seconds_scaled, result.arch
         for name, process, epochs, seconds in (
-            (theirs, "the notebook in PyTorch, scaled from one epoch", result["torch_epochs"], scaled),
-            (arch, "`fast`, nothing compiled before", result["epochs"], result["cold"]),
-            (arch, "`fast`, programs in the cache", result["epochs"], result["warm"]),
+            (result.torch_arch or arch, "the notebook in PyTorch, scaled from one epoch", result.torch_epochs, scaled),
+            (arch, "`fast`, nothing compiled before", result.epochs, result.cold),
+            (arch, "`fast`, programs in the cache", result.epochs, result.warm),
         ):
             low, middle, high = spread(seconds)
-            times = spread([theirs / ours for theirs, ours in zip(scaled, seconds, strict=True)])[1]
+            times = ratio(scaled, seconds)
             yield f"| `{name}` | {process} | {epochs} | {middle:.0f} ({low:.0f} to {high:.0f}) | {times:.1f} |"
 
 
-def tpu_table(results: Path) -> Iterator[str]:
-    """The TPU compiler's estimates for each network, from `tpu-ARCH.json`."""
+def tpu_table(estimated: Iterable[TpuEstimates]) -> Iterator[str]:
+    """The TPU compiler's estimates for each network."""
     yield from _head(
         "| network | a step of | cycles, ours | Flax's layers | ours / Flax's | temporaries, MB | Flax's "
         "| compiled in, s | Flax's |"
     )
-    for arch, result in _by_network(results, "tpu"):
-        for name, found in result["programs"].items():
-            cycles, memory, seconds = (
-                [found[layers][figure] for layers in ("ours", "flax")]
-                for figure in ("cycles", "temporary_bytes", "compile_seconds")
-            )
+    for result in estimated:
+        for name, found in result.programs.items():
+            ours, flax = found["ours"], found["flax"]
             yield (
-                f"| `{arch}` | {name} | {cycles[0]:,} | {cycles[1]:,} "
-                f"| {cycles[0] / cycles[1]:.2f} | {memory[0] / 1e6:.0f} | {memory[1] / 1e6:.0f} "
-                f"| {seconds[0]:.0f} | {seconds[1]:.0f} |"
+                f"| `{result.config['arch']}` | {name} | {ours['cycles']:,} | {flax['cycles']:,} "
+                f"| {ours['cycles'] / flax['cycles']:.2f} "
+                f"| {ours['temporary_bytes'] / 1e6:.0f} | {flax['temporary_bytes'] / 1e6:.0f} "
+                f"| {ours['compile_seconds']:.0f} | {flax['compile_seconds']:.0f} |"
             )
 
 
@@ -221,15 +216,19 @@ def run_text(results: Path) -> Iterator[str]:
     yield from ("```", *(epoch_line(metrics, len(history), "test") for metrics in history), "```")
 
 
-TABLES = {
+def _read(kind: type[T], paths: Iterable[Path]) -> Iterator[T]:
+    return (read_record(path, kind) for path in paths if path.exists())
+
+
+TABLES: dict[str, Callable[[Path], Iterator[str]]] = {
     "run": run_text,
     "ladder": ladder_table,
     "frontier": frontier_table,
     "trials": trials_table,
     "errors": errors_table,
-    "speed": speed_table,
-    "time": time_table,
-    "tpu": tpu_table,
+    "speed": lambda results: speed_table(_read(Speed, (results / f"benchmark-{arch}.json" for arch in ARCHS))),
+    "time": lambda results: time_table(_read(TimeToTarget, sorted(results.glob("time-to-target*.json")))),
+    "tpu": lambda results: tpu_table(_read(TpuEstimates, (results / f"tpu-{arch}.json" for arch in ARCHS))),
 }
 
 

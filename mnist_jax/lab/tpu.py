@@ -4,11 +4,12 @@ The package `libtpu` compiles for a named topology on any Linux machine. The com
 operation is estimated to take; nothing is timed.
 """
 
+import collections
 import importlib.util
 import os
 import re
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from mnist_jax import devices, scoring, training
 from mnist_jax.data import Dataset, Split
 from mnist_jax.data.bundled import FULL_SIZE, MEAN, STD
 from mnist_jax.errors import InputError
+from mnist_jax.lab.records import Estimate
 from mnist_jax.layers import FAST, FLAX, Layers
 from mnist_jax.loops import steps_of
 from mnist_jax.models import IMAGE_SHAPE
@@ -28,24 +30,6 @@ from mnist_jax.steps import Metrics, init_state
 from mnist_jax.summary import abstract_variables
 
 LAYERS = {"ours": FAST, "flax": FLAX}
-
-
-class Operation(NamedTuple):
-    """One operation of a step: estimated cycles, name in the program, type and shape of the result."""
-
-    cycles: int
-    place: str
-    result: str
-
-
-class Estimate(NamedTuple):
-    """Estimates for one compiled program: cycles of one step of its loop, dearest operation first; bytes per device."""
-
-    cycles: int
-    operations: list[Operation]
-    argument_bytes: int
-    temporary_bytes: int
-    compile_seconds: float
 
 
 def make_mesh(topology: str) -> Mesh:
@@ -117,24 +101,17 @@ def compile_program(
 def estimate(program: str, config: Config, mesh: Mesh, seeds: int = 0, layers: Layers = FAST) -> Estimate:
     """Compiles a program as `compile_program` does; gives the compiler's estimates."""
     compiled, seconds = compile_program(program, config, mesh, seeds, layers)
-    operations = sorted(_step_operations(compiled.as_text() or ""), reverse=True)
     memory: Any = compiled.memory_analysis()
-    cycles = sum(operation.cycles for operation in operations)
-    return Estimate(cycles, operations, memory.argument_size_in_bytes, memory.temp_size_in_bytes, seconds)
+    cycles = _step_cycles(compiled.as_text() or "")
+    return Estimate(cycles=cycles, temporary_bytes=memory.temp_size_in_bytes, compile_seconds=seconds)
 
 
-def _step_operations(text: str) -> list[Operation]:
-    """The operations of the loop over the steps: the body with most cycles in a compiled text."""
-    computations: dict[str, list[Operation]] = {}
-    name = ""
+def _step_cycles(text: str) -> int:
+    """The cycles of the loop over the steps: the body with most of them in a compiled text."""
+    cycles, name = collections.Counter(), ""
     for line in text.splitlines():
         if begins := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\) -> .*\{$", line):
             name = begins[1]
-            computations[name] = []
-        elif cycles := re.search(r' = .*"estimated_cycles":"(\d+)"', line):
-            place = re.search(r'op_name="(?:jit\(\w+\)/while/body/)?([^"]*)"', line)
-            shape = re.search(r" = .*?(\w+\[[\d,]*\])", line)
-            operation = Operation(int(cycles[1]), place[1] if place else "", shape[1] if shape else "")
-            computations[name].append(operation)
-    bodies = re.findall(r" while\(.*?body=%?([\w.-]+)", text)
-    return max((computations[body] for body in bodies), key=lambda found: sum(o.cycles for o in found))
+        elif found := re.search(r' = .*"estimated_cycles":"(\d+)"', line):
+            cycles[name] += int(found[1])
+    return max(cycles[body] for body in re.findall(r" while\(.*?body=%?([\w.-]+)", text))

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from mnist_jax.objective import TARGET_ACCURACY
 from mnist_jax.recipes.config import Config
 from mnist_jax.reports import figures, render, report
 from mnist_jax.runs import directory
+from mnist_jax.runs.checkpoints import MAY_CHANGE
 from mnist_jax.scoring import predict
 from mnist_jax.statistics import error_counts, seed_statistics
 from mnist_jax.summary import count_params
@@ -27,17 +28,6 @@ class Run(NamedTuple):
     history: list[EpochMetrics]
     parameters: int
     wrong: np.ndarray
-
-
-# What may differ between the seeds of one group.
-_APART = {
-    "seed": 0,
-    "run_dir": None,
-    "dataset": "mnist",
-    "data_source": "bundled",
-    "data_dir": None,
-    "eval_batch_size": 1,
-}
 
 
 def read_run(run_dir: Path, scored: Split) -> Run:
@@ -54,18 +44,18 @@ def read_run(run_dir: Path, scored: Split) -> Run:
 
 def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs that differ in nothing but their seed, together, by a name that tells the groups apart."""
-    groups: dict[Config, list[Run]] = {}
+    groups: dict[frozenset[tuple[str, Any]], list[Run]] = {}
     for run in runs:
-        groups.setdefault(dataclasses.replace(run.config, **_APART), []).append(run)
-    settings = [dataclasses.asdict(config) for config in groups]
-    differing = [name for name in settings[0] if len({str(each[name]) for each in settings}) > 1]
-    names = []
-    for config in groups:
-        known = dataclasses.asdict(config)
-        alike = [other for other in groups if (other.arch, other.recipe) == (config.arch, config.recipe)]
-        told = [name for name in differing if len({str(getattr(other, name)) for other in alike}) > 1]
-        names.append(", ".join([config.arch, config.recipe, *(f"{name} {known[name]}" for name in told)]))
-    return dict(zip(names, groups.values(), strict=True))
+        settings = dataclasses.asdict(run.config).items()
+        groups.setdefault(frozenset(item for item in settings if item[0] not in ("seed", *MAY_CHANGE)), []).append(run)
+    named = {}
+    for settings, members in groups.items():
+        config = members[0].config
+        alike = [other for other in groups if {("arch", config.arch), ("recipe", config.recipe)} <= other]
+        own = settings - frozenset.intersection(*alike)
+        told = [f"{name} {value}" for name, value in dataclasses.asdict(config).items() if (name, value) in own]
+        named[", ".join([config.arch, config.recipe, *told])] = members
+    return named
 
 
 def write_comparison(run_dirs: Sequence[Path], data: Dataset, out: Path) -> Path:

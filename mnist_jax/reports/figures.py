@@ -2,8 +2,7 @@
 
 import io
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -23,36 +22,27 @@ _MARKERS = "osD^vPX"  # One more than colors, so that both repeat together after
 _MOST = 200  # Digits in one picture; a table beside it lists all.
 
 
-@contextmanager
-def colors(theme: dict[str, str]) -> Iterator[None]:
-    """Draws on paper and in ink of a theme, `LIGHT` or `DARK`."""
-    ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), theme["ink"])
-    paper = dict.fromkeys(
-        ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor"), theme["paper"]
-    )
-    rest: dict[Any, Any] = {
-        "grid.color": theme["faint"],
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    with mpl.rc_context({**ink, **paper, **rest, "font.size": 10, "legend.frameon": False}):
-        yield
-
-
 def png(draw: Callable[[], Figure], theme: dict[str, str], metadata: dict[str, str] | None = None) -> bytes:
-    """A figure, drawn in a theme, as PNG, with texts that are not shown if any are given."""
-    with colors(theme):
-        file = io.BytesIO()
+    """A figure, drawn in a theme, `LIGHT` or `DARK`, as PNG, with texts that are not shown if any are given."""
+    ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    paper = ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor")
+    parameters: dict[Any, Any] = {
+        **dict.fromkeys(ink, theme["ink"]),
+        **dict.fromkeys(paper, theme["paper"]),
+        "grid.color": theme["faint"],
+        **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+        **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+        "font.size": 10,
+    }
+    file = io.BytesIO()
+    with mpl.rc_context(parameters):
         draw().savefig(file, format="png", dpi=120, metadata=metadata, pil_kwargs={"compress_level": 3})
     return file.getvalue()
 
 
 def losses(history: Sequence[EpochMetrics], scored: str) -> Figure:
     """Training loss and that on what was scored, "test" or "held-out", over the epochs."""
-    figure, axis = _over_epochs("cross-entropy, nats")
-    _train_and(scored, axis, history, "loss", 1)
+    figure, axis = _curves(history, scored, "loss", "cross-entropy, nats")
     axis.set_yscale("log")
     axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     axis.yaxis.set_major_formatter("{x:g}")
@@ -63,8 +53,7 @@ def losses(history: Sequence[EpochMetrics], scored: str) -> Figure:
 
 def accuracies(history: Sequence[EpochMetrics], scored: str, target: float) -> Figure:
     """Training accuracy and that on what was scored over the epochs, and a line at a target, a fraction."""
-    figure, axis = _over_epochs("accuracy, %")
-    _train_and(scored, axis, history, "accuracy", 100)
+    figure, axis = _curves(history, scored, "accuracy", "accuracy, %", 100)
     axis.axhline(100 * target, color=GREEN, ls="--", lw=1, label=f"{100 * target:.1f}")
     low = min(100 * target, np.median([100 * metrics.test_accuracy for metrics in history])) - 1
     axis.set_ylim(max(low, 0), 100)
@@ -80,18 +69,17 @@ def _axis(width: float, height: float) -> tuple[Figure, Any]:
     return figure, figure.add_axes(box)
 
 
-def _over_epochs(label: str) -> tuple[Figure, Any]:
-    figure, axis = _axis(5.2, 3.6)
+def _curves(
+    history: Sequence[EpochMetrics], scored: str, figure: str, label: str, factor: float = 1
+) -> tuple[Figure, Any]:
+    drawn, axis = _axis(5.2, 3.6)
+    epochs = [metrics.epoch for metrics in history]
+    for split, name, color, marker in (("train", "train", BLUE, "o"), ("test", scored, ORANGE, "s")):
+        values = [factor * getattr(metrics, f"{split}_{figure}") for metrics in history]
+        axis.plot(epochs, values, marker=marker, color=color, ms=3, label=name)
     axis.set(xlabel="epoch", ylabel=label)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    return figure, axis
-
-
-def _train_and(scored: str, axis: Any, history: Sequence[EpochMetrics], figure: str, factor: float) -> None:
-    epochs = [metrics.epoch for metrics in history]
-    for name, label, color, marker in (("train", "train", BLUE, "o"), ("test", scored, ORANGE, "s")):
-        values = [factor * getattr(metrics, f"{name}_{figure}") for metrics in history]
-        axis.plot(epochs, values, marker=marker, color=color, ms=3, label=label)
+    return drawn, axis
 
 
 def comparison(

@@ -2,7 +2,6 @@
 
 import base64
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,9 +31,11 @@ def write_report(run_dir: Path, data: Dataset) -> Path:
     """
     config, trained, scored = directory.load_config(run_dir), directory.load_run(run_dir), data.test
     history = directory.load_epochs(run_dir)
-    summary = json.loads((run_dir / directory.SUMMARY).read_text(encoding="utf-8"))
+    summary = directory.read_record(run_dir / directory.SUMMARY, directory.Summary)
     probabilities = np.asarray(jax.jit(jax.nn.softmax)(predict(trained, scored.images)))
-    pictures = _draw(history, summary, trained, probabilities, scored)
+    wrong, calibrated = _mistakes(probabilities, scored.labels, data.classes), calibration(probabilities, scored.labels)
+    counts = confusion(scored.labels, probabilities.argmax(1), len(trained.classes))
+    pictures = _pictures(history, summary.scored_on, trained, scored, wrong, counts, calibrated)
     page = render(
         "report.html",
         config=dataclasses.asdict(config),
@@ -42,8 +43,8 @@ def write_report(run_dir: Path, data: Dataset) -> Path:
         summary=summary,
         layers=layers_of(trained.model, trained.image_shape),
         pictures=pictures,
-        wrong=_mistakes(probabilities, scored.labels, data.classes),
-        calibration=calibration(probabilities, scored.labels),
+        wrong=wrong,
+        calibration=calibrated,
         scored_images=len(scored.labels),
         dataset=data.name,
     )
@@ -70,48 +71,41 @@ def _mistakes(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[s
     """The images that are got wrong, the most confident first."""
     guesses, confidence = probabilities.argmax(1), probabilities.max(1)
     wrong = np.flatnonzero(guesses != labels)
-    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
     return [
-        {
-            "index": i,
-            "true": classes[labels[i]],
-            "guess": classes[guesses[i]],
-            "confidence": float(confidence[i]),
-        }
-        for i in map(int, wrong)
+        {"index": i, "true": classes[labels[i]], "guess": classes[guesses[i]], "confidence": float(confidence[i])}
+        for i in map(int, wrong[np.argsort(-confidence[wrong], kind="stable")])
     ]
 
 
-def _draw(history, summary, trained, probabilities, scored) -> dict[str, dict[str, str]]:
+def _pictures(history, scored_on, trained, scored, wrong, counts, calibrated) -> dict[str, dict[str, str]]:
     """Every picture by name."""
-    counts = confusion(scored.labels, probabilities.argmax(1), len(trained.classes))
-    wrong = _mistakes(probabilities, scored.labels, trained.classes)
+    last, images = history[-1], scored.images[[item["index"] for item in wrong]]
     captions = [f"{item['true']} not {item['guess']} {item['confidence']:.0%}" for item in wrong]
-    last, scored_on = history[-1], summary["scored_on"]
-    drawings = {
-        "loss": (
+    return {
+        "loss": picture(
             partial(figures.losses, history, scored_on),
             f"Loss over {len(history)} epochs, in the last {last.train_loss:.4f}; {scored_on}: {last.test_loss:.4f}.",
         ),
-        "accuracy": (
+        "accuracy": picture(
             partial(figures.accuracies, history, scored_on, TARGET_ACCURACY),
             f"Training accuracy, in the last epoch {last.train_accuracy:.2%}; {scored_on}: {last.test_accuracy:.2%}.",
         ),
-        "confusion": (
+        "confusion": picture(
             partial(figures.confusion, counts, trained.classes),
-            f"Confusion matrix; {counts.sum() - np.trace(counts)} errors off its diagonal.",
+            f"Confusion matrix; {len(wrong)} errors off its diagonal.",
         ),
-        "calibration": (
-            partial(figures.reliability, calibration(probabilities, scored.labels)),
+        "calibration": picture(
+            partial(figures.reliability, calibrated),
             "Accuracy against confidence, beside the diagonal of a calibrated network.",
         ),
-        "kernels": (
+        "kernels": picture(
             partial(figures.kernels, np.asarray(trained.variables["params"]["conv1"]["kernel"])),
             "The kernels of the first convolution.",
+            themed=False,
         ),
-        "errors": (
-            partial(figures.digits, scored.images[[item["index"] for item in wrong]], captions),
+        "errors": picture(
+            partial(figures.digits, images, captions),
             "The images that are got wrong; the table under them lists them.",
+            themed=False,
         ),
     }
-    return {name: picture(draw, alt, name not in ("kernels", "errors")) for name, (draw, alt) in drawings.items()}

@@ -85,26 +85,26 @@ def resume(run_dir: Path, config: Config, data: Dataset) -> Resumed:
     _require_same(load_config(run_dir), config)
     directory = (run_dir / CHECKPOINTS).absolute()
     damaged = []
-    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-    for step in sorted((int(name) for name in names if name.isdecimal()), reverse=True):
+    for step in sorted((int(path.name) for path in directory.glob("*") if path.name.isdecimal()), reverse=True):
+        checkpoint = directory / str(step)
         try:
-            if not (reason := _damage(directory / str(step))):
+            if not (reason := _damage(checkpoint)):
                 return Resumed(_restore(run_dir, step, config, data), tuple(damaged))
         except InputError:
             raise
         except Exception as error:  # Orbax and TensorStore raise whatever they stumble over.
             what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise InputError(
-                f"checkpoint {directory / str(step)} cannot be read ({what}), though its hashes are right; "
+                f"checkpoint {checkpoint} cannot be read ({what}), though its hashes are right; "
                 "resume with the versions that wrote it, or remove it to go on from the one before"
             ) from error
-        damaged.append(f"checkpoint {directory / str(step)} is damaged: {reason}")
+        damaged.append(f"checkpoint {checkpoint} is damaged: {reason}")
         with storing(run_dir):
             taken = len(list(directory.glob(f"{step}.damaged*")))
-            (directory / str(step)).rename(directory / f"{step}.damaged{taken or ''}")
+            checkpoint.rename(directory / f"{step}.damaged{taken or ''}")
             (directory / f"{step}.sha256").unlink(missing_ok=True)
     if damaged:
-        raise InputError(f"{'; '.join(damaged)}; no checkpoint is intact, so start again in another --run-dir")
+        raise InputError(f"{'; '.join(damaged)}; no checkpoint is intact, so start again in another directory")
     return Resumed(None, ())
 
 
@@ -125,7 +125,12 @@ def share(progress: Progress[EpochMetrics] | None, config: Config, data: Dataset
 
 def _restore(run_dir: Path, step: int, config: Config, data: Dataset) -> Progress:
     """The progress of an intact checkpoint; raises InputError if its config or its number of images is another."""
-    tensors, record = _read_checkpoint(run_dir, step)
+    import orbax.checkpoint as ocp
+
+    items = {"state": ocp.args.StandardRestore(), "record": ocp.args.JsonRestore()}
+    with _manager(run_dir) as manager:
+        restored = manager.restore(step, args=ocp.args.Composite(**items))
+    record = restored["record"]
     _require_same(config_of(record["config"]), config)
     num_examples = len(data.train.labels)
     if record["num_examples"] != num_examples:
@@ -134,19 +139,9 @@ def _restore(run_dir: Path, step: int, config: Config, data: Dataset) -> Progres
             "give it the same data"
         )
     expected = abstract_progress(config, data)
-    arrays = [jax.numpy.asarray(tensors[name]) for name in _named(expected)]
+    arrays = [jax.numpy.asarray(restored["state"][name]) for name in _named(expected)]
     history = tuple(EpochMetrics(**metrics) for metrics in record["history"])
     return jax.tree.unflatten(jax.tree.structure(expected), arrays)._replace(history=history)
-
-
-def _read_checkpoint(run_dir: Path, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    import orbax.checkpoint as ocp
-
-    with _manager(run_dir) as manager:
-        restored = manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), record=ocp.args.JsonRestore())
-        )
-    return {name: np.asarray(leaf) for name, leaf in restored["state"].items()}, restored["record"]
 
 
 def _named(progress: Progress) -> dict[str, Any]:
@@ -181,8 +176,7 @@ def _damage(checkpoint: Path) -> str:
     return ""
 
 
-@contextlib.contextmanager
-def _manager(run_dir: Path, keep: int | None = None) -> Iterator[Any]:
+def _manager(run_dir: Path, keep: int | None = None) -> Any:
     import orbax.checkpoint as ocp
 
     # Of several processes one writes, and waits for no other.
@@ -195,15 +189,13 @@ def _manager(run_dir: Path, keep: int | None = None) -> Iterator[Any]:
         create=False,
         multiprocessing_options=alone if jax.process_count() > 1 else ocp.options.MultiprocessingOptions(),
     )
-    with ocp.CheckpointManager((run_dir / CHECKPOINTS).absolute(), options=options) as manager:
-        yield manager
+    return ocp.CheckpointManager((run_dir / CHECKPOINTS).absolute(), options=options)
 
 
 def _require_same(trained: Config, config: Config) -> None:
     """Refuses to go on with another setting than the run was begun with, unless it may change."""
-    free: set[str] = set(MAY_CHANGE)
-    if trained.schedule == "constant":  # Otherwise the learning rate of every step depends on how many there are.
-        free.add("epochs")
+    # Unless it is constant, the learning rate of every step depends on how many there are.
+    free = {*MAY_CHANGE, *(["epochs"] if trained.schedule == "constant" else [])}
     differing = [
         f"{field.name} is {getattr(config, field.name)!r}, but the run was begun with {getattr(trained, field.name)!r}"
         for field in dataclasses.fields(Config)

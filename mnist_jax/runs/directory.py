@@ -13,17 +13,17 @@ import dataclasses
 import json
 import os
 import platform
-import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
 
 import filelock
 
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.errors import InputError, StorageError
 from mnist_jax.recipes.config import RETIRED, Config, make_config
-from mnist_jax.runs.weights import load_weights, replace_file, save_weights
+from mnist_jax.runs.weights import load_weights, replace_file
 from mnist_jax.steps import Trained
 from mnist_jax.training import EpochMetrics
 
@@ -31,20 +31,71 @@ CONFIG, DATASET, METRICS, SUMMARY = "config.json", "dataset.json", "metrics.json
 WEIGHTS = "weights.safetensors"
 LOCK, OWNER = ".lock", ".owner"
 
+VERSION = 1  # Of summaries, and of the results in `lab/records.py`.
+T = TypeVar("T", bound=Any)
+
+
+class Summary(NamedTuple):
+    """The result of a run: `summary.json`.
+
+    Attributes:
+      epoch: how many there were; the next four are the metrics of the last.
+      scored_on: which images are scored, "test" or "held-out".
+      seconds: of the whole process; `seconds_of` has its parts.
+      objective: the exercise's conditions, each with its name, value, target and whether it is met.
+      version: of the format; 0 in summaries from before it was written.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    scored_on: str
+    objective: list[dict[str, Any]]
+    objective_met: bool
+    environment: dict[str, Any]
+    seconds: float
+    seconds_of: Mapping[str, float] = MappingProxyType({})
+    version: int = VERSION
+
+
+class DatasetRecord(NamedTuple):
+    """Name and hash of a run's data: `dataset.json`. Runs from before there were others have none: it was MNIST."""
+
+    name: str = "mnist"
+    sha256: str | None = None
+    version: int = VERSION
+
+
+def read_record(path: Path, kind: type[T]) -> T:
+    """A named tuple from a JSON file as it was written; what the file lacks has its default.
+
+    Raises InputError if it cannot be read, or its version is newer than this package.
+    """
+    try:
+        record = require_known(path, {"version": 0, **json.loads(path.read_text(encoding="utf-8"))})
+        return kind(**{name: record[name] for name in kind._fields if name in record})
+    except (OSError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{str(path)!r} cannot be read ({error}); mend or remove it") from error
+
+
+def require_known(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Raises InputError if the version of a record is newer than this package."""
+    if record["version"] > VERSION:
+        raise InputError(f"{str(path)!r} has format {record['version']}, newer than {VERSION}; update mnist_jax")
+    return record
+
 
 def create_run(run_dir: Path, config: Config) -> None:
     """Makes a run directory with its config; raises InputError if it has one already, or cannot be written."""
     if (run_dir / CONFIG).exists():
-        raise InputError(
-            f"run dir {str(run_dir)!r} already holds a run; go on with it by --resume, or name another with --run-dir"
-        )
+        raise InputError(f"run dir {str(run_dir)!r} already holds a run; resume it, or name another")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         _write_json(run_dir / CONFIG, dataclasses.asdict(config))
     except OSError as error:
-        raise InputError(
-            f"run dir {str(run_dir)!r} cannot be written ({error.strerror}); name another with --run-dir"
-        ) from error
+        raise InputError(f"run dir {str(run_dir)!r} cannot be written ({error.strerror}); name another") from error
 
 
 def load_config(run_dir: Path) -> Config:
@@ -65,19 +116,13 @@ def config_of(settings: dict[str, Any]) -> Config:
     return make_config(**{name: value for name, value in settings.items() if name not in RETIRED})
 
 
-def save_dataset(run_dir: Path, data: Dataset) -> None:
-    """Writes name and hash of the data that a run is begun with; raises StorageError if they cannot be written."""
-    with storing(run_dir):
-        _write_json(run_dir / DATASET, {"version": 1, "name": data.name, "sha256": data.sha256})
-
-
-def require_same_data(run_dir: Path, data: Dataset) -> None:
-    """Raises InputError if a run was begun with other data; one without a record is of MNIST."""
-    name, digest = _dataset_record(run_dir)
+def require_same_data(run_dir: Path, data: Dataset, remedy: str = "give the run its own data") -> None:
+    """Raises InputError, with a remedy, if a run was begun with other data; one without a record is of MNIST."""
+    name, digest, _ = _dataset_record(run_dir)
     if (data.sha256 != digest) if digest else (data.name != name):
         raise InputError(
             f"data set {data.name!r} (SHA-256 {data.sha256[:12]}) is not that of the run in {str(run_dir)!r}, {name!r} "
-            f"({digest[:12] if digest else 'as shipped'}); give the run its own data"
+            f"({digest[:12] if digest else 'as shipped'}); {remedy}"
         )
 
 
@@ -98,7 +143,7 @@ def load_run_data(
         data = load_dataset(config.dataset, data_dir=place[0], source=place[1])
     else:
         data = load_dataset(dataset, data_dir=data_dir, source=source or "bundled")
-    name, _ = _dataset_record(run_dir)
+    name = _dataset_record(run_dir).name
     if dataset is None or data.name == name:
         require_same_data(run_dir, data)
         return data, None
@@ -119,14 +164,9 @@ def require_classes(trained: Trained, data: Dataset) -> None:
             )
 
 
-def _dataset_record(run_dir: Path) -> tuple[str, str | None]:
-    """Name and hash of a run's data; runs from before there were others have no file, and are of MNIST."""
+def _dataset_record(run_dir: Path) -> DatasetRecord:
     path = run_dir / DATASET
-    try:
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"name": "mnist", "sha256": None}
-        return known["name"], known["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{str(path)!r} cannot be read ({error}); remove it if the run is of mnist") from error
+    return read_record(path, DatasetRecord) if path.exists() else DatasetRecord()
 
 
 @contextlib.contextmanager
@@ -135,28 +175,25 @@ def lock(run_dir: Path) -> Iterator[None]:
 
     Raises InputError if another process has it, StorageError if the directory cannot be written.
     """
-    owner, held = run_dir / OWNER, filelock.FileLock(run_dir / LOCK, timeout=0)
-    try:
-        held.acquire()
-        owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
-    except filelock.Timeout:
-        who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
-        raise InputError(
-            f"run dir {str(run_dir)!r} is being written by {who}; wait for it or stop it, or name another"
-        ) from None
-    except OSError as error:
-        held.release()
-        raise _unwritable(run_dir, error) from error
-    try:
+    owner = run_dir / OWNER
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(filelock.FileLock(run_dir / LOCK, timeout=0))
+            owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        except filelock.Timeout:
+            who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+            raise InputError(
+                f"run dir {str(run_dir)!r} is being written by {who}; wait for it or stop it, or name another"
+            ) from None
+        except OSError as error:
+            raise _unwritable(run_dir, error) from error
         yield
-    finally:
-        held.release()
 
 
-def save_config(run_dir: Path, config: Config) -> None:
-    """Writes the settings a run goes on with; raises StorageError if they cannot be written."""
+def save_json(run_dir: Path, name: str, content: Any) -> None:
+    """Writes `CONFIG`, `DATASET` or `SUMMARY` of a run; raises StorageError if it cannot be written."""
     with storing(run_dir):
-        _write_json(run_dir / CONFIG, dataclasses.asdict(config))
+        _write_json(run_dir / name, content)
 
 
 def save_epochs(run_dir: Path, history: Sequence[EpochMetrics]) -> None:
@@ -172,18 +209,6 @@ def load_epochs(run_dir: Path) -> list[EpochMetrics]:
     """The finished epochs of a run."""
     lines = (run_dir / METRICS).read_text(encoding="utf-8").splitlines()
     return [EpochMetrics(**json.loads(line)) for line in lines]
-
-
-def save_trained(run_dir: Path, trained: Trained) -> None:
-    """Writes the final weights of a run; raises StorageError if they cannot be written."""
-    with storing(run_dir):
-        save_weights(run_dir / WEIGHTS, trained)
-
-
-def save_summary(run_dir: Path, summary: dict[str, Any]) -> None:
-    """Writes the summary of a run; raises StorageError if it cannot be written."""
-    with storing(run_dir):
-        _write_json(run_dir / SUMMARY, summary)
 
 
 def load_run(run_dir: str | Path) -> Trained:
@@ -214,5 +239,5 @@ def _unwritable(run_dir: Path, error: Exception) -> StorageError:
     reason = " ".join(str(error).split())[:300]
     return StorageError(
         f"cannot write to run dir {str(run_dir)!r}: {reason}; what was saved before is intact: make room or mend the "
-        f"permissions, then go on with --resume {shlex.quote(str(run_dir))}"
+        "permissions, then resume the run"
     )

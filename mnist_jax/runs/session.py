@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import importlib
 import itertools
-import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,14 +18,17 @@ import psutil
 from mnist_jax import devices
 from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError, LostError
+from mnist_jax.objective import objective
 from mnist_jax.optimizers import make_schedule
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.fits import fit
 from mnist_jax.recipes.values import make_setup, part_of, total_steps
 from mnist_jax.runs import checkpoints, directory
+from mnist_jax.runs.directory import Summary
+from mnist_jax.runs.weights import save_weights
 from mnist_jax.runtime import compilations, environment, seconds_within
 from mnist_jax.signals import catch_signals
-from mnist_jax.steps import Trained, TrainState
+from mnist_jax.steps import TrainState
 from mnist_jax.training import EpochMetrics, Progress, Stopped
 
 
@@ -84,14 +86,6 @@ class Session:
     received: list[int] = dataclasses.field(default_factory=list)
     background: ThreadPoolExecutor = dataclasses.field(default_factory=lambda: ThreadPoolExecutor(1))
 
-    def _resume(self) -> None:
-        """Goes on from the newest intact checkpoint; every process of the run has to call it."""
-        if devices.is_writer():
-            self.progress, self.damaged = checkpoints.resume(self.run_dir, self.config, self.data)
-            directory.save_config(self.run_dir, self.config)
-            directory.save_epochs(self.run_dir, self.progress.history if self.progress else ())
-        self.progress = checkpoints.share(self.progress, self.config, self.data)
-
     def fit(
         self, *, tell: Callable[[EpochMetrics], None], tensorboard: bool = False, **options: Any
     ) -> tuple[TrainState, list[EpochMetrics]]:
@@ -143,36 +137,43 @@ class Session:
                 if jax.process_count() == 1 or isinstance(error, InputError):
                     raise
                 raise LostError(
-                    f"another process is lost; start all of them again with --resume {shlex.quote(str(self.run_dir))} "
-                    "to go on from the last epoch"
+                    f"another process is lost; resume {str(self.run_dir)!r} in all of them to go on from the last epoch"
                 ) from error
         return state, history
 
     def finish(
-        self, state: TrainState, summary: dict[str, Any], write_report: Callable[[Path], Path] | None = None
-    ) -> tuple[dict[str, Any], Path | None]:
-        """Writes the final weights and summary.json, then a report: `write_report(run_dir)` returns its page.
+        self, state: TrainState, last: EpochMetrics, write_report: Callable[[Path, Dataset], Path] | None = None
+    ) -> tuple[Summary, Path | None]:
+        """Writes the final weights and summary.json, then a report: `write_report(run_dir, data)` returns its page.
 
-        Returns the summary as it was written last, with environment and seconds, and the page, if any.
+        `last` are the metrics of the last epoch.
+
+        Returns the summary as it was written last, and the page, if any.
         """
-        page, write = None, devices.is_writer()
-        summary = {**summary, "scored_on": self.scored_on, "environment": environment()}
-        if write:
-            directory.save_trained(self.run_dir, self.trained(state))
-        self.clock.end("saving")
-        summary |= self.clock.seconds()
-        if write:
-            directory.save_summary(self.run_dir, summary)
-        if write and write_report:
-            page = write_report(self.run_dir)
-            self.clock.end("report")
-            summary |= self.clock.seconds()
-            directory.save_summary(self.run_dir, summary)
-        return summary, page
+        conditions = objective(state.params, self.config.epochs, last.test_accuracy, self.scored_on)
+        facts = {
+            **last._asdict(),
+            "scored_on": self.scored_on,
+            "objective": [condition._asdict() for condition in conditions],
+            "objective_met": all(condition.met for condition in conditions),
+            "environment": environment(),
+        }
+        if write := devices.is_writer():
+            with directory.storing(self.run_dir):
+                save_weights(self.run_dir / directory.WEIGHTS, make_setup(self.config, self.data).trained(state))
 
-    def trained(self, state: TrainState) -> Trained:
-        """The network with the weights of a state."""
-        return make_setup(self.config, self.data).trained(state)
+        def save(part: str) -> Summary:
+            self.clock.end(part)
+            summary = Summary(**facts | self.clock.seconds())
+            if write:
+                directory.save_json(self.run_dir, directory.SUMMARY, summary._asdict())
+            return summary
+
+        summary, page = save("saving"), None
+        if write and write_report:
+            page = write_report(self.run_dir, self.data)
+            summary = save("report")
+        return summary, page
 
     @property
     def scored_on(self) -> str:
@@ -229,12 +230,16 @@ def session(config: Config, whole: Dataset, *, resume: Path | None = None, **opt
     writer = devices.is_writer()
     if writer and not resume:
         directory.create_run(run.run_dir, config)
-        directory.save_dataset(run.run_dir, whole)
+        known = directory.DatasetRecord(whole.name, whole.sha256)
+        directory.save_json(run.run_dir, directory.DATASET, known._asdict())
     with directory.lock(run.run_dir) if writer else contextlib.nullcontext():
         if resume and writer:
-            directory.require_same_data(run.run_dir, whole)
+            directory.require_same_data(resume, whole)
+            run.progress, run.damaged = checkpoints.resume(resume, config, data)
+            directory.save_json(resume, directory.CONFIG, dataclasses.asdict(config))
+            directory.save_epochs(resume, run.progress.history if run.progress else ())
         if resume:
-            run._resume()
+            run.progress = checkpoints.share(run.progress, config, data)
         yield run
 
 

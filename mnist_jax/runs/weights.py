@@ -78,7 +78,10 @@ def load_weights(path: str | Path, *, model: nn.Module | None = None) -> Trained
         )
     found, wanted = _sha256(tensors, about), about.get("sha256")
     about = _MNIST | about
-    model = _network(path, about) if model is None else model
+    if model is None:
+        if not about["arch"]:
+            raise InputError(f"weights {str(path)!r} are of an own module; give it, as load_weights(path, model=...)")
+        model = make_model(about["arch"], num_classes=len(about["classes"]), dtype=jnp.dtype(about["dtype"]))
     arch = _arch(model)
     if arch != about["arch"]:
         raise InputError(f"weights {str(path)!r} are of network {about['arch']!r}; expected {arch!r}")
@@ -120,12 +123,6 @@ def load_pretrained(arch: str) -> Trained:
 def _arch(model: nn.Module) -> str | None:
     """Name or layout of one of our networks; None of an own module."""
     return model.arch or None if isinstance(model, Network) else None
-
-
-def _network(path: str | Path, about: dict[str, Any]) -> Network:
-    if not about["arch"]:
-        raise InputError(f"weights {str(path)!r} are of an own module; give it, as load_weights(path, model=...)")
-    return make_model(about["arch"], num_classes=len(about["classes"]), dtype=jnp.dtype(about["dtype"]))
 
 
 def _sha256(tensors: dict[str, np.ndarray], about: dict[str, Any]) -> str:
