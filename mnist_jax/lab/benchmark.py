@@ -21,7 +21,7 @@ from mnist_jax.augment import Distortion
 from mnist_jax.data import Dataset, load_dataset, standardize
 from mnist_jax.lab import baselines, jobs
 from mnist_jax.layers import FAST, FLAX, Layers
-from mnist_jax.recipes.config import Config, Settings, make_config
+from mnist_jax.recipes.config import Config, make_config
 from mnist_jax.recipes.fits import fit, fit_seeds, start
 from mnist_jax.recipes.values import make_distortion, make_setup
 from mnist_jax.runtime import cores, reuse_freed_memory
@@ -171,7 +171,7 @@ def accelerator(
       of `default` and `fast`, and `seeds` in one program, in seconds with compilation (`first`) and without (`again`);
       `torch_step_seconds` of the notebook's step, None without PyTorch for this device.
     """
-    options: Settings = {"epochs": epochs} if epochs else {}
+    options: dict[str, Any] = {"epochs": epochs} if epochs else {}
     result: dict[str, Any] = {"arch": arch, "epoch_seconds": {}, "runs": {}}
     for batch_size in batch_sizes:
         config = make_config("default", arch=arch, batch_size=batch_size)
