@@ -1,5 +1,7 @@
 """The errors a user can cause; the scripts print them in one line and exit with `status`."""
 
+from typing import Any
+
 
 class InputError(ValueError):
     """Bad input. The message is one line that names the value and the remedy."""
@@ -23,3 +25,9 @@ class LostError(RuntimeError):
     """Another process of a run is lost. The message says how to go on."""
 
     status = 5
+
+
+def require(value: Any, kind: Any, name: str, remedy: str) -> None:
+    """Raises InputError unless a value is of a kind, as `isinstance` takes it."""
+    if not isinstance(value, kind):
+        raise InputError(f"{name} is a {type(value).__name__}; {remedy}")

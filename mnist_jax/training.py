@@ -51,14 +51,19 @@ class Progress(NamedTuple, Generic[E]):
     totals: Metrics
     history: tuple[E, ...] = ()
 
+    @property
+    def steps(self) -> int:
+        """How many steps were taken."""
+        return int(np.ravel(self.state.step)[0])
+
 
 class Stopped(Exception):
     """The run was asked to stop, and did after a whole step; `fit(..., progress=stopped.progress)` goes on."""
 
-    def __init__(self, progress: Progress[Any]) -> None:
-        """At a progress."""
-        step = int(np.ravel(progress.state.step)[0])
-        super().__init__(f"stopped after step {step}; go on with fit(..., progress=stopped.progress)")
+    def __init__(self, progress: Any) -> None:
+        """At a progress, or of `fit_many` on a CPU at a tuple of them."""
+        last = progress if isinstance(progress, Progress) else progress[-1]
+        super().__init__(f"stopped after step {last.steps}; go on with progress=stopped.progress")
         self.progress = progress
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -310,7 +315,7 @@ def _require_own(progress, expected, plan, steps):
                 f"progress is of another training: {name} has shape {have.get(name)}, expected {want.get(name)}; "
                 "go on with the config and the parts it was begun with"
             )
-    done, epochs = int(np.ravel(progress.state.step)[0]), len(progress.history)
+    done, epochs = progress.steps, len(progress.history)
     if done // steps != epochs or done > steps * plan.epochs:
         raise InputError(
             f"progress is of another training: {epochs} epochs and step {done}, where an epoch has {steps} steps and "
