@@ -39,10 +39,8 @@ def _corners(x):
 
 def _max_pool_forward(x):
     a, b, c, d = _corners(x)
-    first = jnp.where(jnp.maximum(a, b) >= jnp.maximum(c, d), jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3)).astype(
-        jnp.int8
-    )
-    return _max_pool(x), (first, x)  # Each platform keeps what its gradient reads.
+    first = jnp.where(jnp.maximum(a, b) >= jnp.maximum(c, d), jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3))
+    return _max_pool(x), (first.astype(jnp.int8), x)  # Each platform keeps what its gradient reads.
 
 
 def _cpu_max_pool_gradient(first, x, g):
@@ -65,18 +63,14 @@ def _max_pool_backward(residuals, g):
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
+@jax.custom_vjp
 def relu(x: jax.Array) -> jax.Array:
     """`max(x, 0)`; at 0 the gradient is 0, as that of `nn.relu`."""
-    return _relu(x)
-
-
-@jax.custom_vjp
-def _relu(x):
     return jnp.maximum(x, 0)
 
 
 def _relu_forward(x):
-    y = _relu(x)
+    y = relu(x)
     return y, y
 
 
@@ -88,4 +82,4 @@ def _relu_backward(y, g):
     return (lax.platform_dependent(y, g, tpu=tpu, default=lambda y, g: jnp.where(y > 0, g, jnp.zeros_like(g))),)
 
 
-_relu.defvjp(_relu_forward, _relu_backward)
+relu.defvjp(_relu_forward, _relu_backward)
