@@ -24,8 +24,8 @@ Loss = Callable[[Apply, Float[Array, "B H W C"], Int[Array, " B"], Key[Array, ""
 
 
 @dataclasses.dataclass(frozen=True)
-class FromLogits:
-    """See `from_logits`."""
+class from_logits:
+    """Makes a loss of `function(logits, labels)`, which gives float32 [B], such as the losses of optax."""
 
     function: Callable[[Float[Array, "B classes"], Int[Array, " B"]], Float[Array, " B"]]
 
@@ -33,14 +33,8 @@ class FromLogits:
         self, apply: Apply, images: Float[Array, "B H W C"], labels: Int[Array, " B"], key: Key[Array, ""]
     ) -> Plain:
         """The losses of the logits, and the logits."""
-        del key
         logits = apply(images)
         return self.function(logits, labels), logits
-
-
-def from_logits(function: Callable[[Float[Array, "B classes"], Int[Array, " B"]], Float[Array, " B"]]) -> FromLogits:
-    """Makes a loss of `function(logits, labels)`, which gives float32 [B], such as the losses of optax."""
-    return FromLogits(function)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +52,6 @@ class CrossEntropy:
         self, apply: Apply, images: Float[Array, "B H W C"], labels: Int[Array, " B"], key: Key[Array, ""]
     ) -> Plain | Minimized:
         """The plain losses, the logits and, with smoothing, what is minimized."""
-        del key
         logits = apply(images)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         if not self.label_smoothing:

@@ -56,7 +56,6 @@ def predict(trained: Trained, images: ArrayLike, batch_size: int = 250) -> Float
 
 def eval_body(i: Any, _: None, totals: Metrics, trained: Trained, shared: Any, static: None) -> tuple[None, Metrics]:
     """Scores the i-th batch. Indices past the end read the last example, which then does not count."""
-    del static
     split, order = shared
     batch = order[i]
     mask = batch < len(split.labels)
@@ -65,7 +64,6 @@ def eval_body(i: Any, _: None, totals: Metrics, trained: Trained, shared: Any, s
 
 def predict_body(i: Any, logits: Any, _: None, trained: Trained, shared: Any, static: None) -> tuple[Any, None]:
     """Puts the logits of the i-th batch in their place."""
-    del static
     images, order = shared
     batch = trained.standardize(images[order[i]])
     return logits.at[i].set(trained.model.apply(trained.variables, batch, train=False)), None

@@ -49,9 +49,7 @@ def error_counts(errors: Sequence[Sequence[int]]) -> dict[int, int]:
 
 def confusion(labels: np.ndarray, predictions: np.ndarray, classes: int = 10) -> np.ndarray:
     """How often each class (row) was taken for each (column): int [classes, classes]."""
-    counts = np.zeros((classes, classes), int)
-    np.add.at(counts, (labels, predictions), 1)
-    return counts
+    return np.bincount(labels * classes + predictions, minlength=classes**2).reshape(classes, classes)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,15 +60,15 @@ class Progress(NamedTuple, Generic[E]):
 class Stopped(Exception):
     """The run was asked to stop, and did after a whole step; `fit(..., progress=stopped.progress)` goes on."""
 
-    def __init__(self, progress: Any) -> None:
-        """At a progress, or of `fit_many` on a CPU at a tuple of them."""
-        last = progress if isinstance(progress, Progress) else progress[-1]
-        super().__init__(f"stopped after step {last.steps}; go on with progress=stopped.progress")
-        self.progress = progress
+    @property
+    def progress(self) -> Any:
+        """Where it stopped, a `Progress`; of `fit_many` on a CPU one for each config that was begun."""
+        return self.args[0]
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """For pickling: the text is made of the progress."""
-        return Stopped, (self.progress,)
+    def __str__(self) -> str:
+        """In one line, with the way to go on."""
+        last = self.progress if isinstance(self.progress, Progress) else self.progress[-1]
+        return f"stopped after step {last.steps}; go on with progress=stopped.progress"
 
 
 class Plan(NamedTuple):
@@ -177,18 +177,12 @@ def train_epoch(
       The state, and the metrics of the epoch so far. On CPU a loss that is not finite ends the epoch early.
     """
     totals = Metrics.zeros(*order.shape[:-2]) if totals is None else totals
-    return loop(
-        train_body,
-        range(first, order.shape[-2]),
-        state,
-        totals,
-        (order, key, numbers),
-        (split, np.float32(strength)),
-        setup,
-        many=many,
-        on_step=on_step,
-        stop=lambda before: bool(np.any(before.bad_step)) or stop(),
-    )
+    own, shared, steps = (order, key, numbers), (split, np.float32(strength)), range(first, order.shape[-2])
+
+    def ends(before: Metrics) -> bool:
+        return bool(np.any(before.bad_step)) or stop()
+
+    return loop(train_body, steps, state, totals, own, shared, setup, many=many, on_step=on_step, stop=ends)
 
 
 # The fit --------------------------------------------------------------------------------------------------------------
@@ -287,10 +281,8 @@ def _require_split(plan, lanes, mesh):
     """Refuses batches, or lanes, that cannot be split over the mesh."""
     if mesh and lanes.names is None:
         devices.require_divisible(plan.batch_size, mesh)
-    elif mesh and len(lanes.streams) % mesh.size:
-        raise InputError(
-            f"{len(lanes.streams)} seeds cannot be split over {mesh.size} devices; choose a multiple of that"
-        )
+    elif mesh and (count := len(lanes.streams)) % mesh.size:
+        raise InputError(f"{count} seeds cannot be split over {mesh.size} devices; choose a multiple of that")
 
 
 def _require_finite(totals, lanes, plan, epoch, steps):

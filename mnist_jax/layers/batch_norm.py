@@ -78,7 +78,9 @@ def _batch_norm_backward(pool, residuals, cotangents):
     # dx = scale * inverse * (g - mean(g) - z * mean(g * z)) + (dmean + 2 * (x - mean) * dvar) / count
     # as one multiply-add in g and x.
     slope = scale * inverse
-    tilt = (slope * inverse * dscale - 2 * dvar) / count
+    # The two are equal but for rounding.
+    bend = inverse**3 * (product - mean * total) if pool else slope * inverse * dscale
+    tilt = (bend - 2 * dvar) / count
     dx = g * _spread(slope)
     dx = pool_gradient(dx)[0] if pool else dx
     dx -= x * _spread(tilt) + _spread((slope * total - dmean) / count - mean * tilt)

@@ -54,7 +54,6 @@ def _cpu_max_pool_gradient(first, x, g):
 
 def _max_pool_backward(residuals, g):
     def default(first, x, g):
-        del first
         return jax.vjp(flax_max_pool, x)[1](g)[0]
 
     return (lax.platform_dependent(*residuals, g, cpu=_cpu_max_pool_gradient, default=default),)
