@@ -88,7 +88,7 @@ def test_muon_orthogonalizes_kernels_and_leaves_batch_norm_to_adam():
     [
         (optax.polyak_sgd(), "'value'"),
         (optax.chain(optax.adam(1e-3), optax.contrib.reduce_on_plateau()), "'value'"),
-        (optax.adam, "no optax.GradientTransformation"),
+        (optax.adam, "is a function; give an optax.GradientTransformation"),
     ],
 )
 def test_an_optimizer_that_needs_more_is_refused(optimizer, missing):
