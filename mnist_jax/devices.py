@@ -33,7 +33,7 @@ def join_processes(coordinator: str | None, num_processes: int | None, process_i
     if num_processes < 1 or not 0 <= process_id < num_processes:
         found = f"process id {process_id} of {num_processes} processes"
         raise InputError(f"{found} cannot be; choose 0 to one less than all")
-    timeouts = {"heartbeat_timeout_seconds": _HEARTBEAT_SECONDS, "initialization_timeout": 60}
+    timeouts: dict[str, Any] = {"heartbeat_timeout_seconds": _HEARTBEAT_SECONDS, "initialization_timeout": 60}
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id, **timeouts)
     except (RuntimeError, ValueError) as error:

@@ -136,7 +136,7 @@ class BatchNorm(nn.BatchNorm):
             slope = scale * lax.rsqrt(var.value + self.epsilon)
             x = max_pool(x) if self.pool else x
             return (x * _spread(slope) + _spread(bias - mean.value * slope)).astype(dtype)
-        y, batch_mean, batch_var = _batch_norm(x, scale, bias, self.epsilon, self.pool)
+        y, batch_mean, batch_var = _batch_norm(x, scale, bias, self.epsilon, self.pool)  # pyright: ignore[reportGeneralTypeIssues]
         if not self.is_initializing():
             mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
             var.value = self.momentum * var.value + (1 - self.momentum) * batch_var

@@ -21,7 +21,7 @@ from mnist_jax.recipes.values import (
     total_steps,
 )
 from mnist_jax.signals import interrupts
-from mnist_jax.steps import Metrics, Setup, Streams, TrainState
+from mnist_jax.steps import Metrics, Streams, TrainState
 from mnist_jax.training import EpochMetrics, Lanes, Plan, Progress, Stopped, begin, train
 
 OnStep = Callable[[int, int, Metrics], None]
@@ -76,9 +76,8 @@ def fit(
       Stopped: `stop` said so, or there was a Ctrl-C on the main thread, before the last epoch was done. Its `progress`
         goes on from there. A second Ctrl-C raises KeyboardInterrupt at once.
     """
-    setup, lanes = make_setup(config, data, **parts), Lanes([Streams.from_seed(config.seed)])
-    options = {"progress": progress, "mesh": mesh, "on_step": on_step, "on_epoch": on_epoch}
-    reached = _train(setup, data, _plan(config, parts), lanes, stop, **options)
+    lanes = Lanes([Streams.from_seed(config.seed)])
+    reached = _train(config, data, parts, lanes, stop, progress=progress, mesh=mesh, on_step=on_step, on_epoch=on_epoch)
     return reached.state, list(reached.history)
 
 
@@ -108,8 +107,7 @@ def fit_seeds(
     if not isinstance(seeds, Iterable) or not (configs := [dataclasses.replace(config, seed=seed) for seed in seeds]):
         raise InputError(f"seeds {seeds} cannot be used; give one or more, as [1, 2]")
     lanes = Lanes([Streams.from_seed(one.seed) for one in configs], [f"seed {one.seed}" for one in configs])
-    options = {"progress": progress, "mesh": mesh, "on_step": on_step, "on_epoch": on_epoch}
-    reached = _train(make_setup(config, data, **parts), data, _plan(config, parts), lanes, stop, **options)
+    reached = _train(config, data, parts, lanes, stop, progress=progress, mesh=mesh, on_step=on_step, on_epoch=on_epoch)
     return reached.state, [list(history) for history in zip(*reached.history, strict=True)]
 
 
@@ -132,32 +130,32 @@ def fit_many(
 
     Raises as `fit`, and InputError if there are no configs or they differ in anything else.
     """
+    configs = [*configs] if isinstance(configs, Iterable) else configs
     varied = _varied(configs, parts)
     makers = [Vary(config, make_setup(config, data, **parts), total_steps(config, data)) for config in configs]
     streams = [Streams.from_seed(config.seed) for config in configs]
     if jax.default_backend() == "cpu":
         done: list[Progress[EpochMetrics]] = []
-        before = [*(progress or ()), *[None] * len(configs)]
-        for config, make, stream, begun in zip(configs, makers, streams, before, strict=False):
+        begun = [*(progress or ()), *[None] * len(configs)]
+        for config, make, stream, before in zip(configs, makers, streams, begun, strict=False):
             # SGD of an array has a state of the same structure whether there is weight decay or none.
             decays = "weight_decay" in varied and config.optimizer == "sgd"
             setup = make({"weight_decay": jnp.float32(config.weight_decay)} if decays else {})
             try:
-                plan, lanes = _plan(config, parts), Lanes([stream])
-                done.append(_train(setup, data, plan, lanes, stop, mesh=mesh, progress=begun))
+                done.append(_train(config, data, parts, Lanes([stream]), stop, setup, progress=before, mesh=mesh))
             except Stopped as stopped:
                 raise Stopped((*done, stopped.progress)) from None
         states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(reached.state for reached in done))
         return states, [list(reached.history) for reached in done]
     numbers = {name: jnp.array([getattr(one, name) for one in configs], jnp.float32) for name in varied}
     lanes = Lanes(streams, [f"config {i}" for i in range(len(configs))], numbers, makers[0])
-    reached = _train(makers[0].setup, data, _plan(configs[0], parts), lanes, stop, mesh=mesh, progress=progress)
+    reached = _train(configs[0], data, parts, lanes, stop, makers[0].setup, progress=progress, mesh=mesh)
     return reached.state, [list(history) for history in zip(*reached.history, strict=True)]
 
 
 def _varied(configs, parts):
     """The numbers in which configs differ; refuses what is no list of some, and another difference."""
-    if isinstance(configs, Config) or not configs:
+    if not isinstance(configs, list) or not configs:
         raise InputError(f"configs {configs!r:.60} cannot be used; give a list of one or more")
     names = [name for name in Config.__dataclass_fields__ if name != "seed"]
     differing = [name for name in names if len({getattr(config, name) for config in configs}) > 1]
@@ -174,15 +172,11 @@ def _varied(configs, parts):
     return differing
 
 
-def _plan(config, parts):
-    known = parts.get("optimizer") is None
-    remedy = f"try a learning rate below {config.learning_rate}" if known else "try a smaller learning rate"
-    return Plan(config.epochs, config.batch_size, config.plain_epochs, config.eval_batch_size, remedy)
-
-
-def _train(
-    setup: Setup, data: Dataset, plan: Plan, lanes: Lanes, stop: Callable[[], bool], **options: Any
-) -> Progress[Any]:
+def _train(config, data, parts, lanes, stop, setup=None, **options) -> Progress[Any]:
+    setup = setup or make_setup(config, data, **parts)
+    own = parts.get("optimizer") is not None
+    remedy = "try a smaller learning rate" if own else f"try a learning rate below {config.learning_rate}"
+    plan = Plan(config.epochs, config.batch_size, config.plain_epochs, config.eval_batch_size, remedy)
     with interrupts() as interrupted:
         try:
             reached = train(setup, data, plan, lanes, stop=lambda: interrupted() or stop(), **options)
