@@ -1,7 +1,6 @@
 """Statistics of results: seeds, errors, calibration, timings."""
 
 import collections
-import dataclasses
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
@@ -52,13 +51,12 @@ def confusion(labels: np.ndarray, predictions: np.ndarray, classes: int = 10) ->
     return np.bincount(labels * classes + predictions, minlength=classes**2).reshape(classes, classes)
 
 
-@dataclasses.dataclass(frozen=True)
-class Calibration:
+class Calibration(NamedTuple):
     """Per bin that has images: float, float and int [bins]; `error` is the expected calibration error."""
 
     confidence: np.ndarray
     accuracy: np.ndarray
-    count: np.ndarray
+    count: np.ndarray  # pyright: ignore[reportIncompatibleMethodOverride]
     error: float
 
 

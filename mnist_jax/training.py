@@ -130,9 +130,6 @@ def _epoch_order(key, epoch, num_examples, batch_size):
     return order[: steps * batch_size].reshape(steps, batch_size)
 
 
-# The epoch ------------------------------------------------------------------------------------------------------------
-
-
 def train_body(i: Any, state: TrainState, totals: Metrics, own: Any, shared: Any, setup: Any) -> tuple[Any, Metrics]:
     """Takes the i-th step of an epoch: its order and key are a seed's own, split and strength are shared."""
     (order, key, numbers), (split, strength) = own, shared
@@ -183,9 +180,6 @@ def train_epoch(
         return bool(np.any(before.bad_step)) or stop()
 
     return loop(train_body, steps, state, totals, own, shared, setup, many=many, on_step=on_step, stop=ends)
-
-
-# The fit --------------------------------------------------------------------------------------------------------------
 
 
 def begin(setup: Setup, lanes: Lanes) -> Progress[Any]:
