@@ -8,7 +8,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, refusing
 
 AXIS = "devices"
 _HEARTBEAT_SECONDS = 30
@@ -34,11 +34,8 @@ def join_processes(coordinator: str | None, num_processes: int | None, process_i
         found = f"process id {process_id} of {num_processes} processes"
         raise InputError(f"{found} cannot be; choose 0 to one less than all")
     timeouts: dict[str, Any] = {"heartbeat_timeout_seconds": _HEARTBEAT_SECONDS, "initialization_timeout": 60}
-    try:
+    with refusing(f"process {process_id} cannot join the others at {coordinator}: ", ""):
         jax.distributed.initialize(coordinator, num_processes, process_id, **timeouts)
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"process {process_id} cannot join the others at {coordinator}: {reason}") from error
 
 
 def _of_a_cluster() -> bool:

@@ -14,7 +14,7 @@ from flax.core import meta
 from mnist_jax import models, optimizers
 from mnist_jax.augment import Always, Distortion
 from mnist_jax.data import Dataset, hold_out, load_dataset
-from mnist_jax.errors import InputError, require
+from mnist_jax.errors import InputError, refusing, require
 from mnist_jax.layers import FLAX
 from mnist_jax.losses import CrossEntropy, Loss
 from mnist_jax.models import KERNEL_INITS, Network
@@ -108,13 +108,8 @@ def make_setup(
     require(data, Dataset, "data", "make a Dataset of it, by Dataset.from_arrays")
     require(model, nn.Module | None, "model", "give a Flax module; a network of the package has its name in the config")
     for name, part in (("model", model), ("optimizer", optimizer), ("augment", augment), ("loss", loss)):
-        try:
+        with refusing(f"{name} cannot be hashed (", "), which compiling it needs; keep arrays and lists in a closure"):
             hash(part)
-        except TypeError as error:
-            reason = " ".join(str(error).split())[:100]
-            raise InputError(
-                f"{name} cannot be hashed ({reason}), which compiling it needs; keep arrays and lists in a closure"
-            ) from error
     if loss is not None and config.label_smoothing:
         raise InputError(
             f"label smoothing {config.label_smoothing} is part of the loss that is replaced; choose label_smoothing=0"
