@@ -43,7 +43,8 @@ class Jitted:
 
     def __init__(self, function: Callable[..., Any], once: bool, options: Sequence[tuple[str, Any]]) -> None:
         """Of a function and what `jit` was given."""
-        self.__wrapped__, self._once, self._options = function, once, dict(options)
+        self.__wrapped__ = function
+        self._once, self._options = once, dict(options)
 
     @cached_property
     def compiled(self) -> Any:

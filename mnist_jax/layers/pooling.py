@@ -1,13 +1,14 @@
 """2x2 max pooling and ReLU, each with a gradient for each platform."""
 
-from functools import partial
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-flax_max_pool = partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2))  # A window search.
+
+def flax_max_pool(x: jax.Array) -> jax.Array:
+    """2x2 max pool by `nn.max_pool`, a window search."""
+    return nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -61,14 +62,18 @@ def _max_pool_backward(residuals, g):
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
-@jax.custom_vjp
 def relu(x: jax.Array) -> jax.Array:
     """`max(x, 0)`; at 0 the gradient is 0, as that of `nn.relu`."""
+    return _relu(x)
+
+
+@jax.custom_vjp
+def _relu(x):
     return jnp.maximum(x, 0)
 
 
 def _relu_forward(x):
-    y = relu(x)
+    y = _relu(x)
     return y, y
 
 
@@ -80,4 +85,4 @@ def _relu_backward(y, g):
     return (lax.platform_dependent(y, g, tpu=tpu, default=lambda y, g: jnp.where(y > 0, g, jnp.zeros_like(g))),)
 
 
-relu.defvjp(_relu_forward, _relu_backward)
+_relu.defvjp(_relu_forward, _relu_backward)
