@@ -20,52 +20,11 @@ from mnist_jax.training import EpochMetrics, Progress, Stopped, epoch_order, tra
 
 prepare_process()
 
-__all__ = [
-    "ARCHS",
-    "FAST",
-    "FLAX",
-    "RECIPES",
-    "Config",
-    "Dataset",
-    "DivergedError",
-    "EpochMetrics",
-    "InputError",
-    "Metrics",
-    "Progress",
-    "Setup",
-    "Split",
-    "Stopped",
-    "StorageError",
-    "Streams",
-    "TrainState",
-    "Trained",
-    "count_params",
-    "environment",
-    "epoch_order",
-    "eval_step",
-    "evaluate",
-    "fit",
-    "fit_many",
-    "fit_seeds",
-    "hold_out",
-    "init_state",
-    "jit",
-    "layers_of",
-    "load_dataset",
-    "load_pretrained",
-    "load_run",
-    "load_weights",
-    "losses",
-    "make_config",
-    "make_model",
-    "make_optimizer",
-    "make_setup",
-    "objective",
-    "predict",
-    "save_weights",
-    "seed_statistics",
-    "standardize",
-    "start",
-    "train_epoch",
-    "train_step",
-]
+__all__ = ["Dataset", "Split", "hold_out", "load_dataset", "standardize"]
+__all__ += ["RECIPES", "Config", "make_config", "make_optimizer", "make_setup"]
+__all__ += ["Progress", "Stopped", "fit", "fit_many", "fit_seeds", "start"]
+__all__ += ["ARCHS", "FAST", "FLAX", "count_params", "layers_of", "losses", "make_model"]
+__all__ += ["EpochMetrics", "Metrics", "Setup", "Streams", "TrainState", "Trained", "epoch_order"]
+__all__ += ["environment", "eval_step", "init_state", "jit", "train_epoch", "train_step"]
+__all__ += ["evaluate", "load_pretrained", "load_run", "load_weights", "predict", "save_weights"]
+__all__ += ["DivergedError", "InputError", "StorageError", "objective", "seed_statistics"]

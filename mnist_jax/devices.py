@@ -8,7 +8,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, refusing
 
 AXIS = "devices"
 _HEARTBEAT_SECONDS = 30
@@ -31,27 +31,17 @@ def join_processes(coordinator: str | None, num_processes: int | None, process_i
             "several processes need coordinator (HOST:PORT), number of processes and process id, all three; give them"
         )
     if num_processes < 1 or not 0 <= process_id < num_processes:
-        raise InputError(
-            f"process id {process_id} of {num_processes} processes cannot be; choose 0 to one less than all"
-        )
-    try:
-        jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-            initialization_timeout=60,
-        )
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"process {process_id} cannot join the others at {coordinator}: {reason}") from error
+        found = f"process id {process_id} of {num_processes} processes"
+        raise InputError(f"{found} cannot be; choose 0 to one less than all")
+    timeouts: dict[str, Any] = {"heartbeat_timeout_seconds": _HEARTBEAT_SECONDS, "initialization_timeout": 60}
+    with refusing(f"process {process_id} cannot join the others at {coordinator}: ", ""):
+        jax.distributed.initialize(coordinator, num_processes, process_id, **timeouts)
 
 
 def _of_a_cluster() -> bool:
     sizes = (os.environ.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
-    return any(size.isdecimal() and int(size) > 1 for size in sizes) or "," in os.environ.get(
-        "TPU_WORKER_HOSTNAMES", ""
-    )
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    return "," in hosts or any(size.isdecimal() and int(size) > 1 for size in sizes)
 
 
 def make_mesh(count: int | None = None) -> Mesh:

@@ -17,30 +17,25 @@ import jax
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-Apply = Callable[[Float[Array, "B H W C"]], Float[Array, "B classes"]]
-Plain = tuple[Float[Array, " B"], Float[Array, "B classes"]]
-Minimized = tuple[Float[Array, " B"], Float[Array, "B classes"], Float[Array, ""]]
-Loss = Callable[[Apply, Float[Array, "B H W C"], Int[Array, " B"], Key[Array, ""]], Plain | Minimized]
+Images = Float[Array, "B H W C"]
+Labels = Int[Array, " B"]
+Logits = Float[Array, "B classes"]
+Apply = Callable[[Images], Logits]
+Plain = tuple[Float[Array, " B"], Logits]
+Minimized = tuple[Float[Array, " B"], Logits, Float[Array, ""]]
+Loss = Callable[[Apply, Images, Labels, Key[Array, ""]], Plain | Minimized]
 
 
 @dataclasses.dataclass(frozen=True)
-class FromLogits:
-    """See `from_logits`."""
+class from_logits:
+    """Makes a loss of `function(logits, labels)`, which gives float32 [B], such as the losses of optax."""
 
-    function: Callable[[Float[Array, "B classes"], Int[Array, " B"]], Float[Array, " B"]]
+    function: Callable[[Logits, Labels], Float[Array, " B"]]
 
-    def __call__(
-        self, apply: Apply, images: Float[Array, "B H W C"], labels: Int[Array, " B"], key: Key[Array, ""]
-    ) -> Plain:
+    def __call__(self, apply: Apply, images: Images, labels: Labels, key: Key[Array, ""]) -> Plain:
         """The losses of the logits, and the logits."""
-        del key
         logits = apply(images)
         return self.function(logits, labels), logits
-
-
-def from_logits(function: Callable[[Float[Array, "B classes"], Int[Array, " B"]], Float[Array, " B"]]) -> FromLogits:
-    """Makes a loss of `function(logits, labels)`, which gives float32 [B], such as the losses of optax."""
-    return FromLogits(function)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +49,8 @@ class CrossEntropy:
 
     label_smoothing: float = 0.0
 
-    def __call__(
-        self, apply: Apply, images: Float[Array, "B H W C"], labels: Int[Array, " B"], key: Key[Array, ""]
-    ) -> Plain | Minimized:
+    def __call__(self, apply: Apply, images: Images, labels: Labels, key: Key[Array, ""]) -> Plain | Minimized:
         """The plain losses, the logits and, with smoothing, what is minimized."""
-        del key
         logits = apply(images)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         if not self.label_smoothing:

@@ -75,7 +75,6 @@ class Basic(Network):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B classes"]:
         """Standardized images float32 [B, H, W, C] to logits float32 [B, num_classes]."""
-        del train
         images, conv, (c1, c2, c3, c4, c5, c6) = x, self.convolution(), self.widths
         x = self.layers.relu(conv(c1, (3, 3), name="conv1")(x))  # 26     288    144
         x = self.layers.relu(conv(c2, (3, 3), name="conv2")(x))  # 24  18,432  2,304
@@ -101,7 +100,6 @@ class Gap(Network):
 
     def after_relu(self, x: jax.Array, name: str, train: bool) -> jax.Array:
         """What follows the ReLU of the 3x3 convolutions: nothing."""
-        del name, train
         return x
 
     @nn.compact
@@ -140,7 +138,6 @@ def directional_derivatives(key: jax.Array, shape: tuple[int, ...], dtype: Any =
     window of two pixels, with a sum of 0 and a norm of 1; every channel of the images has the same. So few are enough
     for a derivative in any direction (Freeman and Adelson, "The design and use of steerable filters", 1991).
     """
-    del key
     count = shape[-1] // 2
     y, x = np.mgrid[-1:2, -1:2, :1][:2] + 0.0
     window = np.exp(-(x * x + y * y) / 8)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, require
 from mnist_jax.summary import is_kernel
 
 OPTIMIZERS = ("sgd", "adamw", "muon")
@@ -32,18 +32,22 @@ def make_schedule(schedule: str, learning_rate: Number, warmup: float, total_ste
 
 def optimizer_of(
     optimizer: str,
-    rate: optax.Schedule,
+    schedule: str,
+    learning_rate: Number,
+    warmup: float,
+    total_steps: int,
     momentum: Number,
     nesterov: bool,
     beta2: Number,
     weight_decay: Number,
 ) -> optax.GradientTransformation:
-    """An optimizer by its name in `OPTIMIZERS`, with a learning rate for each step.
+    """An optimizer by its name in `OPTIMIZERS`, with the learning rates of `make_schedule`.
 
     Weight decay acts on kernels only, parameters of rank 2 and more: in SGD as a penalty in the gradient, in AdamW and
     Muon decoupled from it (Loshchilov and Hutter, arXiv:1711.05101). Muon (Jordan, "Muon", 2024) orthogonalizes each
     kernel's update and scales it to the size of Adam's (Liu et al., arXiv:2502.16982); the rest gets Adam's.
     """
+    rate = make_schedule(schedule, learning_rate, warmup, total_steps)
     if optimizer == "sgd":
         sgd = optax.sgd(rate, momentum, nesterov)
         decays = isinstance(weight_decay, jax.Array) or weight_decay
@@ -66,8 +70,8 @@ def require_plain(optimizer: optax.GradientTransformation, params: Any) -> None:
 
     It is traced: the type of those that take more arguments does not tell whether they need them.
     """
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise InputError(f"optimizer {optimizer!r} is no optax.GradientTransformation; give one, as optax.adam(1e-3)")
+    remedy = "give an optax.GradientTransformation, as optax.adam(1e-3) or MultiSteps(...).gradient_transformation()"
+    require(optimizer, optax.GradientTransformation, "optimizer", remedy)
 
     def update(params):
         return optimizer.update(params, optimizer.init(params), params)
@@ -76,45 +80,18 @@ def require_plain(optimizer: optax.GradientTransformation, params: Any) -> None:
         jax.eval_shape(update, params)
     except Exception as error:  # Of whatever kind the optimizer raises.
         reason = " ".join(str(error).split())[:200]
-        if "missing" not in reason:
-            raise InputError(
-                f"optimizer cannot take a step ({reason}); choose one that takes these parameters"
-            ) from error
-        missing = str(error).partition("argument")[2].strip("s: ")
-        raise InputError(
-            f"optimizer needs {missing} beside gradients, state and parameters, which a step has not; "
-            "choose one that needs no more"
-        ) from error
+        said, remedy = f"cannot take a step ({reason})", "choose one that takes these parameters"
+        if "missing" in reason:
+            missing = reason.partition("argument")[2].strip("s: ")
+            said = f"needs {missing} beside gradients, state and parameters, which a step has not"
+            remedy = "choose one that needs no more"
+        raise InputError(f"optimizer {said}; {remedy}") from error
 
 
-# Cached so that runs that differ elsewhere, as in their seed, get the same object, and `jax.jit` compiles once.
-@functools.cache
-def make_optimizer(
-    optimizer: str,
-    schedule: str,
-    learning_rate: float,
-    warmup: float,
-    total_steps: int,
-    momentum: float,
-    nesterov: bool,
-    beta2: float,
-    weight_decay: float,
-) -> optax.GradientTransformation:
-    """`optimizer_of` with `make_schedule`; equal arguments give the same object."""
-    rate = make_schedule(schedule, learning_rate, warmup, total_steps)
-    return optimizer_of(optimizer, rate, momentum, nesterov, beta2, weight_decay)
+def _matrix(leaf):
+    """How Muon reads a kernel as a matrix: all axes before the last by the last; None for the rest."""
+    axes = tuple(range(leaf.ndim))
+    return optax.contrib.MuonDimensionNumbers(axes[:-1], axes[-1]) if is_kernel(leaf) else None
 
 
-def _kernels(params):
-    """A tree that says of each parameter whether it is a kernel."""
-    return jax.tree.map(is_kernel, params)
-
-
-def _matrices(params):
-    """A tree that says how Muon reads a kernel as a matrix: all axes before the last by the last; None for the rest."""
-
-    def dimensions(leaf):
-        axes = tuple(range(leaf.ndim))
-        return optax.contrib.MuonDimensionNumbers(axes[:-1], axes[-1]) if is_kernel(leaf) else None
-
-    return jax.tree.map(dimensions, params)
+_kernels, _matrices = (functools.partial(jax.tree.map, function) for function in (is_kernel, _matrix))

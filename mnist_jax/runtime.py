@@ -41,16 +41,15 @@ def compiler_options(once: bool = False) -> dict[str, str | int] | None:
 class Jitted:
     """See `jit`. What else `jax.jit` gives, such as `lower`, is there too."""
 
-    def __init__(self, function: Callable[..., Any], once: bool, options: dict[str, Any]) -> None:
+    def __init__(self, function: Callable[..., Any], once: bool, options: Sequence[tuple[str, Any]]) -> None:
         """Of a function and what `jit` was given."""
         self.__wrapped__ = function
-        self._options = (once, options)
+        self._once, self._options = once, dict(options)
 
     @cached_property
     def compiled(self) -> Any:
         """What `jax.jit` gives, made at the first call, because the backend may not be known before."""
-        once, options = self._options
-        return jax.jit(self.__wrapped__, compiler_options=compiler_options(once), **options)
+        return jax.jit(self.__wrapped__, compiler_options=compiler_options(self._once), **self._options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the compiled function; inside another program, which has options of its own, the function."""
@@ -63,9 +62,7 @@ class Jitted:
         return getattr(self.compiled, name)
 
 
-@cache
-def _jitted(function, once, options):
-    return Jitted(function, once, dict(options))
+_jitted = cache(Jitted)
 
 
 def jit(function: Callable[..., Any], *, once: bool = False, **options: Any) -> Jitted:

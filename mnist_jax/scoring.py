@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from mnist_jax import devices
 from mnist_jax.data import Split, as_images
 from mnist_jax.data.arrays import as_split
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, require
 from mnist_jax.loops import loop
 from mnist_jax.steps import Metrics, Trained, eval_step
 
@@ -25,6 +25,7 @@ def evaluate(
     With `many`, the variables have a leading axis of seeds, which is what a mesh splits, and the metrics have it too.
     Raises InputError if the split has no examples, or does not fit the network.
     """
+    require(split, Split, "split", "give a Split, as data.test")
     if not len(split.labels):
         raise InputError("there are no images to score; give a split with some")
     if not isinstance(split.images, jax.Array):
@@ -55,7 +56,6 @@ def predict(trained: Trained, images: ArrayLike, batch_size: int = 250) -> Float
 
 def eval_body(i: Any, _: None, totals: Metrics, trained: Trained, shared: Any, static: None) -> tuple[None, Metrics]:
     """Scores the i-th batch. Indices past the end read the last example, which then does not count."""
-    del static
     split, order = shared
     batch = order[i]
     mask = batch < len(split.labels)
@@ -64,7 +64,6 @@ def eval_body(i: Any, _: None, totals: Metrics, trained: Trained, shared: Any, s
 
 def predict_body(i: Any, logits: Any, _: None, trained: Trained, shared: Any, static: None) -> tuple[Any, None]:
     """Puts the logits of the i-th batch in their place."""
-    del static
     images, order = shared
     batch = trained.standardize(images[order[i]])
     return logits.at[i].set(trained.model.apply(trained.variables, batch, train=False)), None

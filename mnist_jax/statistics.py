@@ -1,7 +1,6 @@
 """Statistics of results: seeds, errors, calibration, timings."""
 
 import collections
-import dataclasses
 import itertools
 import statistics
 from collections.abc import Sequence
@@ -49,18 +48,15 @@ def error_counts(errors: Sequence[Sequence[int]]) -> dict[int, int]:
 
 def confusion(labels: np.ndarray, predictions: np.ndarray, classes: int = 10) -> np.ndarray:
     """How often each class (row) was taken for each (column): int [classes, classes]."""
-    counts = np.zeros((classes, classes), int)
-    np.add.at(counts, (labels, predictions), 1)
-    return counts
+    return np.bincount(labels * classes + predictions, minlength=classes**2).reshape(classes, classes)
 
 
-@dataclasses.dataclass(frozen=True)
-class Calibration:
+class Calibration(NamedTuple):
     """Per bin that has images: float, float and int [bins]; `error` is the expected calibration error."""
 
     confidence: np.ndarray
     accuracy: np.ndarray
-    count: np.ndarray
+    count: np.ndarray  # pyright: ignore[reportIncompatibleMethodOverride]
     error: float
 
 

@@ -1,6 +1,7 @@
 """Train state, training step and evaluation step: pure functions of arrays, jitted by whoever runs them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import chex
@@ -9,6 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax.core import meta
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, UInt8
 
@@ -19,6 +21,7 @@ from mnist_jax.runtime import jit
 from mnist_jax.summary import count_params, is_kernel
 
 Collections = dict[str, Any]
+Images = UInt8[ArrayLike, "*B H W C"] | Float[ArrayLike, "*B H W C"]
 
 _OTHER_STREAMS, _LOSS = 2**16, 2**17  # Folded into a step's key, far from the numbers of calls.
 
@@ -110,9 +113,7 @@ class Trained:
     classes: tuple[str, ...] = flax.struct.field(pytree_node=False)
     image_shape: tuple[int, int, int] = flax.struct.field(pytree_node=False)
 
-    def standardize(
-        self, images: UInt8[ArrayLike, "*N H W C"] | Float[ArrayLike, "*N H W C"]
-    ) -> Float[Array, "*N H W C"]:
+    def standardize(self, images: Images) -> Float[Array, "*B H W C"]:
         """Images [..., H, W, C], uint8 or floats in [0, 1], to what the network takes, float32 of the same shape."""
         return standardize(images, self.mean, self.deviation)
 
@@ -155,7 +156,7 @@ class Setup(NamedTuple):
 
     def with_variables(self, variables: Collections) -> Trained:
         """The network with these variables."""
-        return Trained(self.model, variables, self.mean, self.deviation, self.classes, self.image_shape)
+        return Trained(self.model, variables, *self[5:])
 
 
 def init_state(setup: Setup, key: Key[Array, ""]) -> TrainState:
@@ -165,25 +166,22 @@ def init_state(setup: Setup, key: Key[Array, ""]) -> TrainState:
 
 def _init_state(setup, key):
     images = jnp.zeros((1, *setup.image_shape), jnp.float32)
-    variables = dict(setup.model.init(key, images, train=False))
+    variables = meta.unbox(dict(setup.model.init(key, images, train=False)))
     params = variables.pop("params", {})
-    kept = _stable(setup.model, {"params": params, **variables}, images) if variables else variables
+    kept = _stable(setup.model, params, variables, images) if variables else variables
     # Zeros, because the first step takes nothing from the average; its buffers must not be the parameters'.
     zeros = jax.tree.map(jnp.zeros_like, {"params": params, **kept}) if setup.average_decay else None
     return TrainState(params, kept, setup.optimizer.init(params), jnp.zeros((), jnp.int32), zeros)
 
 
-def _stable(model, variables, images):
-    """The collections that a step leaves as they are in structure; what is sown anew at each call is not kept."""
-    names = [name for name in variables if name != "params"]
-    if names == ["batch_stats"]:
-        return {"batch_stats": variables["batch_stats"]}
-
-    def train(variables, key):
-        return _apply(model, variables, images, key)[1]
-
-    after = jax.eval_shape(train, variables, jax.random.key(0))
-    return {n: variables[n] for n in names if jax.tree.structure(after.get(n)) == jax.tree.structure(variables[n])}
+def _stable(model, params, collections, images):
+    """The collections whose arrays a step leaves as many and as large; what is sown anew at each call is not kept."""
+    if collections.keys() == {"batch_stats"}:
+        return collections
+    variables, batch = {"params": params, **collections}, jnp.repeat(images, 2, 0)  # Of another size than at first.
+    after = jax.eval_shape(lambda key: _apply(model, variables, batch, key)[1], jax.random.key(0))
+    described = partial(jax.tree.map, lambda leaf: (leaf.shape, leaf.dtype))
+    return {name: each for name, each in collections.items() if described(after.get(name)) == described(each)}
 
 
 def _apply(model, variables, images, key):
@@ -196,7 +194,7 @@ def _apply(model, variables, images, key):
 
 def train_step(
     state: TrainState,
-    images: UInt8[ArrayLike, "B H W C"] | Float[ArrayLike, "B H W C"],
+    images: Images,
     labels: Int[ArrayLike, " B"],
     key: Key[Array, ""],
     setup: Setup,
@@ -254,19 +252,14 @@ def train_step(
         # The running mean of the first steps, then an exponential average: zeros at the start leave no trace. Other
         # collections are averaged with the weights they belong to.
         weight = (1 - setup.average_decay) / (1 - setup.average_decay ** step.astype(jnp.float32))
-        average = _incremental_update({"params": params, **collections}, average, weight)
+        average = jax.tree.map(partial(_averaged, weight=weight), {"params": params, **collections}, average)
     return TrainState(params, collections, opt_state, step, average), metrics
 
 
-def _incremental_update(new, old, weight):
+def _averaged(new, old, weight):
     """As `optax.incremental_update`, of floats; whatever else, such as a counter, is kept as it is."""
-
-    def update(new, old):
-        if not jnp.issubdtype(new.dtype, jnp.inexact):
-            return new
-        return (weight * new + (1.0 - weight) * old).astype(old.dtype)
-
-    return jax.tree.map(update, new, old)
+    floats = jnp.issubdtype(new.dtype, jnp.inexact)
+    return (weight * new + (1.0 - weight) * old).astype(old.dtype) if floats else new
 
 
 def _require_losses(losses, logits, labels):
@@ -277,12 +270,7 @@ def _require_losses(losses, logits, labels):
         )
 
 
-def eval_step(
-    trained: Trained,
-    images: UInt8[Array, "B H W C"] | Float[Array, "B H W C"],
-    labels: Int[Array, " B"],
-    mask: Bool[Array, " B"],
-) -> Metrics:
+def eval_step(trained: Trained, images: Images, labels: Int[Array, " B"], mask: Bool[Array, " B"]) -> Metrics:
     """Scores a batch by cross-entropy and accuracy.
 
     Args:

@@ -51,19 +51,24 @@ class Progress(NamedTuple, Generic[E]):
     totals: Metrics
     history: tuple[E, ...] = ()
 
+    @property
+    def steps(self) -> int:
+        """How many steps were taken."""
+        return int(np.ravel(self.state.step)[0])
+
 
 class Stopped(Exception):
     """The run was asked to stop, and did after a whole step; `fit(..., progress=stopped.progress)` goes on."""
 
-    def __init__(self, progress: Progress[Any]) -> None:
-        """At a progress."""
-        step = int(np.ravel(progress.state.step)[0])
-        super().__init__(f"stopped after step {step}; go on with fit(..., progress=stopped.progress)")
-        self.progress = progress
+    @property
+    def progress(self) -> Any:
+        """Where it stopped, a `Progress`; of `fit_many` on a CPU one for each config that was begun."""
+        return self.args[0]
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """For pickling: the text is made of the progress."""
-        return Stopped, (self.progress,)
+    def __str__(self) -> str:
+        """In one line, with the way to go on."""
+        last = self.progress if isinstance(self.progress, Progress) else self.progress[-1]
+        return f"stopped after step {last.steps}; go on with progress=stopped.progress"
 
 
 class Plan(NamedTuple):
@@ -125,9 +130,6 @@ def _epoch_order(key, epoch, num_examples, batch_size):
     return order[: steps * batch_size].reshape(steps, batch_size)
 
 
-# The epoch ------------------------------------------------------------------------------------------------------------
-
-
 def train_body(i: Any, state: TrainState, totals: Metrics, own: Any, shared: Any, setup: Any) -> tuple[Any, Metrics]:
     """Takes the i-th step of an epoch: its order and key are a seed's own, split and strength are shared."""
     (order, key, numbers), (split, strength) = own, shared
@@ -172,21 +174,12 @@ def train_epoch(
       The state, and the metrics of the epoch so far. On CPU a loss that is not finite ends the epoch early.
     """
     totals = Metrics.zeros(*order.shape[:-2]) if totals is None else totals
-    return loop(
-        train_body,
-        range(first, order.shape[-2]),
-        state,
-        totals,
-        (order, key, numbers),
-        (split, np.float32(strength)),
-        setup,
-        many=many,
-        on_step=on_step,
-        stop=lambda before: bool(np.any(before.bad_step)) or stop(),
-    )
+    own, shared, steps = (order, key, numbers), (split, np.float32(strength)), range(first, order.shape[-2])
 
+    def ends(before: Metrics) -> bool:
+        return bool(np.any(before.bad_step)) or stop()
 
-# The fit --------------------------------------------------------------------------------------------------------------
+    return loop(train_body, steps, state, totals, own, shared, setup, many=many, on_step=on_step, stop=ends)
 
 
 def begin(setup: Setup, lanes: Lanes) -> Progress[Any]:
@@ -282,10 +275,8 @@ def _require_split(plan, lanes, mesh):
     """Refuses batches, or lanes, that cannot be split over the mesh."""
     if mesh and lanes.names is None:
         devices.require_divisible(plan.batch_size, mesh)
-    elif mesh and len(lanes.streams) % mesh.size:
-        raise InputError(
-            f"{len(lanes.streams)} seeds cannot be split over {mesh.size} devices; choose a multiple of that"
-        )
+    elif mesh and (count := len(lanes.streams)) % mesh.size:
+        raise InputError(f"{count} seeds cannot be split over {mesh.size} devices; choose a multiple of that")
 
 
 def _require_finite(totals, lanes, plan, epoch, steps):
@@ -310,7 +301,7 @@ def _require_own(progress, expected, plan, steps):
                 f"progress is of another training: {name} has shape {have.get(name)}, expected {want.get(name)}; "
                 "go on with the config and the parts it was begun with"
             )
-    done, epochs = int(np.ravel(progress.state.step)[0]), len(progress.history)
+    done, epochs = progress.steps, len(progress.history)
     if done // steps != epochs or done > steps * plan.epochs:
         raise InputError(
             f"progress is of another training: {epochs} epochs and step {done}, where an epoch has {steps} steps and "

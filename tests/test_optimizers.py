@@ -75,6 +75,6 @@ def test_an_optimizer_that_needs_more_is_refused_and_one_that_may_take_more_is_n
     adam, params = optax.adam(1e-3), {"kernel": jnp.ones((2, 2))}
     for needs_value in (optax.polyak_sgd(), optax.chain(adam, optax.contrib.reduce_on_plateau())):
         refused("'value'", require_plain, needs_value, params)
-    refused("no optax.GradientTransformation", require_plain, optax.adam, params)
+    refused("is a function; give an optax.GradientTransformation", require_plain, optax.adam, params)
     for plain in (adam, optax.inject_hyperparams(optax.sgd)(0.1), optax.masked(adam, {"kernel": True})):
         require_plain(plain, params)

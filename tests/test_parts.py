@@ -184,6 +184,34 @@ def test_any_optimizer_with_many_seeds(data):
     chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[1], states.params), alone.params, atol=1e-5)
 
 
+class Boxed(nn.Module):
+    """Names the axes of its parameters, and sows the last images, whose shape is another in a step."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        self.sow("last", "images", x, init_fn=lambda: 0, reduce_fn=lambda old, new: new)
+        return nn.Dense(5, kernel_init=nn.with_partitioning(nn.zeros, ("in", "out")))(x.mean((1, 2)))
+
+
+def test_boxed_parameters_and_collections_of_another_shape(data):
+    state, _ = mj.fit(CONFIG, data, model=Boxed(), optimizer=optax.adam(0.1))
+    assert isinstance(state.params["Dense_0"]["kernel"], jax.Array)
+    assert state.collections == {}
+
+
+def test_slips_are_named(data):
+    trained = mj.make_setup(CONFIG, data).trained(mj.start(CONFIG, data).state)
+    refused(r"seeds 3 cannot be used; give one or more", mj.fit_seeds, CONFIG, data, seeds=3)
+    refused("train is a ndarray; give a pair", mj.Dataset.from_arrays, *data.train)
+    refused("split is a Dataset; give a Split, as data.test", mj.evaluate, trained, data)
+    refused("cannot hold out 1.5 of 64 training images", mj.hold_out, data, 1.5)
+    refused("model is a str; give a Flax module", mj.make_setup, CONFIG, data, model="gap")
+    refused(r"configs Config\(.*; give a list", mj.fit_many, CONFIG, data)
+    several = optax.MultiSteps(optax.sgd(0.1), 2)
+    refused("optimizer is a MultiSteps; .*gradient_transformation", mj.fit, CONFIG, data, optimizer=several)
+    mj.make_setup(CONFIG, data, optimizer=several.gradient_transformation())
+
+
 def test_parts_and_settings_that_do_not_fit_are_refused_by_name(data):
     smooth, plain, ten = dataclasses.replace(CONFIG, label_smoothing=0.1), mj.losses.CrossEntropy(), Normed(classes=10)
     refused("label smoothing 0.1 .* choose label_smoothing=0", mj.fit, smooth, data, loss=plain)
@@ -233,6 +261,22 @@ def test_many_settings_are_the_settings_alone(data, optimizer, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_many_settings_go_on_where_they_stopped(data, backend, monkeypatch):
+    """On a CPU the configs that were finished are not trained again."""
+    configs = [dataclasses.replace(CONFIG, seed=seed) for seed in (1, 2)]
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    whole, histories = mj.fit_many(configs, data)
+    asked = iter([False] * (10 if backend == "cpu" else 0) + [True])
+    with pytest.raises(mj.Stopped, match=r"go on with progress=stopped\.progress$") as stopped:
+        mj.fit_many(configs, data, stop=lambda: next(asked))
+    progress = pickle.loads(pickle.dumps(stopped.value)).progress
+    assert backend == "gpu" or [one.steps for one in progress] == [8, 2]
+    resumed, rest = mj.fit_many(configs, data, progress=progress)
+    chex.assert_trees_all_equal(whole, resumed)
+    assert [without_seconds(one) for one in rest] == [without_seconds(one) for one in histories]
+
+
 def test_what_a_callback_is_given_stays_usable(data, whole):
     state, _, kept = whole
     chex.assert_trees_all_equal(kept[-1].state, state)
@@ -273,7 +317,7 @@ def sigint():
 
 
 def test_ctrl_c_stops_after_a_step_and_a_second_one_at_once(data, whole, sigint):
-    with pytest.raises(mj.Stopped, match=r"^stopped after step 3; go on with fit\(.*\)$") as first:
+    with pytest.raises(mj.Stopped, match=r"^stopped after step 3; go on with progress=") as first:
         mj.fit(CONFIG, data, on_step=press(1))
     assert signal.getsignal(signal.SIGINT) is sigint
     with pytest.raises(KeyboardInterrupt):

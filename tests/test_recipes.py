@@ -6,7 +6,6 @@ from conftest import refused
 
 from mnist_jax import ARCHS, RECIPES, Config, make_config
 from mnist_jax.augment import Distortion
-from mnist_jax.recipes.config import Settings
 from mnist_jax.recipes.values import make_distortion
 
 
@@ -67,7 +66,5 @@ def test_unusable_values_are_named_with_the_remedy(value, setting):
     refused(f"(?=.*{name})(?=.*{shown}).*choose", make_config, **{"recipe": "default", setting: value})
 
 
-def test_type_checkers_and_help_know_every_setting():
-    fields = {field.name: field.type for field in dataclasses.fields(Config)}
-    assert Settings.__annotations__ == {name: fields[name] for name in fields if name not in ("recipe", "arch")}
-    assert not [name for name in fields if f"      {name}: " not in Config.__doc__]
+def test_help_knows_every_setting():
+    assert not [field.name for field in dataclasses.fields(Config) if f"      {field.name}: " not in Config.__doc__]

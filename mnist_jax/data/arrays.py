@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import math
+import numbers
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 from numpy.typing import ArrayLike
 
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, require
 
 _MAX_CLASSES = 65_536  # More is a mistake in the labels.
 _SCALES = "give integers from 0 to 255 or floats in [0, 1]"
@@ -61,7 +62,7 @@ class Dataset:
 
         Raises InputError for arrays that do not fit: shape, dtype, range, lengths, fewer than two classes.
         """
-        (train_images, train_labels), (test_images, test_labels) = _checked("train", *train), _checked("test", *test)
+        (train_images, train_labels), (test_images, test_labels) = _checked("train", train), _checked("test", test)
         found = [f"{images.dtype} {list(images.shape[1:])}" for images in (train_images, test_images)]
         if found[0] != found[1]:
             raise InputError(f"train images are {found[0]}, test images {found[1]}; give both one shape and one scale")
@@ -161,7 +162,7 @@ def hold_out(data: Dataset, size: int) -> Dataset:
     classes and name stay those of the whole. Warns if the held-out part lacks a class.
     """
     images, labels = data.train
-    if not 0 < size < len(labels):
+    if not isinstance(size, numbers.Integral) or not 0 < size < len(labels):
         raise InputError(f"cannot hold out {size} of {len(labels)} training images; choose 1 to {len(labels) - 1}")
     missing = np.setdiff1d(labels, labels[-size:])
     if len(missing):
@@ -185,19 +186,19 @@ def as_split(images: ArrayLike, labels: ArrayLike, num_classes: int) -> Split:
 
     Raises InputError for arrays that do not fit.
     """
-    images, labels = _checked("split", images, labels)
+    images, labels = _checked("split", (images, labels))
     if labels.min() < 0 or labels.max() >= num_classes:
         raise InputError(f"labels go from {labels.min()} to {labels.max()}, of {num_classes} classes; give others")
     return Split(images, labels.astype(np.int32))
 
 
-def _checked(name: str, images: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def _checked(name: str, pair: tuple[ArrayLike, ArrayLike]) -> tuple[np.ndarray, np.ndarray]:
     """Images as `as_images` gives them, and labels of any integer dtype: as many, and at least one."""
+    require(pair, tuple | list, name, "give a pair (images, labels)")
     try:
-        images = as_images(images)
+        images, labels = as_images(pair[0]), np.asarray(pair[1])
     except InputError as error:
         raise InputError(f"{name} {error}") from error
-    labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         found = f"{labels.dtype} {list(labels.shape)}"
         raise InputError(f"{name} labels are {found}; give integers [N], of one-hot ones the argmax")

@@ -1,14 +1,12 @@
 """MNIST as it is in the package, and what the whole of it must be."""
 
-import contextlib
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from mnist_jax.data.arrays import Dataset, Split, raw_bytes
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, refusing
 
 BUNDLED = Path(__file__).parent.parent / "bundled" / "mnist.npz"
 
@@ -33,7 +31,7 @@ def load_bundled(path: Path = BUNDLED) -> Dataset:
     Reference: LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition", 1998.
     """
     with (
-        reading(f"bundled data {path} is damaged (", "); reinstall mnist-jax"),
+        refusing(f"bundled data {path} is damaged (", "); reinstall mnist-jax"),
         path.open("rb") as file,
         np.load(file, allow_pickle=False) as arrays,
     ):
@@ -66,15 +64,3 @@ def verify(split: Split, name: str, size: int, source: str) -> None:
 def sha256(array: np.ndarray) -> str:
     """SHA-256, in hexadecimal, of an array's little-endian bytes in C order."""
     return hashlib.sha256(raw_bytes(array)).hexdigest()
-
-
-@contextlib.contextmanager
-def reading(before: str, after: str) -> Iterator[None]:
-    """Turns whatever unreadable data makes a library raise into one line: InputError of `before`, reason, `after`."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"{before}{reason}{after}") from error

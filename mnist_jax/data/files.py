@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mnist_jax.data.arrays import Dataset
-from mnist_jax.data.bundled import reading
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, refusing
 
 FORMATS = ("PNG", "JPEG", "BMP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
@@ -32,7 +31,7 @@ def load_path(path: Path) -> Dataset:
     Raises InputError, which names the file, for what is missing, damaged, or does not fit.
     """
     remedy = "name a folder or an npz file"
-    with reading(f"dataset {str(path)!r} cannot be read: ", f"; {remedy}"):
+    with refusing(f"dataset {str(path)!r} cannot be read: ", f"; {remedy}"):
         path = path.expanduser()
         if not path.exists():
             raise InputError(f"dataset {str(path)!r} does not exist; {remedy}")
@@ -52,7 +51,7 @@ def _npz(path):
     if not path.is_file():  # A named pipe would be waited for.
         raise InputError("it is no regular file; name a folder or an npz file")
     remedy = f"; give an npz file of {', '.join(_NPZ)}"
-    with reading("it cannot be read: ", remedy), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+    with refusing("it cannot be read: ", remedy), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         x_train, y_train, x_test, y_test = (arrays[name] for name in _NPZ)
     return (x_train, y_train), (x_test, y_test)
 
@@ -69,7 +68,7 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
     if path is None:
         raise InputError(f"{name} is missing; add it, or {name}.gz")
     opener = gzip.open if path.suffix == ".gz" else open
-    with reading(f"{path.name} cannot be read: ", "; get it again"), opener(path, "rb") as file:
+    with refusing(f"{path.name} cannot be read: ", "; get it again"), opener(path, "rb") as file:
         magic, *shape = struct.unpack(f">{1 + rank}I", file.read(4 + 4 * rank))
         if magic != 0x800 + rank:
             raise ValueError(f"it begins with {magic:08x}, where an IDX file of bytes has {0x800 + rank:08x}")
@@ -108,7 +107,7 @@ def _read_picture(path: Path) -> np.ndarray:
     where = "/".join(path.parts[-3:])
     if not path.is_file():  # A named pipe would be waited for.
         raise InputError(f"{where} is no regular file; give a PNG, JPEG or BMP file")
-    with warnings.catch_warnings(), reading(f"{where} cannot be read: ", "; give an intact PNG, JPEG or BMP file"):
+    with warnings.catch_warnings(), refusing(f"{where} cannot be read: ", "; give an intact PNG, JPEG or BMP file"):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # The cap below is the lower one.
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:

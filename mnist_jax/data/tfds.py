@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from mnist_jax.data.arrays import Dataset, Split
-from mnist_jax.data.bundled import as_mnist, reading, verify
-from mnist_jax.errors import InputError
+from mnist_jax.data.bundled import as_mnist, verify
+from mnist_jax.errors import InputError, refusing
 
 _MNIST = "mnist:3.0.1"
 _OFFLINE_AFTER_SECONDS = 5.0
@@ -39,7 +39,7 @@ def load_tfds(name: str, data_dir: str | Path | None = None) -> Dataset:
         raise InputError(f"data dir {str(data_dir)!r} is not a directory; {remedy}")
     remedy = "; prepare it again there" + (", or use data source 'bundled'" if name == "mnist" else "")
     title = "MNIST" if name == "mnist" else repr(name)
-    with reading(f"TFDS cannot read {title} in {data_dir or 'its default directory'}: ", remedy):
+    with refusing(f"TFDS cannot read {title} in {data_dir or 'its default directory'}: ", remedy):
         try:
             builder: Any = tfds.builder(full_name, data_dir=data_dir, file_format="array_record")
         except tfds.core.DatasetNotFoundError as error:

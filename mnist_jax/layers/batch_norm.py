@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -19,9 +20,11 @@ def _spread(channels):
 
 def _channel_sums(a, b):
     """Sums of `a` and `b` over all but the last axis. On GPU and TPU XLA fuses the plain form."""
-    return lax.platform_dependent(
-        a, b, cpu=_cpu_channel_sums, default=lambda *both: tuple(z.sum((0, 1, 2)) for z in both)
-    )
+
+    def plain(*both):
+        return tuple(each.sum((0, 1, 2)) for each in both)
+
+    return lax.platform_dependent(a, b, cpu=_cpu_channel_sums, default=plain)
 
 
 def _cpu_channel_sums(a, b):
@@ -41,77 +44,50 @@ def _cpu_channel_sums(a, b):
     return tuple(lax.reduce((a, b), zeros, add, (0,)))
 
 
-@jax.custom_vjp
-def _batch_norm(x, scale, bias, epsilon):
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _batch_norm(x, scale, bias, epsilon, pool=False):
     """`(x - mean) / sqrt(var + epsilon) * scale + bias` with the batch's own mean and biased variance.
+
+    With `pool`, the 2x2 max pool of that, for a scale of 1, which might else be negative: normalization is increasing
+    then and commutes with the maximum. Only the largest values, a quarter of all, are normalized, and only they have a
+    gradient to sum.
 
     `x: [b, h, w, c]`, `scale, bias: [c]`, all float32. Returns the output, the mean and the variance.
     """
-    return _batch_norm_forward(x, scale, bias, epsilon)[0]
+    return _batch_norm_forward(x, scale, bias, epsilon, pool)[0]
 
 
-def _statistics(x):
-    """Mean and biased variance of each channel."""
+def _batch_norm_forward(x, scale, bias, epsilon, pool):
     count = math.prod(x.shape[:-1])
     total, squares = _channel_sums(x, x * x)
     mean = total / count
-    return mean, jnp.maximum(squares / count - mean * mean, 0)
-
-
-def _batch_norm_forward(x, scale, bias, epsilon):
-    mean, var = _statistics(x)
+    var = jnp.maximum(squares / count - mean * mean, 0)
     inverse = lax.rsqrt(var + epsilon)
     slope = scale * inverse
-    y = x * _spread(slope) + _spread(bias - mean * slope)
-    return (y, mean, var), (x, scale, mean, inverse)
+    kept, pool_gradient = jax.vjp(max_pool, x) if pool else (x, None)
+    y = kept * _spread(slope) + _spread(bias - mean * slope)
+    return (y, mean, var), (x, kept, pool_gradient, scale, mean, inverse)
 
 
-def _batch_norm_backward(residuals, cotangents):
-    x, scale, mean, inverse = residuals
+def _batch_norm_backward(pool, residuals, cotangents):
+    x, kept, pool_gradient, scale, mean, inverse = residuals
     g, dmean, dvar = cotangents
     count = math.prod(x.shape[:-1])
-    total, product = _channel_sums(g, g * x)
+    total, product = _channel_sums(g, g * kept)
     dscale = (product - mean * total) * inverse
     # dx = scale * inverse * (g - mean(g) - z * mean(g * z)) + (dmean + 2 * (x - mean) * dvar) / count
     # as one multiply-add in g and x.
     slope = scale * inverse
-    tilt = (slope * inverse * dscale - 2 * dvar) / count
-    dx = g * _spread(slope) - (x * _spread(tilt) + _spread((slope * total - dmean) / count - mean * tilt))
+    # The two are equal but for rounding.
+    bend = inverse**3 * (product - mean * total) if pool else slope * inverse * dscale
+    tilt = (bend - 2 * dvar) / count
+    dx = g * _spread(slope)
+    dx = pool_gradient(dx)[0] if pool else dx
+    dx -= x * _spread(tilt) + _spread((slope * total - dmean) / count - mean * tilt)
     return dx, dscale, total, None
 
 
 _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
-
-
-@jax.custom_vjp
-def _batch_norm_max_pool(x, bias, epsilon):
-    """`max_pool(_batch_norm(x, 1, bias, epsilon))`, and the mean and variance of `x`.
-
-    Without a scale, which might be negative, normalization is increasing and commutes with the maximum. Only the
-    largest values, a quarter of all, are then normalized, and only they have a gradient to sum.
-    """
-    return _batch_norm_max_pool_forward(x, bias, epsilon)[0]
-
-
-def _batch_norm_max_pool_forward(x, bias, epsilon):
-    mean, var = _statistics(x)
-    inverse = lax.rsqrt(var + epsilon)
-    largest, pool_gradient = jax.vjp(max_pool, x)
-    y = largest * _spread(inverse) + _spread(bias - mean * inverse)
-    return (y, mean, var), (x, largest, pool_gradient, mean, inverse)
-
-
-def _batch_norm_max_pool_backward(residuals, cotangents):
-    x, largest, pool_gradient, mean, inverse = residuals
-    g, dmean, dvar = cotangents
-    count = math.prod(x.shape[:-1])
-    total, product = _channel_sums(g, g * largest)
-    tilt = (inverse**3 * (product - mean * total) - 2 * dvar) / count
-    (dx,) = pool_gradient(g * _spread(inverse))
-    return dx - (x * _spread(tilt) + _spread((inverse * total - dmean) / count - mean * tilt)), total, None
-
-
-_batch_norm_max_pool.defvjp(_batch_norm_max_pool_forward, _batch_norm_max_pool_backward)
 
 
 class BatchNorm(nn.BatchNorm):
@@ -160,10 +136,7 @@ class BatchNorm(nn.BatchNorm):
             slope = scale * lax.rsqrt(var.value + self.epsilon)
             x = max_pool(x) if self.pool else x
             return (x * _spread(slope) + _spread(bias - mean.value * slope)).astype(dtype)
-        if self.pool:
-            y, batch_mean, batch_var = _batch_norm_max_pool(x, bias, self.epsilon)
-        else:
-            y, batch_mean, batch_var = _batch_norm(x, scale, bias, self.epsilon)
+        y, batch_mean, batch_var = _batch_norm(x, scale, bias, self.epsilon, self.pool)  # pyright: ignore[reportGeneralTypeIssues]
         if not self.is_initializing():
             mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
             var.value = self.momentum * var.value + (1 - self.momentum) * batch_var

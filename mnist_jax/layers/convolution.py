@@ -29,16 +29,19 @@ def materialize(x: jax.typing.ArrayLike) -> jax.Array:
 
 
 def _xla_conv(x, kernel, padding):
-    return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_DIMENSIONS)
+    groups = x.shape[3] // kernel.shape[2]
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), padding, dimension_numbers=_DIMENSIONS, feature_group_count=groups
+    )
 
 
-def _xla_kernel_gradient(x, g, padding):
-    return lax.conv_general_dilated(x, g, (1, 1), padding, dimension_numbers=_KERNEL_GRADIENT)
-
-
-def _spans_image(x, kernel_size, padding):
-    """Whether kernel and image have the same size, so that the convolution is one matrix product."""
-    return not any(map(any, padding)) and kernel_size == x.shape[1:3]
+def _as_matrix(x, size, padding):
+    """The image as a matrix with a row for each output pixel, if each input pixel is in one row only; else None."""
+    if any(map(any, padding)):
+        return None
+    if size == (1, 1):
+        return x.reshape(-1, x.shape[3])
+    return x.reshape(len(x), -1) if size == x.shape[1:3] else None
 
 
 def _pair_columns(kernel, left):
@@ -64,16 +67,15 @@ def _pair_columns(kernel, left):
 
 
 def _cpu_conv(x, kernel, padding):
-    """Convolution on CPU."""
+    if kernel.shape[2] < x.shape[3]:
+        return _cpu_depthwise(x, kernel, padding)
     batch, height, width, inputs = x.shape
     outputs = kernel.shape[3]
     (top, bottom), (left, right) = padding
     out_height = height + top + bottom - kernel.shape[0] + 1
     out_width = width + left + right - kernel.shape[1] + 1
-    if kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
-        return (x.reshape(-1, inputs) @ kernel[0, 0]).reshape(batch, height, width, outputs)
-    if _spans_image(x, kernel.shape[:2], padding):
-        return (x.reshape(batch, -1) @ kernel.reshape(-1, outputs)).reshape(batch, 1, 1, outputs)
+    if (matrix := _as_matrix(x, kernel.shape[:2], padding)) is not None:
+        return (matrix @ kernel.reshape(-1, outputs)).reshape(batch, out_height, out_width, outputs)
     if inputs == 1 and kernel.shape[0] * kernel.shape[1] <= 9:
         # With one input channel a matrix product would sum over one element: add shifted images instead.
         x = jnp.pad(x[..., 0], ((0, 0), *padding))
@@ -93,60 +95,14 @@ def _cpu_conv(x, kernel, padding):
     return _xla_conv(x, kernel, padding)
 
 
-def _cpu_kernel_gradient(x, g, padding):
-    """Gradient of `sum(g * conv(x, kernel))` with respect to the kernel, on CPU."""
-    inputs, outputs = x.shape[3], g.shape[3]
-    height, width = (n + sum(p) - m + 1 for n, p, m in zip(x.shape[1:3], padding, g.shape[1:3], strict=True))
-    if (height, width) == (1, 1) and not any(map(any, padding)):
-        return (x.reshape(-1, inputs).T @ g.reshape(-1, outputs)).reshape(1, 1, inputs, outputs)
-    if _spans_image(x, (height, width), padding):
-        return (x.reshape(len(x), -1).T @ g.reshape(-1, outputs)).reshape(height, width, inputs, outputs)
-    return _xla_kernel_gradient(x, g, padding)
-
-
-def _padding_back(kernel, padding):
-    """Padding of the convolution that computes the gradient with respect to the input."""
-    return tuple((k - 1 - low, k - 1 - high) for k, (low, high) in zip(kernel.shape[:2], padding, strict=True))
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv(x, kernel, padding):
-    return lax.platform_dependent(
-        x, kernel, cpu=lambda x, k: _cpu_conv(x, k, padding), default=lambda x, k: _xla_conv(x, k, padding)
-    )
-
-
-def _conv_forward(x, kernel, padding):
-    x = lax.platform_dependent(x, cpu=materialize, default=lambda x: x)
-    return _conv(x, kernel, padding), (x, kernel)
-
-
-def _conv_backward(padding, residuals, g):
-    def cpu(x, kernel, g):
-        size = kernel.shape[:2]
-        g = materialize(g)
-        if _spans_image(x, size, padding):
-            dx = (g.reshape(len(x), -1) @ kernel.reshape(-1, kernel.shape[3]).T).reshape(x.shape)
-        else:
-            dx = _cpu_conv(g, kernel[::-1, ::-1].swapaxes(2, 3), _padding_back(kernel, padding))
-        return dx, _cpu_kernel_gradient(x, g, padding)
-
-    def xla(x, kernel, g):
-        return jax.vjp(partial(_xla_conv, padding=padding), x, kernel)[1](g)
-
-    return lax.platform_dependent(*residuals, g, cpu=cpu, default=xla)
-
-
-_conv.defvjp(_conv_forward, _conv_backward)
+def _cpu_kernel_gradient(x, g, size, padding):
+    """Gradient of `sum(g * conv(x, kernel))` with respect to the kernel, of this size."""
+    if (matrix := _as_matrix(x, size, padding)) is not None:
+        return (matrix.T @ g.reshape(-1, g.shape[3])).reshape(*size, x.shape[3], g.shape[3])
+    return lax.conv_general_dilated(x, g, (1, 1), padding, dimension_numbers=_KERNEL_GRADIENT)
 
 
 # Depthwise: one kernel for each channel, `[h, w, 1, c]` ---------------------------------------------------------------
-
-
-def _xla_depthwise(x, kernel, padding):
-    return lax.conv_general_dilated(
-        x, kernel, (1, 1), padding, dimension_numbers=_DIMENSIONS, feature_group_count=x.shape[3]
-    )
 
 
 def _shifted_rows(x, kernel_size, padding):
@@ -176,10 +132,9 @@ def _cpu_depthwise(x, kernel, padding):
     )
 
 
-def _cpu_depthwise_kernel_gradient(x, g, padding):
+def _cpu_depthwise_kernel_gradient(x, g, size, padding):
     """Sums over rows first, two taps in a pass: with more sums at once XLA vectorizes only some widths."""
-    kernel_size = tuple(n + sum(p) - m + 1 for n, p, m in zip(x.shape[1:3], padding, g.shape[1:3], strict=True))
-    rows, (batch, height, width, channels) = _shifted_rows(x, kernel_size, padding), g.shape
+    rows, (batch, height, width, channels) = _shifted_rows(x, size, padding), g.shape
     g = g.reshape(batch, height, -1)
 
     def add(p, q):
@@ -188,52 +143,53 @@ def _cpu_depthwise_kernel_gradient(x, g, padding):
     sums = []
     for pair in (rows[i : i + 2] for i in range(0, len(rows), 2)):
         sums += map(materialize, lax.reduce([row * g for row in pair], [jnp.zeros((), g.dtype)] * len(pair), add, (1,)))
-    return jnp.stack([one.sum(0).reshape(width, channels).sum(0) for one in sums]).reshape(*kernel_size, 1, channels)
+    return jnp.stack([one.sum(0).reshape(width, channels).sum(0) for one in sums]).reshape(*size, 1, channels)
+
+
+# Either kind ----------------------------------------------------------------------------------------------------------
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _depthwise(x, kernel, padding):
+def _conv(x, kernel, padding):
     return lax.platform_dependent(
-        x, kernel, cpu=partial(_cpu_depthwise, padding=padding), default=partial(_xla_depthwise, padding=padding)
+        x, kernel, cpu=partial(_cpu_conv, padding=padding), default=partial(_xla_conv, padding=padding)
     )
 
 
-def _depthwise_forward(x, kernel, padding):
+def _conv_forward(x, kernel, padding):
     x = lax.platform_dependent(x, cpu=materialize, default=lambda x: x)
-    return _depthwise(x, kernel, padding), (x, kernel)
+    return _conv(x, kernel, padding), (x, kernel)
 
 
-def _depthwise_backward(padding, residuals, g):
+def _conv_backward(padding, residuals, g):
     def cpu(x, kernel, g):
-        g = materialize(g)
-        back = _padding_back(kernel, padding)
-        return _cpu_depthwise(g, kernel[::-1, ::-1], back), _cpu_depthwise_kernel_gradient(x, g, padding)
+        size, outputs = kernel.shape[:2], kernel.shape[3]
+        g, dense = materialize(g), kernel.shape[2] == x.shape[3]
+        if dense and _as_matrix(x, size, padding) is not None:
+            dx = (g.reshape(-1, outputs) @ kernel.reshape(-1, outputs).T).reshape(x.shape)
+        else:
+            turned = kernel[::-1, ::-1].swapaxes(2, 3) if dense else kernel[::-1, ::-1]
+            back = tuple((k - 1 - low, k - 1 - high) for k, (low, high) in zip(size, padding, strict=True))
+            dx = _cpu_conv(g, turned, back)
+        kernel_gradient = _cpu_kernel_gradient if dense else _cpu_depthwise_kernel_gradient
+        return dx, kernel_gradient(x, g, size, padding)
 
     def xla(x, kernel, g):
-        return jax.vjp(partial(_xla_depthwise, padding=padding), x, kernel)[1](g)
+        return jax.vjp(partial(_xla_conv, padding=padding), x, kernel)[1](g)
 
     return lax.platform_dependent(*residuals, g, cpu=cpu, default=xla)
 
 
-_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+_conv.defvjp(_conv_forward, _conv_backward)
 
 
-def _fast_padding(
-    x,
-    kernel,
-    strides,
-    padding,
-    lhs_dilation=None,
-    rhs_dilation=None,
-    dimension_numbers=None,
-    feature_group_count=1,
-    **others,
-):
+def _fast_padding(x, kernel, strides, padding, dimension_numbers=None, feature_group_count=1, **others):
     """The padding as pairs, or None for a convolution that is left to XLA's own form."""
+    dilations = [others.pop(name, None) for name in ("lhs_dilation", "rhs_dilation")]
     if not (
         x.ndim == kernel.ndim == 4
         and dimension_numbers in (_DIMENSIONS, _CONV_DIMENSIONS)
-        and all(one is None or np.array_equal(one, (1, 1)) for one in (strides, lhs_dilation, rhs_dilation))
+        and all(one is None or np.array_equal(one, (1, 1)) for one in (strides, *dilations))
         and all(other is None for other in others.values())  # `precision`, for instance.
         and (feature_group_count == 1 or feature_group_count == x.shape[3] == kernel.shape[3])
         and x.shape[3] == kernel.shape[2] * feature_group_count
@@ -261,7 +217,7 @@ def conv_general_dilated(
     2-D convolutions with stride 1 and no dilation, dense or depthwise, padded by less than the kernel's size, have a
     fast form. All others are XLA's own, as are those with a `precision` or a `preferred_element_type`.
     """
-    padding_pairs = _fast_padding(lhs, rhs, window_strides, padding, **options)
-    if padding_pairs is None:
+    pairs = _fast_padding(lhs, rhs, window_strides, padding, **options)
+    if pairs is None:
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
-    return (_conv if options.get("feature_group_count", 1) == 1 else _depthwise)(lhs, rhs, padding_pairs)
+    return _conv(lhs, rhs, pairs)

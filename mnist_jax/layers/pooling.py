@@ -39,10 +39,8 @@ def _corners(x):
 
 def _max_pool_forward(x):
     a, b, c, d = _corners(x)
-    first = jnp.where(jnp.maximum(a, b) >= jnp.maximum(c, d), jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3)).astype(
-        jnp.int8
-    )
-    return _max_pool(x), (first, x)  # Each platform keeps what its gradient reads.
+    first = jnp.where(jnp.maximum(a, b) >= jnp.maximum(c, d), jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3))
+    return _max_pool(x), (first.astype(jnp.int8), x)  # Each platform keeps what its gradient reads.
 
 
 def _cpu_max_pool_gradient(first, x, g):
@@ -56,7 +54,6 @@ def _cpu_max_pool_gradient(first, x, g):
 
 def _max_pool_backward(residuals, g):
     def default(first, x, g):
-        del first
         return jax.vjp(flax_max_pool, x)[1](g)[0]
 
     return (lax.platform_dependent(*residuals, g, cpu=_cpu_max_pool_gradient, default=default),)

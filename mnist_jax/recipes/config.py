@@ -4,9 +4,9 @@ import dataclasses
 import math
 import numbers
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, ParamSpec
 
 from mnist_jax.data import SOURCES
 from mnist_jax.errors import InputError
@@ -19,7 +19,7 @@ PRECISIONS = ("float32", "bfloat16")
 RETIRED = {"low_resolution": 20, "low_resolution_epochs": 0}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """Every setting of a run: the flags of `mnist-jax train`, and the keys of `config.json`.
 
@@ -59,7 +59,7 @@ class Config:
     """
 
     arch: str = "bn_dropout"
-    recipe: str = "default"
+    recipe: str = dataclasses.field(default="default", kw_only=False)  # The first argument, as of `make_config`.
     epochs: int = 14
     batch_size: int = 128
     optimizer: str = "muon"
@@ -96,56 +96,25 @@ class Config:
         make_model(self.arch)
         choices: dict[str, Iterable[str]] = {"recipe": RECIPES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
         choices |= {"precision": PRECISIONS, "kernel_init": KERNEL_INITS, "data_source": SOURCES}
-        for name in choices:
-            _one_of(name, getattr(self, name), choices[name])
-        _within("epochs", self.epochs, 1 <= self.epochs <= 10_000, "1 to 10000")
-        _within("batch_size", self.batch_size, self.batch_size >= 1, "1 to the number of training images")
-        _within("eval_batch_size", self.eval_batch_size, 1 <= self.eval_batch_size <= 10_000, "1 to 10000")
-        finite = math.isfinite(self.learning_rate) and self.learning_rate > 0
-        _within("learning_rate", self.learning_rate, finite, "a finite number above 0")
-        for name in ("warmup", "momentum", "beta2", "label_smoothing", "average_decay", "dropout_rate", "scale"):
-            value = getattr(self, name)
-            _within(name, value, 0 <= value < 1, "at least 0 and below 1")
-        _within("plain_epochs", self.plain_epochs, self.plain_epochs >= 0, "0 or more")
-        for name in ("rotation", "shift", "shear", "elastic", "weight_decay"):
-            value = getattr(self, name)
-            _within(name, value, math.isfinite(value) and value >= 0, "a finite number of at least 0")
-        _within("seed", self.seed, 0 <= self.seed < 2**32, "0 to 4294967295")
-        _within("held_out", self.held_out, self.held_out >= 0, "0 to the number of training images less one")
+        for name, known in choices.items():
+            _one_of(name, getattr(self, name), known)
+        for names, (least, bound, wanted) in _RANGES.items():
+            for name in names.split():
+                if not least <= getattr(self, name) < bound:
+                    raise InputError(_unusable(name, getattr(self, name), wanted))
 
 
-class Settings(TypedDict, total=False):
-    """The settings of `Config` beside `recipe` and `arch`, for type checkers."""
-
-    epochs: int
-    batch_size: int
-    optimizer: str
-    learning_rate: float
-    schedule: str
-    warmup: float
-    momentum: float
-    nesterov: bool
-    beta2: float
-    weight_decay: float
-    label_smoothing: float
-    average_decay: float
-    dropout_rate: float
-    rotation: float
-    shift: float
-    scale: float
-    shear: float
-    elastic: float
-    plain_epochs: int
-    kernel_init: str
-    precision: str
-    seed: int
-    dataset: str
-    data_source: str
-    data_dir: str | None
-    held_out: int
-    eval_batch_size: int
-    run_dir: str | None
-
+# Numbers, the least that each may be, and what it must be below.
+_RANGES = {
+    "epochs eval_batch_size": (1, 10_001, "1 to 10000"),
+    "batch_size": (1, math.inf, "1 to the number of training images"),
+    "learning_rate": (math.ulp(0), math.inf, "a finite number above 0"),
+    "warmup momentum beta2 label_smoothing average_decay dropout_rate scale": (0, 1, "at least 0 and below 1"),
+    "plain_epochs": (0, math.inf, "0 or more"),
+    "rotation shift shear elastic weight_decay": (0, math.inf, "a finite number of at least 0"),
+    "seed": (0, 2**32, "0 to 4294967295"),
+    "held_out": (0, math.inf, "0 to the number of training images less one"),
+}
 
 # What each recipe sets; every other field keeps the default above.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -192,33 +161,43 @@ ARCH_RECIPES: dict[tuple[str, str], dict[str, Any]] = (
 )
 
 
-def make_config(recipe: str = "default", arch: str = "bn_dropout", **settings: Unpack[Settings]) -> Config:
+P = ParamSpec("P")
+
+
+def _typed_as(config: Callable[P, Config]) -> Callable[[Callable[..., Config]], Callable[P, Config]]:
+    """Gives a function the parameters of `config`, for type checkers."""
+    return lambda function: function
+
+
+@_typed_as(Config)
+def make_config(recipe: str = "default", arch: str = "bn_dropout", **settings: Any) -> Config:
     """The config of a named recipe, for instance `make_config("reference", arch="gap", seed=2)`.
 
-    Raises InputError for an unknown recipe or setting, or an unusable value.
+    `settings` are fields of `Config`. Raises InputError for an unknown recipe or setting, or an unusable value.
     """
     _one_of("recipe", recipe, RECIPES)
-    names = [field.name for field in dataclasses.fields(Config)]
     for name in settings:
-        _one_of("setting", name, names)
-    merged: dict[str, Any] = {**RECIPES[recipe], **ARCH_RECIPES.get((recipe, arch), {}), **settings}
+        _one_of("setting", name, Config.__dataclass_fields__)
+    merged = RECIPES[recipe] | ARCH_RECIPES.get((recipe, arch), {}) | settings
     return Config(recipe=recipe, arch=arch, **merged)
+
+
+_KINDS: dict[Any, tuple[Any, str]] = {
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    bool: (bool, "True or False"),
+}
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
     """The value as `int`, `float`, `bool` or text, whatever number or path it came as."""
-    kinds: dict[Any, tuple[Any, str]] = {
-        int: (numbers.Integral, "a whole number"),
-        float: (numbers.Real, "a number"),
-        bool: (bool, "True or False"),
-    }
-    abstract, wanted = kinds.get(kind, ((str, os.PathLike), "text"))
     if value is None and kind == str | None:
         return None
-    if isinstance(value, abstract) and (kind is bool or not isinstance(value, bool)):
-        # A path given as such stays one as text: it begins with a slash.
-        return kind(value) if kind in kinds else str(Path(value).absolute() if isinstance(value, Path) else value)
-    raise InputError(f"{name.replace('_', ' ')} {value!r} cannot be used; choose {wanted}")
+    abstract, wanted = _KINDS.get(kind, ((str, os.PathLike), "text"))
+    if not isinstance(value, abstract) or (isinstance(value, bool) and kind is not bool):
+        raise InputError(_unusable(name, repr(value), wanted))
+    # A path given as such stays one as text: it begins with a slash.
+    return kind(value) if kind in _KINDS else str(Path(value).absolute() if isinstance(value, Path) else value)
 
 
 def _one_of(name: str, value: Any, choices: Iterable[str]) -> None:
@@ -226,6 +205,5 @@ def _one_of(name: str, value: Any, choices: Iterable[str]) -> None:
         raise InputError(f"unknown {name.replace('_', ' ')} {value!r}; choose from {', '.join(choices)}")
 
 
-def _within(name: str, value: Any, ok: bool, wanted: str) -> None:
-    if not ok:
-        raise InputError(f"{name.replace('_', ' ')} {value} cannot be used; choose {wanted}")
+def _unusable(name: str, value: Any, wanted: str) -> str:
+    return f"{name.replace('_', ' ')} {value} cannot be used; choose {wanted}"

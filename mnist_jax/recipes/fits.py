@@ -1,30 +1,27 @@
 """Fits of configs: one seed, many seeds, many settings."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Unpack
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError
-from mnist_jax.losses import Loss
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.values import (
     DISTORTION_NUMBERS,
     NUMBERS,
     OPTIMIZER_NUMBERS,
-    Augment,
+    Parts,
     Vary,
     make_setup,
     total_steps,
 )
 from mnist_jax.signals import interrupts
-from mnist_jax.steps import Metrics, Setup, Streams, TrainState
+from mnist_jax.steps import Metrics, Streams, TrainState
 from mnist_jax.training import EpochMetrics, Lanes, Plan, Progress, Stopped, begin, train
 
 OnStep = Callable[[int, int, Metrics], None]
@@ -34,18 +31,9 @@ def _never() -> bool:
     return False
 
 
-def start(
-    config: Config,
-    data: Dataset,
-    *,
-    model: nn.Module | None = None,
-    optimizer: optax.GradientTransformation | None = None,
-    augment: Augment | None = None,
-    loss: Loss | None = None,
-) -> Progress[EpochMetrics]:
-    """A run before its first step; raises as `make_setup`, which says what the parts are."""
-    setup = make_setup(config, data, model=model, optimizer=optimizer, augment=augment, loss=loss)
-    return begin(setup, Lanes([Streams.from_seed(config.seed)]))
+def start(config: Config, data: Dataset, **parts: Unpack[Parts]) -> Progress[EpochMetrics]:
+    """A run before its first step; `parts` and errors are those of `make_setup`."""
+    return begin(make_setup(config, data, **parts), Lanes([Streams.from_seed(config.seed)]))
 
 
 def abstract_progress(config: Config, data: Dataset) -> Progress[EpochMetrics]:
@@ -57,15 +45,12 @@ def fit(
     config: Config,
     data: Dataset,
     *,
-    model: nn.Module | None = None,
-    optimizer: optax.GradientTransformation | None = None,
-    augment: Augment | None = None,
-    loss: Loss | None = None,
     progress: Progress[EpochMetrics] | None = None,
     mesh: Mesh | None = None,
     on_step: OnStep | None = None,
     on_epoch: Callable[[Progress[EpochMetrics]], object] | None = None,
     stop: Callable[[], bool] = _never,
+    **parts: Unpack[Parts],
 ) -> tuple[TrainState, list[EpochMetrics]]:
     """Trains a network and scores it on `data.test` after every epoch.
 
@@ -74,16 +59,13 @@ def fit(
     Args:
       config: every setting of the run.
       data: what to train on and what to score.
-      model: in place of the config's network, see `make_setup`; so are the next three.
-      optimizer: in place of the config's.
-      augment: in place of the config's distortion.
-      loss: in place of the cross-entropy.
       progress: where to go on from, else from scratch; it stays usable.
       mesh: the devices to split every batch over; None for the default device.
       on_step: called as `on_step(epoch, i, totals)` after step i of an epoch (CPU only), with its metrics so far.
       on_epoch: called as `on_epoch(progress)` after each epoch, whose metrics are `progress.history[-1]`. The progress
         stays usable. A true result ends the training.
       stop: asked whether to stop; on CPU, in a process by itself, after every step, else after every epoch.
+      parts: `model`, `optimizer`, `augment` and `loss`, in place of the config's, as `make_setup` takes them.
 
     Returns:
       The final state and the history, one entry per epoch.
@@ -94,10 +76,8 @@ def fit(
       Stopped: `stop` said so, or there was a Ctrl-C on the main thread, before the last epoch was done. Its `progress`
         goes on from there. A second Ctrl-C raises KeyboardInterrupt at once.
     """
-    setup = make_setup(config, data, model=model, optimizer=optimizer, augment=augment, loss=loss)
     lanes = Lanes([Streams.from_seed(config.seed)])
-    options = {"progress": progress, "mesh": mesh, "on_step": on_step, "on_epoch": on_epoch}
-    reached = _train(setup, data, plan_of(config, optimizer), lanes, stop, **options)
+    reached = _train(config, data, parts, lanes, stop, progress=progress, mesh=mesh, on_step=on_step, on_epoch=on_epoch)
     return reached.state, list(reached.history)
 
 
@@ -106,15 +86,12 @@ def fit_seeds(
     data: Dataset,
     *,
     seeds: Sequence[int],
-    model: nn.Module | None = None,
-    optimizer: optax.GradientTransformation | None = None,
-    augment: Augment | None = None,
-    loss: Loss | None = None,
     progress: Progress[tuple[EpochMetrics, ...]] | None = None,
     mesh: Mesh | None = None,
     on_step: OnStep | None = None,
     on_epoch: Callable[[Progress[tuple[EpochMetrics, ...]]], object] | None = None,
     stop: Callable[[], bool] = _never,
+    **parts: Unpack[Parts],
 ) -> tuple[TrainState, list[list[EpochMetrics]]]:
     """As `fit`, for one network for each seed, all in one program under `jax.vmap`.
 
@@ -127,13 +104,10 @@ def fit_seeds(
 
     Raises as `fit`, and InputError if there are no seeds or they cannot be split over the mesh.
     """
-    configs = [dataclasses.replace(config, seed=seed) for seed in seeds]
-    if not configs:
-        raise InputError("seeds [] cannot be used; give one or more")
-    setup = make_setup(config, data, model=model, optimizer=optimizer, augment=augment, loss=loss)
+    if not isinstance(seeds, Iterable) or not (configs := [dataclasses.replace(config, seed=seed) for seed in seeds]):
+        raise InputError(f"seeds {seeds} cannot be used; give one or more, as [1, 2]")
     lanes = Lanes([Streams.from_seed(one.seed) for one in configs], [f"seed {one.seed}" for one in configs])
-    options = {"progress": progress, "mesh": mesh, "on_step": on_step, "on_epoch": on_epoch}
-    reached = _train(setup, data, plan_of(config, optimizer), lanes, stop, **options)
+    reached = _train(config, data, parts, lanes, stop, progress=progress, mesh=mesh, on_step=on_step, on_epoch=on_epoch)
     return reached.state, [list(history) for history in zip(*reached.history, strict=True)]
 
 
@@ -141,73 +115,68 @@ def fit_many(
     configs: Sequence[Config],
     data: Dataset,
     *,
-    model: nn.Module | None = None,
-    optimizer: optax.GradientTransformation | None = None,
-    augment: Augment | None = None,
-    loss: Loss | None = None,
+    progress: Progress[tuple[EpochMetrics, ...]] | Sequence[Progress[EpochMetrics]] | None = None,
     mesh: Mesh | None = None,
     stop: Callable[[], bool] = _never,
+    **parts: Unpack[Parts],
 ) -> tuple[TrainState, list[list[EpochMetrics]]]:
     """Trains many settings: on a GPU or TPU in one program, on a CPU one after the other.
 
     The configs may differ in their seed and in numbers that shape no array: learning rate, momentum, beta 2, weight
-    decay, and those of the distortion.
+    decay, and those of the distortion. `progress` is that of a `Stopped`: on a CPU one for each config that was begun.
 
     Returns:
       The final states, each array with a leading axis of configs, and each config's history, in the configs' order.
 
     Raises as `fit`, and InputError if there are no configs or they differ in anything else.
     """
-    configs = list(configs)
-    varied = _varied(configs, optimizer, augment)
-    parts = {"model": model, "optimizer": optimizer, "augment": augment, "loss": loss}
+    configs = [*configs] if isinstance(configs, Iterable) else configs
+    varied = _varied(configs, parts)
     makers = [Vary(config, make_setup(config, data, **parts), total_steps(config, data)) for config in configs]
+    streams = [Streams.from_seed(config.seed) for config in configs]
     if jax.default_backend() == "cpu":
-        done = []
-        for config, make in zip(configs, makers, strict=True):
+        done: list[Progress[EpochMetrics]] = []
+        begun = [*(progress or ()), *[None] * len(configs)]
+        for config, make, stream, before in zip(configs, makers, streams, begun, strict=False):
             # SGD of an array has a state of the same structure whether there is weight decay or none.
             decays = "weight_decay" in varied and config.optimizer == "sgd"
             setup = make({"weight_decay": jnp.float32(config.weight_decay)} if decays else {})
-            lanes = Lanes([Streams.from_seed(config.seed)])
-            done.append(_train(setup, data, plan_of(config, optimizer), lanes, stop, mesh=mesh))
+            try:
+                done.append(_train(config, data, parts, Lanes([stream]), stop, setup, progress=before, mesh=mesh))
+            except Stopped as stopped:
+                raise Stopped((*done, stopped.progress)) from None
         states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(reached.state for reached in done))
         return states, [list(reached.history) for reached in done]
-    plan = plan_of(configs[0], optimizer)
     numbers = {name: jnp.array([getattr(one, name) for one in configs], jnp.float32) for name in varied}
-    names = [f"config {i}" for i in range(len(configs))]
-    lanes = Lanes([Streams.from_seed(one.seed) for one in configs], names, numbers, makers[0])
-    reached = _train(makers[0].setup, data, plan, lanes, stop, mesh=mesh)
+    lanes = Lanes(streams, [f"config {i}" for i in range(len(configs))], numbers, makers[0])
+    reached = _train(configs[0], data, parts, lanes, stop, makers[0].setup, progress=progress, mesh=mesh)
     return reached.state, [list(history) for history in zip(*reached.history, strict=True)]
 
 
-def _varied(configs, optimizer, augment):
-    """The numbers in which configs differ; refuses no configs, and another difference."""
-    if not configs:
-        raise InputError("configs [] cannot be used; give one or more")
-    names = [field.name for field in dataclasses.fields(Config) if field.name != "seed"]
+def _varied(configs, parts):
+    """The numbers in which configs differ; refuses what is no list of some, and another difference."""
+    if not isinstance(configs, list) or not configs:
+        raise InputError(f"configs {configs!r:.60} cannot be used; give a list of one or more")
+    names = [name for name in Config.__dataclass_fields__ if name != "seed"]
     differing = [name for name in names if len({getattr(config, name) for config in configs}) > 1]
-    replaced = (OPTIMIZER_NUMBERS if optimizer is not None else ()) + (
-        DISTORTION_NUMBERS if augment is not None else ()
-    )
+    replaced = OPTIMIZER_NUMBERS * (parts.get("optimizer") is not None)
+    replaced += DISTORTION_NUMBERS * (parts.get("augment") is not None)
+    usable = [name for name in NUMBERS if name not in replaced]
     for name in differing:
-        if name not in NUMBERS or name in replaced:
+        if name not in usable:
             values = sorted({str(getattr(config, name)) for config in configs})
             raise InputError(
                 f"configs differ in {name.replace('_', ' ')} ({', '.join(values)}), which one program cannot vary; "
-                f"let them differ in seed, {', '.join(name for name in NUMBERS if name not in replaced)}"
+                f"let them differ in seed, {', '.join(usable)}"
             )
     return differing
 
 
-def plan_of(config: Config, optimizer: optax.GradientTransformation | None = None) -> Plan:
-    """How a config goes through the data."""
-    remedy = f"try a learning rate below {config.learning_rate}" if optimizer is None else "try a smaller learning rate"
-    return Plan(config.epochs, config.batch_size, config.plain_epochs, config.eval_batch_size, remedy)
-
-
-def _train(
-    setup: Setup, data: Dataset, plan: Plan, lanes: Lanes, stop: Callable[[], bool], **options: Any
-) -> Progress[Any]:
+def _train(config, data, parts, lanes, stop, setup=None, **options) -> Progress[Any]:
+    setup = setup or make_setup(config, data, **parts)
+    own = parts.get("optimizer") is not None
+    remedy = "try a smaller learning rate" if own else f"try a learning rate below {config.learning_rate}"
+    plan = Plan(config.epochs, config.batch_size, config.plain_epochs, config.eval_batch_size, remedy)
     with interrupts() as interrupted:
         try:
             reached = train(setup, data, plan, lanes, stop=lambda: interrupted() or stop(), **options)

@@ -1,18 +1,20 @@
 """The values that a config, and own parts in place of its own, make: data, network, optimizer, setup."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax.core import meta
 
 from mnist_jax import models, optimizers
 from mnist_jax.augment import Always, Distortion
 from mnist_jax.data import Dataset, hold_out, load_dataset
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, refusing, require
 from mnist_jax.layers import FLAX
 from mnist_jax.losses import CrossEntropy, Loss
 from mnist_jax.models import KERNEL_INITS, Network
@@ -21,6 +23,21 @@ from mnist_jax.steps import Setup
 from mnist_jax.training import steps_per_epoch
 
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
+
+# Settings that shape no array and choose no program: `fit_many` may vary them.
+OPTIMIZER_NUMBERS = ("learning_rate", "momentum", "beta2", "weight_decay")
+DISTORTION_NUMBERS = ("rotation", "shift", "scale", "shear", "elastic")
+NUMBERS = OPTIMIZER_NUMBERS + DISTORTION_NUMBERS
+_OPTIMIZER_SETTINGS = ("optimizer", "schedule", "warmup", "nesterov", *OPTIMIZER_NUMBERS)
+
+
+class Parts(TypedDict, total=False):
+    """Own parts in place of a config's, as `make_setup` takes them."""
+
+    model: nn.Module | None
+    optimizer: optax.GradientTransformation | None
+    augment: Augment | None
+    loss: Loss | None
 
 
 def load_data(config: Config) -> Dataset:
@@ -49,19 +66,13 @@ def network_of(config: Config, num_classes: int = 10) -> Network:
     )
 
 
+# Cached so that runs that differ elsewhere, as in their seed, get the same object, and `jax.jit` compiles once.
+_optimizer_of = functools.cache(optimizers.optimizer_of)
+
+
 def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransformation:
     """The optimizer a config asks for, its learning-rate schedule laid over `total_steps`."""
-    return optimizers.make_optimizer(
-        config.optimizer,
-        config.schedule,
-        config.learning_rate,
-        config.warmup,
-        total_steps,
-        config.momentum,
-        config.nesterov,
-        config.beta2,
-        config.weight_decay,
-    )
+    return _optimizer_of(total_steps=total_steps, **{name: getattr(config, name) for name in _OPTIMIZER_SETTINGS})
 
 
 def make_distortion(config: Config) -> Distortion | None:
@@ -94,10 +105,11 @@ def make_setup(
     Raises InputError if the images are too small for the network or too few for a batch, the network does not give a
     logit for each class, the optimizer needs more, a part cannot be hashed, or `loss` is beside label smoothing.
     """
-    if not isinstance(data, Dataset):
-        raise InputError(f"data is a {type(data).__name__}; make a Dataset of it, by Dataset.from_arrays")
+    require(data, Dataset, "data", "make a Dataset of it, by Dataset.from_arrays")
+    require(model, nn.Module | None, "model", "give a Flax module; a network of the package has its name in the config")
     for name, part in (("model", model), ("optimizer", optimizer), ("augment", augment), ("loss", loss)):
-        _require_hashable(name, part)
+        with refusing(f"{name} cannot be hashed (", "), which compiling it needs; keep arrays and lists in a closure"):
+            hash(part)
     if loss is not None and config.label_smoothing:
         raise InputError(
             f"label smoothing {config.label_smoothing} is part of the loss that is replaced; choose label_smoothing=0"
@@ -117,16 +129,6 @@ def make_setup(
     )
 
 
-def _require_hashable(name: str, part: Any) -> None:
-    try:
-        hash(part)
-    except TypeError as error:
-        reason = " ".join(str(error).split())[:100]
-        raise InputError(
-            f"{name} cannot be hashed ({reason}), which compiling it needs; keep arrays and lists in a closure"
-        ) from error
-
-
 def _require_fit(network: nn.Module, data: Dataset, optimizer: optax.GradientTransformation | None) -> None:
     """Refuses a network that the data does not fit, and an optimizer that needs more than a step has."""
     ours = isinstance(network, Network) and network.arch in models.ARCHS
@@ -135,9 +137,8 @@ def _require_fit(network: nn.Module, data: Dataset, optimizer: optax.GradientTra
     # Flax's layers, because the fast ones assume that there are pixels.
     plain = network.clone(layers=FLAX) if isinstance(network, Network) else network
     images = jax.ShapeDtypeStruct((2, *data.image_shape), jnp.float32)
-    logits, variables = jax.eval_shape(
-        lambda images: plain.init_with_output(jax.random.key(0), images, train=False), images
-    )
+    initialize = functools.partial(plain.init_with_output, train=False)
+    logits, variables = jax.eval_shape(initialize, jax.random.key(0), images)
     found = getattr(logits, "shape", type(logits).__name__)
     if found != (2, len(data.classes)):
         raise InputError(
@@ -145,13 +146,7 @@ def _require_fit(network: nn.Module, data: Dataset, optimizer: optax.GradientTra
             f"return logits of shape (2, {len(data.classes)})"
         )
     if optimizer is not None:
-        optimizers.require_plain(optimizer, variables.get("params", {}))
-
-
-# Settings that shape no array and choose no program: `fit_many` may vary them.
-OPTIMIZER_NUMBERS = ("learning_rate", "momentum", "beta2", "weight_decay")
-DISTORTION_NUMBERS = ("rotation", "shift", "scale", "shear", "elastic")
-NUMBERS = OPTIMIZER_NUMBERS + DISTORTION_NUMBERS
+        optimizers.require_plain(optimizer, meta.unbox(variables.get("params", {})))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,12 +160,10 @@ class Vary:
     def __call__(self, numbers: dict[str, jax.Array]) -> Setup:
         """The setup with these numbers, inside a program."""
         setup = self.setup
-        values: dict[str, Any] = {name: numbers.get(name, getattr(self.config, name)) for name in NUMBERS}
+        value_of: dict[str, Any] = vars(self.config) | numbers
         if not numbers.keys().isdisjoint(OPTIMIZER_NUMBERS):
-            config = self.config
-            rate = optimizers.make_schedule(config.schedule, values["learning_rate"], config.warmup, self.total_steps)
-            settings = values["momentum"], config.nesterov, values["beta2"], values["weight_decay"]
-            setup = setup._replace(optimizer=optimizers.optimizer_of(config.optimizer, rate, *settings))
+            settings = {name: value_of[name] for name in _OPTIMIZER_SETTINGS}
+            setup = setup._replace(optimizer=optimizers.optimizer_of(total_steps=self.total_steps, **settings))
         if not numbers.keys().isdisjoint(DISTORTION_NUMBERS) and self.config.plain_epochs < self.config.epochs:
-            setup = setup._replace(augment=Distortion(*(values[name] for name in DISTORTION_NUMBERS)))
+            setup = setup._replace(augment=Distortion(*(value_of[name] for name in DISTORTION_NUMBERS)))
         return setup
