@@ -4,23 +4,23 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
 import tyro
 
 from mnist_jax.cli.program import load_trained
-from mnist_jax.deploy import images
+from mnist_jax.deploy import digits, images, reading
 from mnist_jax.errors import InputError
-from mnist_jax.scoring import predict
+from mnist_jax.runs.weights import PEN
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Says which digit each picture shows, and how probable it is.
 
-    Takes PNG and JPEG files, or a folder of them: one digit each, dark on light or light on dark. A file that cannot be
-    used is named on standard error, and the others are answered all the same.
+    Takes PNG, JPEG, WebP, GIF, TIFF and BMP files, or a folder of them: a digit, or several side by side, dark on light
+    or light on dark. A file that cannot be used is named on standard error, and the others are answered all the same.
 
     Exit status: 0 all answered, 2 bad input, or a file that could not be used.
 
@@ -29,10 +29,12 @@ class Options:
 
     paths: tyro.conf.Positional[tuple[Path, ...]]
     """Files and folders."""
-    arch: str = "bn_dropout"
-    """The network whose shipped weights to use."""
+    arch: str = PEN
+    """The shipped weights to use: those of a network by its name, or accurate-pen, trained for people's own digits."""
     run_dir: Path | None = None
     """In their place, the weights of a run."""
+    show: bool = False
+    """Print the 28x28 pixels that the network sees."""
     json: bool = False
     """Print one JSON object per picture, with the probabilities of all classes."""
     compilation_cache: bool = True
@@ -44,8 +46,25 @@ def main(options: Options) -> int:
     if not options.paths:
         raise InputError("no file is given; name pictures or a folder of them")
     trained = load_trained(options.run_dir, None if options.run_dir else options.arch)
-    read, refused = {}, 0
-    for path in options.paths:
+    doubt = None if options.run_dir else reading.load_doubts().get(options.arch)
+    rows, refused = load_rows(options.paths)
+    answers = reading.read(trained, list(rows.values()), doubt) if rows else []
+    for (file, row), answer in zip(rows.items(), answers, strict=True):
+        if options.json:
+            print(json.dumps({"file": str(file)} | _record(answer, trained.classes)))
+        else:
+            shares = answer.probabilities.max(-1)
+            each = "" if len(shares) == 1 else f" ({', '.join(f'{share:.1%}' for share in shares)})"
+            print("; ".join([f"{file}: {answer.text}  {answer.confidence:.1%}{each}", *answer.remarks]))
+        if options.show:
+            print(*map(_drawn, row.digits), sep="\n\n", file=sys.stderr if options.json else sys.stdout)
+    return 2 if refused else 0
+
+
+def load_rows(paths: tuple[Path, ...]) -> tuple[dict[Path, digits.Row], int]:
+    """The digits of every picture by its file; prints a line for each that cannot be used, and counts those."""
+    rows, refused = {}, 0
+    for path in paths:
         try:
             files = images.find_images(path)
         except InputError as error:
@@ -53,24 +72,30 @@ def main(options: Options) -> int:
             continue
         for file in files:
             try:
-                read[file] = images.load_image(file)
+                rows[file] = images.load_row(file)
             except InputError as error:
                 refused += complain(error)
-    if read:
-        logits = predict(trained, np.stack(list(read.values())))
-        for file, probabilities in zip(read, np.asarray(jax.nn.softmax(logits)), strict=True):
-            place = int(probabilities.argmax())
-            answer = trained.classes[place]
-            if options.json:
-                digit = int(answer) if answer.isdecimal() else answer
-                rounded = [round(float(p), 6) for p in probabilities]
-                print(json.dumps({"file": str(file), "digit": digit, "probabilities": rounded}))
-            else:
-                print(f"{file}: {answer}  {probabilities[place]:.1%}")
-    return 2 if refused else 0
+    return rows, refused
 
 
 def complain(error: InputError) -> int:
     """Prints a refusal, and counts it."""
     print(f"error: {error}", file=sys.stderr)
     return 1
+
+
+def _record(answer: reading.Answer, classes: tuple[str, ...]) -> dict[str, Any]:
+    """`probabilities` are those of the digit; of several, those of the least sure, and of all in `digits`."""
+    rounded = [[round(float(share), 6) for share in shares] for shares in answer.probabilities]
+    record = {
+        "digit": int(answer.text) if answer.text.isdecimal() else answer.text,
+        "probabilities": min(rounded, key=max),
+        "remarks": answer.remarks,
+    }
+    return record if len(rounded) == 1 else record | {"text": answer.text, "digits": rounded}
+
+
+def _drawn(image: np.ndarray) -> str:
+    """Two characters for each pixel, the darker the lighter."""
+    shades = " .:-=+*#%@"
+    return "\n".join("".join(2 * shades[value * len(shades) // 256] for value in row) for row in image[..., 0].tolist())

@@ -3,6 +3,9 @@
 The page to draw on does the same steps in `templates/digits.js`.
 """
 
+import itertools
+from typing import NamedTuple
+
 import numpy as np
 from PIL import Image
 from scipy import ndimage
@@ -16,7 +19,22 @@ _THIN = 0.1  # Of a digit's long side: thinner strokes are thickened to it.
 _SMALL = 0.04  # Of the main part's area: a smaller part is a speck.
 _NEAR = 0.25  # Of the main part's long side: a part farther away is of something else.
 _EDGE = 0.2  # What an area at the picture's edge counts.
-_TALL = 0.6  # Of the tallest part's height: what a digit of a row has at least.
+_TALL = 0.6  # Of the main part's height: what a digit of a row has at least, and its inverse at most.
+_OVER = 0.25  # Of the narrower one's width: parts that lie one above the other by more are of one digit.
+_TIGHT = 0.05  # Of a row's height: less between two digits leaves it open where one ends.
+_WIDE = 1.3  # Of a row's height: a wider digit may be two that touch.
+
+
+class Row(NamedTuple):
+    """The digits of a picture, from left to right.
+
+    Attributes:
+      digits: uint8 [28, 28, 1] each.
+      uncertain: whether it is open where one ends: two nearly touch, or one is as wide as two.
+    """
+
+    digits: tuple[np.ndarray, ...]
+    uncertain: bool = False
 
 
 def to_digit(grey: np.ndarray) -> np.ndarray | None:
@@ -28,6 +46,24 @@ def to_digit(grey: np.ndarray) -> np.ndarray | None:
         return grey.astype(np.uint8)[..., None]
     ink = find_ink(grey)
     return None if ink is None else fit_box(main_part(ink))
+
+
+def to_row(grey: np.ndarray) -> Row | None:
+    """The digits that stand side by side in a picture, as `to_digit` gives them; None if nothing stands out."""
+    ink = None if in_mnist_form(grey) else find_ink(grey)
+    groups = [] if ink is None else _groups(ink)
+    if ink is None or len(groups) < 2:
+        digit = to_digit(grey)
+        return None if digit is None else Row((digit,), ink is not None and _wide(main_part(ink)))
+    edges = [np.flatnonzero((group > 0).any(0))[[0, -1]] for group in groups]
+    gaps = [right[0] - left[1] - 1 for left, right in itertools.pairwise(edges)]
+    tight = min(gaps) < _TIGHT * len(_crop(ink))
+    return Row(tuple(map(fit_box, groups)), bool(tight or any(map(_wide, groups))))
+
+
+def _wide(ink):
+    height, width = _crop(ink).shape
+    return width > _WIDE * height
 
 
 def in_mnist_form(grey: np.ndarray) -> bool:
@@ -82,7 +118,9 @@ def main_part(ink: np.ndarray) -> np.ndarray:
     """Ink without specks, print and whatever else is not of the largest connected part or near it."""
     labels, boxes, areas = _parts(ink)
     main = int(areas.argmax())
-    return np.where(np.isin(labels, _belonging(main, boxes, areas) + 1), ink, 0)
+    near = _NEAR * max(map(_length, boxes[main]))
+    mine = [i for i in range(len(boxes)) if areas[i] >= _SMALL * areas[main] and _near(boxes[i], boxes[main], near)]
+    return np.where(np.isin(labels, np.array(mine) + 1), ink, 0)
 
 
 def _parts(ink):
@@ -94,15 +132,42 @@ def _parts(ink):
     return labels, boxes, np.where(at_edge, _EDGE * areas, areas)
 
 
-def _belonging(main, boxes, areas):
-    """Numbers of the parts that belong to the main one: not too small, and not too far away."""
-    near = _NEAR * max(side.stop - side.start for side in boxes[main])
+def _length(side):
+    return side.stop - side.start
 
-    def touches(box):
-        pairs = zip(box, boxes[main], strict=True)
-        return all(side.start < own.stop + near and side.stop > own.start - near for side, own in pairs)
 
-    return np.array([i for i, box in enumerate(boxes) if areas[i] >= _SMALL * areas[main] and touches(box)])
+def _overlap(side, other):
+    """By how many pixels two ranges overlap; negative for the gap between them."""
+    return min(side.stop, other.stop) - max(side.start, other.start)
+
+
+def _near(box, other, gap):
+    return all(_overlap(*sides) > -gap for sides in zip(box, other, strict=True))
+
+
+def _groups(ink):
+    """The ink of each digit of a row: parts as tall as the largest and beside it, each with what lies near it."""
+    labels, boxes, areas = _parts(ink)
+    main = int(areas.argmax())
+    height, standing = boxes[main][0], []
+    for i, (rows, _) in enumerate(boxes):
+        alike = _TALL <= _length(rows) / _length(height) <= 1 / _TALL
+        beside = _overlap(rows, height) >= 0.5 * min(_length(rows), _length(height))
+        if alike and beside and areas[i] >= _SMALL * areas[main]:
+            standing.append(i)
+    groups: list[tuple[list[int], slice]] = []
+    for i in sorted(standing, key=lambda i: boxes[i][1].start):
+        columns = boxes[i][1]
+        if groups and _overlap(columns, groups[-1][1]) > _OVER * min(_length(columns), _length(groups[-1][1])):
+            members, before = groups[-1]
+            groups[-1] = [*members, i], slice(before.start, max(before.stop, columns.stop))
+        else:
+            groups.append(([i], columns))
+    for i in {i for i in range(len(boxes)) if areas[i] >= _SMALL * areas[main]} - set(standing):
+        members, _ = max(groups, key=lambda group: _overlap(group[1], boxes[i][1]))
+        if any(_near(boxes[i], boxes[other], _NEAR * _length(height)) for other in members):
+            members.append(i)
+    return [np.where(np.isin(labels, np.array(members) + 1), ink, 0) for members, _ in groups]
 
 
 def fit_box(ink: np.ndarray) -> np.ndarray:

@@ -4,13 +4,15 @@ import importlib
 import importlib.util
 import warnings
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from mnist_jax.deploy.digits import to_digit
+from mnist_jax.deploy.digits import Row, to_digit, to_row
 from mnist_jax.errors import InputError
 
+T = TypeVar("T")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "HEIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".pgm", ".ppm", ".avif", ".heic")
 MAX_PIXELS = 25_000_000
@@ -32,10 +34,18 @@ def load_image(path: Path) -> np.ndarray:
 
     Raises InputError as `load_grey`, and if it shows nothing.
     """
-    digit = to_digit(load_grey(path))
-    if digit is None:
+    return _found(path, to_digit(load_grey(path)))
+
+
+def load_row(path: Path) -> Row:
+    """As `load_image`, for one digit or several side by side."""
+    return _found(path, to_row(load_grey(path)))
+
+
+def _found(path: Path, shown: T | None) -> T:
+    if shown is None:
         raise InputError(f"image {str(path)!r} shows nothing; give a digit that stands out from its background")
-    return digit
+    return shown
 
 
 def load_grey(path: Path) -> np.ndarray:

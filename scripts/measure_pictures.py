@@ -1,0 +1,144 @@
+"""Measures how pictures are read: a folder by people, rows, small digits, and what is no digit."""
+
+import dataclasses
+import io
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mnist_jax import ARCHS, evaluate, load_dataset, load_pretrained, predict
+from mnist_jax.cli import run
+from mnist_jax.data import Split
+from mnist_jax.deploy import images, people, reading
+from mnist_jax.deploy.digits import Row, to_digit, to_row
+from mnist_jax.errors import InputError
+from mnist_jax.lab import made
+from mnist_jax.runs.weights import PEN
+from mnist_jax.runtime import environment
+from mnist_jax.steps import Trained
+
+COUNT, SEED = 500, 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Measures how every shipped network reads pictures, and writes it as JSON.
+
+    Small digits are scikit-learn's 1,797 of 8x8, as pictures of 96x96. No digits are 500 each of letters, noise, shapes
+    and Fashion-MNIST's test images, told from the folder's digits.
+
+    Example: python scripts/measure_pictures.py --pictures digits --fashion fashion-mnist --out results/pictures.json
+    """
+
+    pictures: Path
+    """Folder of PERSON/LABEL_*.png."""
+    fashion: Path
+    """Fashion-MNIST: a folder of its IDX files."""
+    out: Path
+    """File to write."""
+
+
+def main(options: Options) -> None:
+    """Reads all pictures once, lets every network answer, and writes."""
+    test, rng = load_dataset("mnist").test, np.random.default_rng(SEED)
+    pictures = people.find_pictures(options.pictures, tuple("0123456789"))
+    begun = time.perf_counter()
+    shown = [_row(picture.file) for picture in pictures]
+    seconds = time.perf_counter() - begun
+    rows = [made.row(rng, test.images, test.labels) for _ in range(100)]
+    pairs = [to_row(grey.astype(float)) for grey, _ in rows]
+    others = {kind: _digits([make(rng) for _ in range(COUNT)]) for kind, make in made.KINDS.items()}
+    others["fashion"] = _digits(list(load_dataset(str(options.fashion)).test.images[:COUNT, :, :, 0]))
+    files = np.stack([to_digit(_through_png(image)) for image in test.images[..., 0]])
+    small, labels = _small_digits()
+    found: dict[str, Any] = {}
+    for name in (*ARCHS, PEN):
+        trained, doubt = load_pretrained(name), reading.load_doubts()[name]
+        given = [row for row in shown if row]
+        answers = iter(reading.read(trained, given, doubt))
+        answers = [next(answers) if row else None for row in shown]
+        score = people.score(pictures, answers)
+        kinds = {kind: _part(pictures, answers, kind) for kind in sorted({_kind(picture) for picture in pictures})}
+        said = [answer.text for answer in reading.read(trained, pairs, doubt)]
+        digits = np.stack([row.digits[0] for row in given])
+        found[name] = {
+            "people": score.as_dict(),
+            "kinds": kinds,
+            "test_accuracy": _accuracy(trained, test),
+            "test_accuracy_of_files": _accuracy(trained, Split(files, test.labels)),
+            "small_digits": _accuracy(trained, Split(small, labels)),
+            "rows_read": sum(text == wanted for text, (_, wanted) in zip(said, rows, strict=True)),
+            "auroc": _told_apart(trained, doubt, digits, others),
+            "digits_called_none": float((doubt.of(predict(trained, digits)) > doubt.limit).mean()),
+            "others_called_none": float(
+                np.mean([doubt.of(predict(trained, each)) > doubt.limit for each in others.values()])
+            ),
+        }
+        print(name, json.dumps(found[name] | {"people": score.accuracy}), flush=True)
+    record = {"version": 1, "seed": SEED, "pictures_a_second": len(pictures) / seconds, "networks": found}
+    record["environment"] = environment(("pillow", "scipy", "scikit-learn"))
+    options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _row(path: Path) -> Row | None:
+    try:
+        return images.load_row(path)
+    except InputError as error:
+        print(f"note: {error}", file=sys.stderr)
+        return None
+
+
+def _kind(picture: people.Picture) -> str:
+    return picture.person.rstrip("0123456789")
+
+
+def _part(pictures, answers, kind):
+    """Accuracy and number of the pictures of one kind: people whose names are alike but for a number."""
+    right = [a is not None and a.text == p.label for p, a in zip(pictures, answers, strict=True) if _kind(p) == kind]
+    return {"count": len(right), "accuracy": sum(right) / len(right)}
+
+
+def _digits(greys):
+    return np.stack([digit for grey in greys if (digit := to_digit(grey.astype(float))) is not None])
+
+
+def _through_png(image):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return np.asarray(Image.open(file), np.float64)
+
+
+def _small_digits():
+    from sklearn.datasets import load_digits  # Only this needs it.
+
+    digits = load_digits()
+    large = [
+        Image.fromarray(np.uint8(255 - np.round(image * 255 / 16))).resize((96, 96), Image.Resampling.BICUBIC)
+        for image in digits.images
+    ]
+    return _digits(list(map(np.asarray, large))), digits.target
+
+
+def _accuracy(trained: Trained, split: Split) -> float:
+    return evaluate(trained, split).mean()[1]
+
+
+def _told_apart(trained, doubt, digits, others):
+    from sklearn.metrics import roc_auc_score
+
+    inside = doubt.of(predict(trained, digits))
+    outside = {name: doubt.of(predict(trained, each)) for name, each in others.items()}
+    outside["all"] = np.concatenate(list(outside.values()))
+    return {
+        name: float(roc_auc_score([0] * len(inside) + [1] * len(each), [*inside, *each]))
+        for name, each in outside.items()
+    }
+
+
+if __name__ == "__main__":
+    run(main, Options, sys.argv[1:], "measure_pictures")
