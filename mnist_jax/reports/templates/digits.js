@@ -56,7 +56,8 @@ function inMnistForm({ h, w, data }) {
 }
 
 function edges({ h, w, data }) {
-  const row = y => data.subarray(y * w, y * w + w), column = x => data.filter((_, i) => i % w === x);
+  const row = y => data.subarray(y * w, y * w + w);
+  const column = x => Float64Array.from({ length: h }, (_, y) => data[y * w + x]);
   return [row(0), row(h - 1), column(0), column(w - 1)];
 }
 
@@ -122,7 +123,7 @@ function fitBox(ink) {
   const small = resize(trim(thicken(resize(trim(ink), FINE))), BOX), { h, w } = small;
   const dark = quantile(small.data.filter(v => v > 0), 0.9), placed = new Uint8Array(SIZE * SIZE);
   small.data = Float64Array.from(small.data, v => clip(v / dark, 0, 1) * 255);
-  const corner = (middle, length) => clip(Math.floor(SIZE / 2 - middle + 0.5), 0, SIZE - length);
+  const corner = (middle, length) => clip(Math.floor(SIZE / 2 - middle + 0.500001), 0, SIZE - length);
   const [y, x] = massOf(small), down = corner(y, h), over = corner(x, w);
   small.data.forEach((v, i) => { placed[(Math.floor(i / w) + down) * SIZE + i % w + over] = Math.floor(v + 0.5); });
   return placed;
