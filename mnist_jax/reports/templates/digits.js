@@ -64,14 +64,14 @@ function edges({ h, w, data }) {
 // What differs from the paper, which is a plane through the medians of the edges; null if nothing does.
 function findInk(grey) {
   const { h, w } = grey, border = p => median(edges(p).flatMap(edge => Array.from(edge)));
-  const light = border(grey) >= 128, level = { h, w, data: Float64Array.from(grey.data, v => light ? v : 255 - v) };
-  const [top, bottom, left, right] = edges(level).map(edge => quantile(edge, 0.75));
+  const light = border(grey) >= 128, data = new Float64Array(grey.data).map(v => light ? v : 255 - v);
+  const [top, bottom, left, right] = edges({ h, w, data }).map(edge => quantile(edge, 0.75));
   const ramp = n => Float64Array.from({ length: n }, (_, i) => n > 2 ? i / (n - 1) - 0.5 : 0);
   const down = ramp(h), over = ramp(w);
   for (let y = 0; y < h; y++) for (let x = 0; x < w; x++) {
-    level.data[y * w + x] = level.data[y * w + x] - (bottom - top) * down[y] - (right - left) * over[x];
+    data[y * w + x] = data[y * w + x] - (bottom - top) * down[y] - (right - left) * over[x];
   }
-  const paper = border(level), difference = level.data.map(v => clip(paper - v, 0, 255));
+  const paper = border({ h, w, data }), difference = data.map(v => clip(paper - v, 0, 255));
   if (difference.every(v => v < FAINT)) return null;
   const threshold = otsu(difference), faint = 0.6 * threshold, strong = median(difference.filter(v => v >= threshold));
   return { h, w, data: difference.map(v => clip((v - faint) / (strong - faint), 0, 1)) };
@@ -94,7 +94,7 @@ function otsu(values) {
 function mainPart({ h, w, data }) {
   const labels = new Int32Array(h * w), parts = [];
   for (let start = 0; start < h * w; start++) {
-    if (data[start] === 0 || labels[start]) continue;
+    if (!data[start] || labels[start]) continue;
     const part = { top: h, bottom: 0, left: w, right: 0, area: 0 }, todo = [start];
     labels[start] = parts.push(part);
     while (todo.length) {
@@ -112,10 +112,10 @@ function mainPart({ h, w, data }) {
   }
   const main = parts.reduce((best, part) => part.area > best.area ? part : best);
   const near = NEAR * Math.max(main.bottom - main.top, main.right - main.left);
-  const belongs = parts.map(part => part.area >= SMALL * main.area
+  const belongs = [false, ...parts.map(part => part.area >= SMALL * main.area
     && part.top < main.bottom + near && part.bottom > main.top - near
-    && part.left < main.right + near && part.right > main.left - near);
-  return { h, w, data: data.map((v, i) => belongs[labels[i] - 1] ? v : 0) };
+    && part.left < main.right + near && part.right > main.left - near)];
+  return { h, w, data: data.map((v, i) => belongs[labels[i]] ? v : 0) };
 }
 
 // Ink in a box of 20x20, thin strokes thickened, its center of mass in the middle of 28x28 bytes.
@@ -137,15 +137,13 @@ function massOf({ w, data }) {
 // Without the empty rows and columns around it.
 function trim({ h, w, data }) {
   let top = h, bottom = 0, left = w, right = 0;
-  data.forEach((v, i) => {
-    if (v === 0) return;
+  for (let i = 0; i < h * w; i++) if (data[i] > 0) {
     const y = Math.floor(i / w), x = i % w;
     top = Math.min(top, y); bottom = Math.max(bottom, y + 1); left = Math.min(left, x); right = Math.max(right, x + 1);
-  });
-  return {
-    h: bottom - top, w: right - left,
-    data: data.filter((_, i) => i >= top * w && i < bottom * w && i % w >= left && i % w < right),
-  };
+  }
+  const wide = right - left, inner = new Float64Array((bottom - top) * wide);
+  for (let y = top; y < bottom; y++) inner.set(data.subarray(y * w + left, y * w + right), (y - top) * wide);
+  return { h: bottom - top, w: wide, data: inner };
 }
 
 // As Pillow does it, bilinear: of each target pixel its first source pixel, and the weights of that and the next ones.
