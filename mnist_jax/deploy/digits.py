@@ -184,7 +184,8 @@ def fit_box(ink: np.ndarray) -> np.ndarray:
     corner = []
     for axis, length in enumerate(small.shape):
         middle = (small.sum(1 - axis) * np.arange(length)).sum() / mass
-        corner.append(int(np.clip(np.floor(_SIZE / 2 - middle + 0.5), 0, _SIZE - length)))
+        # What is symmetric lies at a half, which goes up however its sum is rounded.
+        corner.append(int(np.clip(np.floor(_SIZE / 2 - middle + 0.500001), 0, _SIZE - length)))
     down, right = corner
     placed[down : down + small.shape[0], right : right + small.shape[1]] = np.floor(small + 0.5)
     return placed[..., None]

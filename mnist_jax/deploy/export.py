@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
+from mnist_jax.deploy.images import MAX_PIXELS
 from mnist_jax.errors import InputError
 from mnist_jax.layers import FLAX
 from mnist_jax.models import IMAGE_SHAPE, Network
@@ -156,7 +157,7 @@ def to_page(networks: Sequence[Trained], image: np.ndarray) -> str:
       image: uint8 [28, 28, 1], what is there before the first stroke.
 
     Returns:
-      HTML, with three bytes of each weight in it, which rounds it by a part in 2^16 at most.
+      HTML, with 20 bits of each weight in it: rounded by a part in 2^20 of the largest of its output channel.
 
     Raises InputError for networks of other images, or of several data sets.
     """
@@ -165,31 +166,38 @@ def to_page(networks: Sequence[Trained], image: np.ndarray) -> str:
         same = (other.mean, other.deviation, other.classes) == (first.mean, first.deviation, first.classes)
         if other.image_shape != IMAGE_SHAPE or not same:
             raise InputError(f"{other} cannot be on the page; give networks of one data set of 28x28x1 images")
-    described = []
-    for trained in networks:
-        ops = operations(trained)
-        weights = np.concatenate([op.weights.ravel() for op in ops if op.weights is not None]).astype("<f4")
-        rounded = (weights.view("<u4").astype(np.uint64) + 0x80).astype("<u4").view(np.uint8)
-        upper = rounded.reshape(-1, 4)[:, 1:]
-        shapes = [() if op.weights is None else op.weights.shape for op in ops]
-        steps = [op._replace(weights=None)._asdict() | {"shape": shape} for op, shape in zip(ops, shapes, strict=True)]
-        described.append(
-            {
-                "arch": _name(trained),
-                "parameters": count_params(trained.variables["params"]),
-                "steps": steps,
-                "weights": base64.b64encode(upper.tobytes()).decode(),
-            }
-        )
+    described = [
+        {
+            "arch": _name(trained),
+            "parameters": count_params(trained.variables["params"]),
+            "steps": [op._asdict() | _packed(op.weights) for op in operations(trained)],
+        }
+        for trained in networks
+    ]
     return render(
         "draw.html",
         names=", ".join(map(_name, networks)),
-        networks=json.dumps(described),
+        networks=json.dumps(described, separators=(",", ":")),
         image=base64.b64encode(image.tobytes()).decode(),
         mean=first.mean[0],
         std=first.deviation[0],
         classes=first.classes,
+        max_pixels=MAX_PIXELS,
     )
+
+
+def _packed(weights: np.ndarray | None) -> dict[str, Any]:
+    """The shape, and in base64 a scale for each output channel, float32, and the weights in units of it.
+
+    Of their 20 bits the upper 16 come first, and then the lower 4, two to a byte.
+    """
+    if weights is None:
+        return {"shape": (), "weights": ""}
+    scale = np.maximum(np.abs(weights).reshape(-1, weights.shape[-1]).max(0), 1e-30).astype("<f4") / (2**19 - 1)
+    whole = np.rint(weights / scale).astype(np.int64).ravel()
+    low = np.pad(whole & 15, (0, whole.size % 2)).astype(np.uint8).reshape(-1, 2)
+    packed = scale.tobytes() + (whole >> 4).astype("<i2").tobytes() + (low[:, 0] + 16 * low[:, 1]).tobytes()
+    return {"shape": weights.shape, "weights": base64.b64encode(packed).decode()}
 
 
 def _name(trained: Trained) -> str:
