@@ -18,7 +18,8 @@ from mnist_jax.deploy import images, people, reading
 from mnist_jax.deploy.digits import Row, to_digit, to_row
 from mnist_jax.errors import InputError
 from mnist_jax.lab import made
-from mnist_jax.runs.weights import PEN
+from mnist_jax.lab.records import Pictures
+from mnist_jax.runs.weights import READER
 from mnist_jax.runtime import environment
 from mnist_jax.steps import Trained
 
@@ -57,7 +58,7 @@ def main(options: Options) -> None:
     files = np.stack([to_digit(_through_png(image)) for image in test.images[..., 0]])
     small, labels = _small_digits()
     found: dict[str, Any] = {}
-    for name in (*ARCHS, PEN):
+    for name in (*ARCHS, READER):
         trained, doubt = load_pretrained(name), reading.load_doubts()[name]
         given = [row for row in shown if row]
         answers = iter(reading.read(trained, given, doubt))
@@ -80,9 +81,8 @@ def main(options: Options) -> None:
             ),
         }
         print(name, json.dumps(found[name] | {"people": score.accuracy}), flush=True)
-    record = {"version": 1, "seed": SEED, "pictures_a_second": len(pictures) / seconds, "networks": found}
-    record["environment"] = environment(("pillow", "scipy", "scikit-learn"))
-    options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    record = Pictures(found, SEED, len(pictures) / seconds, environment(("pillow", "scipy", "scikit-learn")))
+    options.out.write_text(json.dumps(record._asdict(), indent=1) + "\n", encoding="utf-8")
 
 
 def _row(path: Path) -> Row | None:

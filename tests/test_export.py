@@ -19,6 +19,7 @@ from mnist_jax import ARCHS, load_pretrained, make_model, models, predict
 from mnist_jax.deploy import export
 from mnist_jax.deploy.digits import to_digit
 from mnist_jax.deploy.images import load_grey
+from mnist_jax.deploy.reading import load_doubts
 
 LAYOUT = "crop1-8-s8p-pool-=2-6"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -115,11 +116,11 @@ def networks(shipped):
 
 @pytest.fixture(scope="module")
 def page(networks, mnist):
-    return export.to_page(networks, mnist.test.images[0])
+    return export.to_page(networks, mnist.test.images[0], [load_doubts()["bn_dropout"]])
 
 
 def test_the_page_is_small_and_whole_in_itself(shipped, page, mnist):
-    largest = export.to_page([shipped] * 3, mnist.test.images[0])
+    largest = export.to_page([shipped] * 3, mnist.test.images[0], [load_doubts()["bn_dropout"]] * 3)
     assert len(largest.encode()) < 150_000
     assert not re.search(r"https?:|@import|url\(|src=|href=", page)
 
@@ -152,6 +153,9 @@ def test_the_page_computes_what_flax_does(networks, in_node, mnist):
     found = in_node(f"NETWORKS.map(network => {each})", images.tobytes())
     for trained, logits in zip(networks, found, strict=True):
         np.testing.assert_allclose(logits, predict(trained, images), atol=1e-3)
+    logits = np.asarray(found[0])
+    doubts = in_node(f"{logits.tolist()}.map(logits => doubtOf(NETWORKS[0].doubt, logits))", b"")
+    np.testing.assert_allclose(doubts, load_doubts()["bn_dropout"].of(logits), rtol=1e-6)
 
 
 def made_pictures(images):

@@ -11,12 +11,12 @@ from mnist_jax.deploy import people, reading
 from mnist_jax.deploy.digits import Row, fit_box, in_mnist_form, to_digit, to_row
 from mnist_jax.deploy.reading import Answer
 from mnist_jax.lab import made
-from mnist_jax.runs.weights import PEN
+from mnist_jax.runs.weights import READER
 
 
 @pytest.fixture(scope="module")
 def pen():
-    return load_pretrained(PEN)
+    return load_pretrained(READER)
 
 
 def on_paper(image, scale=4, paper=230, ink=20, margin=20):
@@ -104,7 +104,7 @@ def test_where_a_digit_ends_may_be_uncertain():
 def test_doubt_is_a_distance_and_tells_letters_from_digits(mnist, pen):
     identity = reading.Doubt(np.eye(3) * 10, np.eye(3), 2.0, 0.0)
     np.testing.assert_allclose(identity.of(np.array([[10.0, 0, 0], [10, 3, 4]])), [-5, 5 - 5])
-    doubt, rng = reading.load_doubts()[PEN], np.random.default_rng(1)
+    doubt, rng = reading.load_doubts()[READER], np.random.default_rng(1)
     letters = np.stack([to_digit(made.letter(rng).astype(float)) for _ in range(100)])
     inside, outside = (doubt.of(predict(pen, images)) for images in (mnist.test.images[:2000], letters))
     assert (inside > doubt.limit).mean() < 0.01
@@ -123,9 +123,9 @@ def test_calibrating_takes_the_limit_from_the_digits(mnist):
 
 def test_an_answer_names_what_it_doubts():
     shares = np.array([[0.62, 0.378, 0.002], [0.98, 0.01, 0.01]])
-    plain = reading.answer_of("abc", Row((None, None)), shares[1:], False)
+    plain = reading.answer_of(("a", "b", "c"), Row((None, None)), shares[1:], False)
     assert (plain.text, plain.remarks) == ("a", ())
-    doubtful = reading.answer_of("abc", Row((None, None), True), shares, True)
+    doubtful = reading.answer_of(("a", "b", "c"), Row((None, None), True), shares, True)
     assert doubtful.text == "aa"
     assert doubtful.remarks == ("a or b (37.8%)", "no digit?", "uncertain where a digit ends")
 
@@ -139,7 +139,7 @@ def test_the_score_counts_people_not_pictures():
     pictures = [people.Picture(Path(f"p{i}/1_{j}.png"), f"p{i}", "1") for i in range(4) for j in range(4)]
     answers = [said("7" if i < 2 else "1", 0.95) for i in range(15)] + [None]
     score = people.score(pictures, answers)
-    assert (score.count, score.accuracy, score.sure_and_wrong) == (16, 13 / 16, 2)
+    assert (score.pictures, score.accuracy, score.sure_and_wrong) == (16, 13 / 16, 2)
     assert score.people == {"p0": (4, 2), "p1": (4, 4), "p2": (4, 4), "p3": (4, 3)}
     assert score.confusions == [("1", "7", 2), ("1", "-", 1)]
     assert score.calibration_error == pytest.approx((15 * 0.95 - 13) / 16)

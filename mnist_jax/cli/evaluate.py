@@ -13,7 +13,7 @@ from mnist_jax.data import load_dataset
 from mnist_jax.deploy import people, reading
 from mnist_jax.errors import InputError
 from mnist_jax.runs import directory
-from mnist_jax.runs.weights import PEN
+from mnist_jax.runs.weights import READER
 from mnist_jax.scoring import evaluate
 from mnist_jax.steps import Trained
 
@@ -35,7 +35,7 @@ class Options:
     run_dir: tyro.conf.Positional[Path | None] = None
     """Directory of a finished run."""
     arch: str | None = None
-    """In place of a run: the network whose shipped weights to score; with --pictures accurate-pen if not given."""
+    """In place of a run: the network whose shipped weights to score; with --pictures accurate-held-out if not given."""
     pictures: Path | None = None
     """Score the pictures of this folder in place of test images."""
     page: Path | None = None
@@ -92,7 +92,7 @@ def main(options: Options) -> None:
 
 def score_pictures(options: Options, folder: Path) -> None:
     """Reads every picture, scores the answers, prints and writes the page."""
-    name = options.arch or ("" if options.run_dir else PEN)
+    name = options.arch or ("" if options.run_dir else READER)
     trained: Trained = load_trained(options.run_dir, name or None)
     pictures = people.find_pictures(folder, trained.classes)
     rows, _ = load_rows(tuple(picture.file for picture in pictures))
@@ -105,7 +105,7 @@ def score_pictures(options: Options, folder: Path) -> None:
         for person, (count, right) in score.people.items():
             print(f"{person}: {right} of {count}")
         low, high = score.interval
-        print(f"all {score.count} by {len(score.people)} people: {score.accuracy:.2%} (95% {low:.2%} to {high:.2%})")
+        print(f"all {score.pictures} by {len(score.people)} people: {score.accuracy:.2%} (95% {low:.2%} to {high:.2%})")
         taken = ", ".join(f"{label} as {said} {count}x" for label, said, count in score.confusions)
         print(f"taken: {taken or 'none for another'}")
         print(f"sure (90%) and wrong: {score.sure_and_wrong}; calibration error {score.calibration_error:.2%}")

@@ -8,7 +8,9 @@ import tyro
 from mnist_jax.cli.program import load_trained, writing
 from mnist_jax.data import load_dataset
 from mnist_jax.deploy import export
+from mnist_jax.deploy.reading import load_doubts
 from mnist_jax.errors import InputError
+from mnist_jax.runs.weights import READER
 
 # The extra that each format needs, if any.
 FORMATS: dict[str, str | None] = {"web": None, "stablehlo": "export", "onnx": "onnx"}
@@ -33,7 +35,7 @@ class Options:
     run_dir: tyro.conf.Positional[Path | None] = None
     """Directory of a finished run."""
     arch: tuple[str, ...] = ()
-    """In place of a run: the network whose shipped weights to export; for web, one or several."""
+    """In place of a run: the shipped weights to export, accurate-held-out if not given; for web, one or several."""
     format: str = "web"
     """What to write: web, stablehlo or onnx."""
 
@@ -42,12 +44,15 @@ def main(options: Options) -> None:
     """Loads, converts and writes."""
     if options.format not in FORMATS:
         raise InputError(f"unknown format {options.format!r}; choose from {', '.join(FORMATS)}")
-    networks = [load_trained(options.run_dir, arch) for arch in options.arch or (None,)]
+    names = options.arch or (() if options.run_dir else (READER,))
+    networks = [load_trained(options.run_dir, name) for name in names or (None,)]
     if len(networks) > 1 and options.format != "web":
         raise InputError(f"format {options.format} is for one network, not {len(networks)}; name one, or use web")
     try:
         if options.format == "web":
-            content = export.to_page(networks, load_dataset("mnist").test.images[0])
+            content = export.to_page(
+                networks, load_dataset("mnist").test.images[0], list(map(load_doubts().get, names))
+            )
         elif options.format == "stablehlo":
             content = export.to_stablehlo(networks[0])
         else:

@@ -12,7 +12,7 @@ import tyro
 from mnist_jax.cli.program import load_trained
 from mnist_jax.deploy import digits, images, reading
 from mnist_jax.errors import InputError
-from mnist_jax.runs.weights import PEN
+from mnist_jax.runs.weights import READER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Options:
 
     paths: tyro.conf.Positional[tuple[Path, ...]]
     """Files and folders."""
-    arch: str = PEN
-    """The shipped weights to use: those of a network by its name, or accurate-pen, trained for people's own digits."""
+    arch: str = READER
+    """The shipped weights to use: a network's, or accurate-held-out, whose doubt is calibrated on held-out images."""
     run_dir: Path | None = None
     """In their place, the weights of a run."""
     show: bool = False

@@ -4,7 +4,7 @@ The page to draw on does the same steps in `templates/digits.js`.
 """
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -71,8 +71,8 @@ def in_mnist_form(grey: np.ndarray) -> bool:
     if grey.shape != (_SIZE, _SIZE) or grey.max() < 128 or grey[[0, 0, -1, -1], [0, -1, 0, -1]].any():
         return False
     height, width = (np.ptp(np.flatnonzero(grey.any(axis))) + 1 for axis in (1, 0))
-    middle = ndimage.center_of_mass(grey)
-    return max(height, width) in (_BOX - 1, _BOX) and max(abs(place - _SIZE / 2) for place in middle) < 1
+    off = np.abs(np.array(ndimage.center_of_mass(grey)) - _SIZE / 2)
+    return max(height, width) in (_BOX - 1, _BOX) and bool((off < 1).all())
 
 
 def find_ink(grey: np.ndarray) -> np.ndarray | None:
@@ -125,7 +125,8 @@ def main_part(ink: np.ndarray) -> np.ndarray:
 
 def _parts(ink):
     """Connected parts: labels from 1, and for each its box, slices, and its area; one at the edge counts for less."""
-    labels, count = ndimage.label(ink > 0, np.ones((3, 3)))
+    labeled: Any = ndimage.label(ink > 0, np.ones((3, 3)))
+    labels, count = labeled
     boxes = ndimage.find_objects(labels)
     areas = ndimage.sum_labels(ink, labels, np.arange(1, count + 1))
     at_edge = [any(side.start == 0 or side.stop == n for side, n in zip(box, ink.shape, strict=True)) for box in boxes]
@@ -179,7 +180,7 @@ def fit_box(ink: np.ndarray) -> np.ndarray:
     """
     fine = _thicken(_resize(_crop(ink), _FINE))
     small = _resize(_crop(fine), _BOX)
-    small = np.clip(small / np.percentile(small[small > 0], 90), 0, 1) * 255
+    small = np.clip(small / np.percentile(small[small > 0], 80), 0, 1) * 255
     mass, placed = small.sum(), np.zeros((_SIZE, _SIZE), np.uint8)
     corner = []
     for axis, length in enumerate(small.shape):

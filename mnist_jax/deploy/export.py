@@ -2,6 +2,7 @@
 
 import base64
 import importlib
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 from jax import export
 
 from mnist_jax.deploy.images import MAX_PIXELS
+from mnist_jax.deploy.reading import Doubt
 from mnist_jax.errors import InputError
 from mnist_jax.layers import FLAX
 from mnist_jax.models import IMAGE_SHAPE, Network
@@ -149,12 +151,13 @@ def _merge(ops: list[Op]) -> list[Op]:
     return merged
 
 
-def to_page(networks: Sequence[Trained], image: np.ndarray) -> str:
+def to_page(networks: Sequence[Trained], image: np.ndarray, doubts: Sequence[Doubt | None] = ()) -> str:
     """A page on which a person draws a digit and sees what networks make of it; it needs nothing but a browser.
 
     Args:
       networks: of one data set of 28x28 images with one channel.
       image: uint8 [28, 28, 1], what is there before the first stroke.
+      doubts: for each network what tells no digit, or None.
 
     Returns:
       HTML, with 20 bits of each weight in it: rounded by a part in 2^20 of the largest of its output channel.
@@ -171,8 +174,9 @@ def to_page(networks: Sequence[Trained], image: np.ndarray) -> str:
             "arch": _name(trained),
             "parameters": count_params(trained.variables["params"]),
             "steps": [op._asdict() | _packed(op.weights) for op in operations(trained)],
+            "doubt": doubt and doubt._asdict(),
         }
-        for trained in networks
+        for trained, doubt in itertools.zip_longest(networks, doubts)
     ]
     return render(
         "draw.html",

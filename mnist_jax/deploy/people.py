@@ -34,7 +34,7 @@ class Score(NamedTuple):
     """How right answers are.
 
     Attributes:
-      count: pictures in all; one that could not be read counts as wrong.
+      pictures: how many in all; one that could not be read counts as wrong.
       accuracy: fraction that is right.
       interval: 95% interval of the accuracy over people, by resampling people.
       people: pictures and right ones of each person.
@@ -43,7 +43,7 @@ class Score(NamedTuple):
       calibration_error: expected calibration error, in ten bins of confidence.
     """
 
-    count: int
+    pictures: int
     accuracy: float
     interval: tuple[float, float]
     people: dict[str, tuple[int, int]]
@@ -116,7 +116,7 @@ def page(
             continue
         seen = [_data_url(digit[..., 0]) for digit in rows[picture.file].digits] if picture.file in rows else []
         try:
-            shown = _data_url(np.uint8(load_grey(picture.file)))
+            shown = _data_url(load_grey(picture.file).astype(np.uint8))
         except InputError:
             shown = ""
         errors.append({"picture": picture, "answer": answer, "shown": shown, "seen": seen})

@@ -90,7 +90,7 @@ def read(trained: Trained, rows: Sequence[Row], doubt: Doubt | None = None) -> l
 
 
 def answer_of(
-    classes: Sequence[str], row: Row, probabilities: Float[np.ndarray, "digits classes"], strange: bool
+    classes: tuple[str, ...], row: Row, probabilities: Float[np.ndarray, "digits classes"], strange: bool
 ) -> Answer:
     """The answer of a row from the probabilities of its digits; `strange` if one of them is no digit."""
     remarks = []

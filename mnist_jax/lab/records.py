@@ -70,6 +70,16 @@ class Speed(NamedTuple):
     version: int = VERSION
 
 
+class Pictures(NamedTuple):
+    """How pictures are read by each shipped network: `pictures.json`, by `scripts/measure_pictures.py`."""
+
+    networks: dict[str, dict[str, Any]]
+    seed: int
+    pictures_a_second: float
+    environment: dict[str, Any]
+    version: int = VERSION
+
+
 class TimeToTarget(NamedTuple):
     """Seconds of whole runs, one value per round: `time-to-target*.json`; no `torch_arch` is the same network."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from mnist_jax.lab import records
-from mnist_jax.lab.records import Speed, TimeToTarget, TpuEstimates, Trial, read_trials
+from mnist_jax.lab.records import Pictures, Speed, TimeToTarget, TpuEstimates, Trial, read_trials
 from mnist_jax.models import ARCHS, make_model
 from mnist_jax.objective import PARAMETER_LIMIT, epoch_line
 from mnist_jax.recipes.config import RECIPES
@@ -209,6 +209,22 @@ def tpu_table(estimated: Iterable[TpuEstimates]) -> Iterator[str]:
             )
 
 
+def pictures_table(measured: Pictures) -> Iterator[str]:
+    """How each network reads pictures by people, small digits, rows, and what is no digit."""
+    yield from _head(
+        "| weights | right, % (95% over people) | photographs, % | 8x8 digits, % | rows of 100 | sure and wrong "
+        "| calibration error, % | no digit?, AUROC | MNIST as files, % |"
+    )
+    for name, found in measured.networks.items():
+        people, (low, high) = found["people"], found["people"]["interval"]
+        yield (
+            f"| `{name}` | {100 * people['accuracy']:.2f} ({100 * low:.1f} to {100 * high:.1f}) "
+            f"| {100 * found['kinds']['photo']['accuracy']:.1f} | {100 * found['small_digits']:.1f} "
+            f"| {found['rows_read']} | {people['sure_and_wrong']} | {100 * people['calibration_error']:.1f} "
+            f"| {found['auroc']['all']:.3f} | {100 * found['test_accuracy_of_files']:.2f} |"
+        )
+
+
 def run_text(results: Path) -> Iterator[str]:
     """The lines that `scripts/train.py` prints per epoch, for seed 1 of the default recipe."""
     trials = read_trials(results / "default-bn_dropout.jsonl")
@@ -228,6 +244,7 @@ TABLES: dict[str, Callable[[Path], Iterator[str]]] = {
     "errors": errors_table,
     "speed": lambda results: speed_table(_read(Speed, (results / f"benchmark-{arch}.json" for arch in ARCHS))),
     "time": lambda results: time_table(_read(TimeToTarget, sorted(results.glob("time-to-target*.json")))),
+    "pictures": lambda results: pictures_table(next(_read(Pictures, [results / "pictures.json"]))),
     "tpu": lambda results: tpu_table(_read(TpuEstimates, (results / f"tpu-{arch}.json" for arch in ARCHS))),
 }
 

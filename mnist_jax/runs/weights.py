@@ -21,7 +21,7 @@ from mnist_jax.summary import abstract_variables
 
 FORMAT = 2  # 1 had the network's name and the weights only: they are of MNIST.
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
-PEN = "accurate-pen"  # Weights of `accurate` by the recipe `pen`.
+READER = "accurate-held-out"  # What reads pictures: doubt is calibrated on images that the weights have not seen.
 
 _MNIST = {
     "mean": [MEAN],
@@ -112,12 +112,13 @@ def load_weights(path: str | Path, *, model: nn.Module | None = None) -> Trained
 
 
 def load_pretrained(name: str) -> Trained:
-    """A trained network as shipped: seed 1, a seed fixed beforehand, of the `default` recipe; of `pen` if it ends so.
+    """A trained network as shipped, by its name: the `default` recipe's seed 1, a seed fixed beforehand.
 
-    `accurate-pen` is trained for people's own digits, without the last 10,000 training images, which calibrate its
-    doubt. Raises InputError if no weights of that name are shipped, or the file in the package is damaged.
+    `accurate-held-out` is `accurate` trained without the last 10,000 training images, which calibrate its doubt.
+
+    Raises InputError if no weights of that name are shipped, or the file in the package is damaged.
     """
-    names = (*ARCHS, PEN)
+    names = (*ARCHS, READER)
     if name not in names:
         raise InputError(f"no weights of {name!r} are shipped; choose from {', '.join(names)}")
     return load_weights(PRETRAINED / f"{name}.safetensors")

@@ -121,7 +121,7 @@ function mainPart({ h, w, data }) {
 // Ink in a box of 20x20, thin strokes thickened, its center of mass in the middle of 28x28 bytes.
 function fitBox(ink) {
   const small = resize(trim(thicken(resize(trim(ink), FINE))), BOX), { h, w } = small;
-  const dark = quantile(small.data.filter(v => v > 0), 0.9), placed = new Uint8Array(SIZE * SIZE);
+  const dark = quantile(small.data.filter(v => v > 0), 0.8), placed = new Uint8Array(SIZE * SIZE);
   small.data = Float64Array.from(small.data, v => clip(v / dark, 0, 1) * 255);
   const corner = (middle, length) => clip(Math.floor(SIZE / 2 - middle + 0.500001), 0, SIZE - length);
   const [y, x] = massOf(small), down = corner(y, h), over = corner(x, w);

@@ -83,6 +83,15 @@ function predict(network, picture, maps = []) {
   return Array.from(x.data);
 }
 
+// As in Python: the distance of logits to the nearest class, less how large the largest is.
+function doubtOf({ means, precision, spread }, logits) {
+  const squares = means.map(mean => {
+    const apart = logits.map((v, i) => v - mean[i]);
+    return apart.reduce((sum, a, i) => sum + a * apart.reduce((t, b, j) => t + b * precision[i][j], 0), 0);
+  });
+  return Math.sqrt(Math.min(...squares)) - Math.max(...logits) / spread;
+}
+
 function softmax(logits) {
   const most = Math.max(...logits), e = logits.map(v => Math.exp(v - most)), sum = e.reduce((a, b) => a + b, 0);
   return e.map(v => v / sum);
