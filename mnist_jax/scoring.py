@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
@@ -49,7 +48,7 @@ def predict(trained: Trained, images: ArrayLike, batch_size: int = 250) -> Float
     images = as_images(images)
     _require_shape(trained, images)
     order = _in_order(len(images), min(batch_size, max(len(images), 1)))
-    shared, logits = jax.device_put((images, order)), jnp.zeros((*order.shape, len(trained.classes)), jnp.float32)
+    *shared, logits = jax.device_put((images, order, np.zeros((*order.shape, len(trained.classes)), np.float32)))
     logits, _ = loop(predict_body, range(len(order)), logits, None, trained, shared, None)
     return np.asarray(logits).reshape(-1, len(trained.classes))[: len(images)]
 

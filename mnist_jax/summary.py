@@ -6,11 +6,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mnist_jax.models import IMAGE_SHAPE
+from mnist_jax.layers import FLAX
+from mnist_jax.models import IMAGE_SHAPE, Network
 
 
 def abstract_variables(model: nn.Module, image_shape: tuple[int, int, int] = IMAGE_SHAPE) -> dict[str, Any]:
     """Shapes and dtypes of a network's variables, as `jax.ShapeDtypeStruct`, without computing any."""
+    if isinstance(model, Network):  # The same variables, and sooner traced.
+        model = model.clone(layers=FLAX, kernel_init=nn.initializers.zeros)
     return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False))
 
 

@@ -28,7 +28,7 @@ COUNT, SEED = 500, 24
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Measures how every shipped network reads pictures, and writes it as JSON.
+    """Measures how every shipped network reads pictures, and writes it as JSON; it needs scikit-learn.
 
     Small digits are scikit-learn's 1,797 of 8x8, as pictures of 96x96. No digits are 500 each of letters, noise, shapes
     and Fashion-MNIST's test images, told from the folder's digits.

@@ -101,7 +101,9 @@ def test_tools_understand_their_commands(command):
 def test_commands_work_in_their_order(script, mnist, monkeypatch, tmp_path):
     monkeypatch.setattr(tables, "insert_tables", lambda text, results: text)  # README stays as it is.
     seven = mnist.test.images[list(mnist.test.labels).index(7), :, :, 0]
-    Image.fromarray(255 - seven).resize((112, 112)).save(tmp_path / "seven.png")
+    for name in ("seven.png", "digits/seven.png", "class/ann/7_1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(255 - seven).resize((112, 112)).save(tmp_path / name)
     shorter = {
         "train.py": [*SMALL, "--no-report"],
         "search.py": [*SMALL, "--recipe", "reference", "--held-out", "100", "--log", "log.jsonl"],

@@ -107,7 +107,7 @@ def test_doubt_is_a_distance_and_tells_letters_from_digits(mnist, pen):
     doubt, rng = reading.load_doubts()[READER], np.random.default_rng(1)
     letters = np.stack([to_digit(made.letter(rng).astype(float)) for _ in range(100)])
     inside, outside = (doubt.of(predict(pen, images)) for images in (mnist.test.images[:2000], letters))
-    assert (inside > doubt.limit).mean() < 0.01
+    assert (inside > doubt.limit).mean() < 0.02
     assert (inside[:, None] < outside).mean() > 0.9  # The area under the curve.
 
 
@@ -118,7 +118,7 @@ def test_calibrating_takes_the_limit_from_the_digits(mnist):
     doubt = reading.calibrate(logits, labels)
     np.testing.assert_allclose(doubt.means, 8 * np.eye(4), atol=0.2)
     np.testing.assert_allclose(doubt.precision, np.eye(4), atol=0.1)
-    assert (doubt.of(logits) > doubt.limit).mean() == pytest.approx(0.001, abs=0.0006)
+    assert (doubt.of(logits) > doubt.limit).mean() == pytest.approx(0.01, abs=0.001)
 
 
 def test_an_answer_names_what_it_doubts():
@@ -149,6 +149,8 @@ def test_the_score_counts_people_not_pictures():
 
 
 def test_evaluate_scores_pictures_and_shows_the_errors(script, mnist, tmp_path):
+    first = mnist.test.labels[0]
+    assert first != 1
     for person in ("ann", "bob"):
         (tmp_path / person).mkdir()
         for i in range(5):
@@ -158,11 +160,11 @@ def test_evaluate_scores_pictures_and_shows_the_errors(script, mnist, tmp_path):
     status, out, err = script(*command)
     assert (status, err) == (0, "")
     assert "bob: 4 of 5\nall 10 by 2 people: 90.00%" in out
-    assert "taken: 1 as 7 1x" in out
+    assert f"taken: 1 as {first} 1x" in out
     page = (tmp_path / "errors.html").read_text()
     assert page.count("data:image/png;base64,") == 2
-    assert "bob/1_0.png: 1,\n    taken for 7" in page
-    assert json.loads(script(*command, "--json")[1])["confusions"] == [["1", "7", 1]]
+    assert f"bob/1_0.png: 1,\n    taken for {first}" in page
+    assert json.loads(script(*command, "--json")[1])["confusions"] == [["1", str(first), 1]]
     (tmp_path / "bob" / "x_1.png").write_bytes((tmp_path / "bob" / "1_0.png").read_bytes())
     assert_refused(script(*command), "x_1.png", "LABEL_*")
     assert_refused(script("evaluate.py", "--pictures", tmp_path / "none"), "holds no pictures")
@@ -173,12 +175,15 @@ def test_predict_says_numbers_and_doubts(script, mnist, tmp_path):
     rng = np.random.default_rng(0)
     grey, wanted = made.row(rng, mnist.test.images, mnist.test.labels)
     Image.fromarray(grey).save(tmp_path / "row.png")
-    Image.fromarray(made.KINDS["noise"](rng)).save(tmp_path / "noise.png")
-    status, out, err = script("predict.py", tmp_path / "row.png", tmp_path / "noise.png", "--show")
+    status, out, err = script("predict.py", tmp_path / "row.png", "--show")
+    first, *seen = out.splitlines()
     assert (status, err) == (0, "")
-    assert f"row.png: {wanted}  " in out
-    assert "no digit?" in out.splitlines()[-29]
-    assert {len(line) for line in out.splitlines()[-28:]} == {56}
+    assert first.startswith(f"{tmp_path / 'row.png'}: {wanted}  ")
+    assert [len(line) for line in seen] == [56] * 28 + ([0] + [56] * 28) * (len(wanted) - 1)
+    (tmp_path / "noise").mkdir()
+    for i in range(20):
+        Image.fromarray(made.noise(rng)).save(tmp_path / "noise" / f"{i}.png")
+    assert script("predict.py", tmp_path / "noise")[1].count("no digit?") >= 10
     (record,) = map(json.loads, script("predict.py", tmp_path / "row.png", "--json")[1].splitlines())
     assert (record["digit"], record["text"], len(record["digits"])) == (int(wanted), wanted, len(wanted))
     assert max(record["probabilities"]) == min(map(max, record["digits"]))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mnist_jax.cli.program import load_trained
 from mnist_jax.deploy import digits, images, reading
 from mnist_jax.errors import InputError
 from mnist_jax.runs.weights import READER
+from mnist_jax.runtime import cores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,18 +65,18 @@ def main(options: Options) -> int:
 
 def load_rows(paths: tuple[Path, ...]) -> tuple[dict[Path, digits.Row], int]:
     """The digits of every picture by its file; prints a line for each that cannot be used, and counts those."""
-    rows, refused = {}, 0
+    files, rows, refused = [], {}, 0
     for path in paths:
         try:
-            files = images.find_images(path)
+            files += images.find_images(path)
         except InputError as error:
             refused += complain(error)
-            continue
-        for file in files:
-            try:
-                rows[file] = images.load_row(file)
-            except InputError as error:
-                refused += complain(error)
+    with ThreadPoolExecutor(len(cores())) as pool:
+        for file, row in zip(files, pool.map(_tried, files), strict=True):
+            if isinstance(row, InputError):
+                refused += complain(row)
+            else:
+                rows[file] = row
     return rows, refused
 
 
@@ -82,6 +84,13 @@ def complain(error: InputError) -> int:
     """Prints a refusal, and counts it."""
     print(f"error: {error}", file=sys.stderr)
     return 1
+
+
+def _tried(file: Path) -> digits.Row | InputError:
+    try:
+        return images.load_row(file)
+    except InputError as error:
+        return error
 
 
 def _record(answer: reading.Answer, classes: tuple[str, ...]) -> dict[str, Any]:

@@ -45,20 +45,24 @@ def to_digit(grey: np.ndarray) -> np.ndarray | None:
     if in_mnist_form(grey):
         return grey.astype(np.uint8)[..., None]
     ink = find_ink(grey)
-    return None if ink is None else fit_box(main_part(ink))
+    return None if ink is None else fit_box(_main_part(ink, _parts(ink)))
 
 
 def to_row(grey: np.ndarray) -> Row | None:
     """The digits that stand side by side in a picture, as `to_digit` gives them; None if nothing stands out."""
-    ink = None if in_mnist_form(grey) else find_ink(grey)
-    groups = [] if ink is None else _groups(ink)
-    if ink is None or len(groups) < 2:
-        digit = to_digit(grey)
-        return None if digit is None else Row((digit,), ink is not None and _wide(main_part(ink)))
+    if in_mnist_form(grey):
+        return Row((grey.astype(np.uint8)[..., None],))
+    ink = find_ink(grey)
+    if ink is None:
+        return None
+    parts = _parts(ink)
+    groups = _groups(ink, parts)
+    if len(groups) < 2:
+        groups = [_main_part(ink, parts)]
     edges = [np.flatnonzero((group > 0).any(0))[[0, -1]] for group in groups]
     gaps = [right[0] - left[1] - 1 for left, right in itertools.pairwise(edges)]
-    tight = min(gaps) < _TIGHT * len(_crop(ink))
-    return Row(tuple(map(fit_box, groups)), bool(tight or any(map(_wide, groups))))
+    tight = bool(gaps) and min(gaps) < _TIGHT * len(_crop(ink))
+    return Row(tuple(map(fit_box, groups)), tight or any(map(_wide, groups)))
 
 
 def _wide(ink):
@@ -114,15 +118,6 @@ def _otsu(values):
     return int(np.nanargmax(np.where(above > 0, between, -1))) + 1
 
 
-def main_part(ink: np.ndarray) -> np.ndarray:
-    """Ink without specks, print and whatever else is not of the largest connected part or near it."""
-    labels, boxes, areas = _parts(ink)
-    main = int(areas.argmax())
-    near = _NEAR * max(map(_length, boxes[main]))
-    mine = [i for i in range(len(boxes)) if areas[i] >= _SMALL * areas[main] and _near(boxes[i], boxes[main], near)]
-    return np.where(np.isin(labels, np.array(mine) + 1), ink, 0)
-
-
 def _parts(ink):
     """Connected parts: labels from 1, and for each its box, slices, and its area; one at the edge counts for less."""
     labeled: Any = ndimage.label(ink > 0, np.ones((3, 3)))
@@ -146,9 +141,18 @@ def _near(box, other, gap):
     return all(_overlap(*sides) > -gap for sides in zip(box, other, strict=True))
 
 
-def _groups(ink):
+def _main_part(ink, parts):
+    """Ink without specks, print and whatever else is not of the largest connected part or near it."""
+    labels, boxes, areas = parts
+    main = int(areas.argmax())
+    near = _NEAR * max(map(_length, boxes[main]))
+    mine = [i for i in range(len(boxes)) if areas[i] >= _SMALL * areas[main] and _near(boxes[i], boxes[main], near)]
+    return np.where(np.isin(labels, np.array(mine) + 1), ink, 0)
+
+
+def _groups(ink, parts):
     """The ink of each digit of a row: parts as tall as the largest and beside it, each with what lies near it."""
-    labels, boxes, areas = _parts(ink)
+    labels, boxes, areas = parts
     main = int(areas.argmax())
     height, standing = boxes[main][0], []
     for i, (rows, _) in enumerate(boxes):

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.special import softmax
 
 from mnist_jax.deploy.digits import Row
 from mnist_jax.scoring import predict
 from mnist_jax.steps import Trained
 
 _NEAR = 0.1  # Probability from which a runner-up is named.
-_QUANTILE = 0.999  # Of held-out digits, this share is taken for digits.
+_QUANTILE = 0.99  # Of held-out digits, this share is taken for digits.
 DOUBT = Path(__file__).parent.parent / "pretrained" / "doubt.json"
 
 
@@ -46,7 +46,7 @@ class Doubt(NamedTuple):
 
 
 def calibrate(logits: Float[np.ndarray, "N classes"], labels: Int[np.ndarray, " N"]) -> Doubt:
-    """The doubt of a network from its logits of held-out images; one in a thousand of these comes above the limit."""
+    """The doubt of a network from its logits of held-out images; one in a hundred of these comes above the limit."""
     classes = range(logits.shape[1])
     means = np.stack([logits[labels == label].mean(0) for label in classes])
     precision = np.linalg.inv(np.cov((logits - means[labels]).T) + 1e-3 * np.eye(len(classes)))
@@ -82,7 +82,7 @@ class Answer(NamedTuple):
 def read(trained: Trained, rows: Sequence[Row], doubt: Doubt | None = None) -> list[Answer]:
     """Reads rows of digits, all in one batch; `doubt` says what is no digit."""
     logits = predict(trained, np.concatenate([np.stack(row.digits) for row in rows]))
-    probabilities = np.asarray(jax.nn.softmax(logits))
+    probabilities = softmax(logits, axis=-1)
     strange = np.zeros(len(logits), bool) if doubt is None else doubt.of(logits) > doubt.limit
     ends = np.cumsum([len(row.digits) for row in rows])[:-1]
     each = zip(rows, np.split(probabilities, ends), np.split(strange, ends), strict=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -106,7 +107,8 @@ def load_weights(path: str | Path, *, model: nn.Module | None = None) -> Trained
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise InputError(f"weights {str(path)!r}: {name} is not finite everywhere; train again")
-    variables = unflatten_dict({paths[name]: jnp.asarray(tensor) for name, tensor in tensors.items()})
+    # Put, not `jnp.asarray`, which compiles a program for each shape.
+    variables = jax.device_put(unflatten_dict({paths[name]: tensor for name, tensor in tensors.items()}))
     numbers = tuple(about["mean"]), tuple(about["deviation"])
     return Trained(model, variables, *numbers, tuple(about["classes"]), image_shape)
 
