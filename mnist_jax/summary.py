@@ -14,6 +14,10 @@ def abstract_variables(model: nn.Module, image_shape: tuple[int, int, int] = IMA
     """Shapes and dtypes of a network's variables, as `jax.ShapeDtypeStruct`, without computing any."""
     if isinstance(model, Network):  # The same variables, and sooner traced.
         model = model.clone(layers=FLAX, kernel_init=nn.initializers.zeros)
+    return _described(model, image_shape)
+
+
+def _described(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:
     return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False))
 
 
@@ -46,7 +50,7 @@ def layers_of(model: nn.Module, image_shape: tuple[int, int, int] = IMAGE_SHAPE)
         return output
 
     with nn.intercept_methods(record):
-        params = abstract_variables(model, image_shape).get("params", {})
+        params = _described(model, image_shape).get("params", {})
     layers: list[Layer] = []
     seen: set[str] = set()
     for name, kind, shape in called:

@@ -1,26 +1,40 @@
-"""Writes mnist_jax/pretrained/doubt.json: how the shipped weights' logits of the last 10,000 training images lie.
+"""Writes how the logits of shipped weights lie, which tells what is no digit."""
 
-Of `accurate-held-out` they were held out; the other weights were trained on them too.
-"""
-
+import dataclasses
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 
 from mnist_jax import ARCHS, load_dataset, load_pretrained, predict
+from mnist_jax.cli import run
 from mnist_jax.deploy.reading import DOUBT, calibrate
 from mnist_jax.runs.weights import READER
 
 
-def main() -> None:
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Writes how the shipped weights' logits of the last 10,000 training images lie.
+
+    Of `accurate-held-out` they were held out; the other weights were trained on them too.
+
+    Example: python scripts/calibrate.py --out doubt.json
+    """
+
+    out: Path = DOUBT
+    """File to write."""
+
+
+def main(options: Options) -> None:
     """Calibrates and writes."""
     images, labels = (each[-10_000:] for each in load_dataset("mnist").train)
     doubts = {}
     for name in (*ARCHS, READER):
         doubt = calibrate(predict(load_pretrained(name), images), labels)
         doubts[name] = {key: np.round(value, 5).tolist() for key, value in doubt._asdict().items()}
-    DOUBT.write_text(json.dumps(doubts) + "\n", encoding="utf-8")
+    options.out.write_text(json.dumps(doubts) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    run(main, Options, sys.argv[1:], "calibrate")

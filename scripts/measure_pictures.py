@@ -141,4 +141,4 @@ def _told_apart(trained, doubt, digits, others):
 
 
 if __name__ == "__main__":
-    run(main, Options, sys.argv[1:], "measure_pictures")
+    run(main, Options, sys.argv[1:], "measure-pictures")

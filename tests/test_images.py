@@ -92,6 +92,7 @@ def test_refusals(png, tmp_path):
     (tmp_path / "cut.png").write_bytes(png(np.random.default_rng(0).integers(0, 255, (99, 99))).read_bytes()[:900])
     (tmp_path / "huge.png").write_bytes(blank_png(20_000, 20_000))
     os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
     png(np.full((1, 1), 200), "dot.png")
     png(np.full((50, 50), 90), "flat.png")
     expected = {
@@ -102,6 +103,7 @@ def test_refusals(png, tmp_path):
         "cut.png": "cannot be read",
         "huge.png": f"up to {MAX_PIXELS:,}",
         "pipe.png": "is no regular file",
+        "phone.heic": "pip install pillow-heif|no intact picture",  # By whether it is installed.
         "dot.png": "shows nothing",
         "flat.png": "shows nothing",
     }

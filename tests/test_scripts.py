@@ -159,7 +159,7 @@ evaluate.py --arch 16-pool-s24p-pool-32     | '16-pool-s24p-pool-32' are shipped
 evaluate.py run --arch gap                  | one of the two
 predict.py                                  | no file is given
 predict.py x.png --run-dir y                | 'y'
-export.py --out x                           | one of the two
+export.py run --arch gap --out x            | one of the two
 export.py --arch gap --format pdf --out x   | 'pdf'
 compare.py                                  | no run
 compare.py absent                           | 'absent'
@@ -232,7 +232,11 @@ def test_help_is_complete_and_fits(monkeypatch, name):
 def test_the_command_lists_its_commands_and_refuses_others():
     entry = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["mnist-jax"]
     assert pkgutil.resolve_name(entry) is cli.main
-    names = {path.stem.replace("_", "-") for path in (ROOT / "scripts").glob("*.py")} - {"bundle-mnist"}
+    names = {path.stem.replace("_", "-") for path in (ROOT / "scripts").glob("*.py")} - {
+        "bundle-mnist",
+        "calibrate",
+        "measure-pictures",
+    }
     assert set(re.findall(r"^  ([a-z-]+) {2,}\w", run_command("--help")[1], re.MULTILINE)) == names
     assert "0.01" in run_command("train", "--recipe", "reference", "--help")[1]
     assert run_command("--version")[:2] == (0, f"mnist-jax {importlib.metadata.version('mnist-jax')}\n")

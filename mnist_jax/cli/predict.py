@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from mnist_jax.cli.program import load_trained
 from mnist_jax.deploy import digits, images, reading
 from mnist_jax.errors import InputError
 from mnist_jax.runs.weights import READER
-from mnist_jax.runtime import cores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Options:
     arch: str = READER
     """The shipped weights to use: a network's, or accurate-held-out, whose doubt is calibrated on held-out images."""
     run_dir: Path | None = None
-    """In their place, the weights of a run."""
+    """In their place, the weights of a run; it has no remark "no digit?"."""
     show: bool = False
     """Print the 28x28 pixels that the network sees."""
     json: bool = False
@@ -71,12 +69,11 @@ def load_rows(paths: tuple[Path, ...]) -> tuple[dict[Path, digits.Row], int]:
             files += images.find_images(path)
         except InputError as error:
             refused += complain(error)
-    with ThreadPoolExecutor(len(cores())) as pool:
-        for file, row in zip(files, pool.map(_tried, files), strict=True):
-            if isinstance(row, InputError):
-                refused += complain(row)
-            else:
-                rows[file] = row
+    for file in files:
+        try:
+            rows[file] = images.load_row(file)
+        except InputError as error:
+            refused += complain(error)
     return rows, refused
 
 
@@ -84,13 +81,6 @@ def complain(error: InputError) -> int:
     """Prints a refusal, and counts it."""
     print(f"error: {error}", file=sys.stderr)
     return 1
-
-
-def _tried(file: Path) -> digits.Row | InputError:
-    try:
-        return images.load_row(file)
-    except InputError as error:
-        return error
 
 
 def _record(answer: reading.Answer, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -105,6 +95,6 @@ def _record(answer: reading.Answer, classes: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _drawn(image: np.ndarray) -> str:
-    """Two characters for each pixel, the darker the lighter."""
+    """Two characters for each pixel, from blanks for black to @@ for white."""
     shades = " .:-=+*#%@"
     return "\n".join("".join(2 * shades[value * len(shades) // 256] for value in row) for row in image[..., 0].tolist())

@@ -1,5 +1,6 @@
 """Pictures in files: found, opened safely, and made grey."""
 
+import functools
 import importlib
 import importlib.util
 import warnings
@@ -58,13 +59,13 @@ def load_grey(path: Path) -> np.ndarray:
     remedy = "give a PNG, JPEG, WebP, GIF, TIFF or BMP file"
     if path.exists() and not path.is_file():  # A named pipe would be waited for.
         raise InputError(f"image {str(path)!r} is no regular file; {remedy}")
-    if importlib.util.find_spec("pillow_heif"):
-        importlib.import_module("pillow_heif").register_heif_opener()
-    Image.init()
+    formats = _formats()
+    if path.suffix.lower() == ".heic" and "HEIF" not in formats:
+        remedy = "pip install pillow-heif"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Of large pictures: the cap below is the lower one. Of odd metadata.
-            with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+            with Image.open(path, formats=formats) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise InputError(
                         f"image {str(path)!r} has {image.width}x{image.height} pixels; "
@@ -80,6 +81,15 @@ def load_grey(path: Path) -> np.ndarray:
         raise InputError(f"image {str(path)!r} cannot be read: {reason}; {remedy}") from error
     factor = -(-max(grey.shape) // _LONGEST)
     return np.asarray(Image.fromarray(grey.astype(np.float32)).reduce(factor), np.float64) if factor > 1 else grey
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """The formats that this installation reads."""
+    if importlib.util.find_spec("pillow_heif"):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _grey(image: Image.Image) -> np.ndarray:
