@@ -18,8 +18,8 @@ T = TypeVar("T")
 # Every command, and its line in `mnist-jax --help`; each is a module with `Options` and `main(options)`.
 COMMANDS = {
     "train": "train a network, report every epoch, say whether the objective is met",
-    "evaluate": "score trained weights on the test images",
-    "predict": "say which digit a picture shows",
+    "evaluate": "score trained weights on the test images, or on pictures by people",
+    "predict": "say which digit, or which number, a picture shows",
     "export": "write a trained network as a page to draw on, StableHLO or ONNX",
     "compare": "put finished runs side by side on one page",
     "search": "try settings on held-out training images",
