@@ -75,6 +75,7 @@ def test_light_and_dark_colours_depths_and_transparency_are_the_same_digit(png, 
         "digit.bmp": Image.fromarray(dark.astype(np.uint8)),
         "cmyk.jpeg": Image.fromarray(np.stack([dark] * 3, -1).astype(np.uint8)).convert("CMYK"),
     }
+    pictures["float.tiff"] = Image.fromarray(np.float32(dark / 255))
     for name in ("frames.gif", "frames.tiff", "frames.png"):
         pictures[name] = Image.fromarray(dark.astype(np.uint8))
     for name, picture in pictures.items():

@@ -82,10 +82,13 @@ def in_mnist_form(grey: np.ndarray) -> bool:
 def find_ink(grey: np.ndarray) -> np.ndarray | None:
     """Ink, float [H, W] from 0 to 1, of what differs from the paper; None if nothing stands out.
 
-    The paper is a plane through the medians of the four edges. Ink is told from it by Otsu's threshold: "A threshold
-    selection method from gray-level histograms", 1979.
+    The paper is a plane through the upper quartiles of the four edges, or the lower where it is dark. Ink is told from
+    it by Otsu's threshold: "A threshold selection method from gray-level histograms", 1979.
     """
-    light = np.median(_border(grey)) >= 128
+    paper = np.median(_border(grey))
+    apart = grey - paper
+    # On grey paper the ink is on the side that differs more.
+    light = paper >= 160 or (paper >= 64 and (apart * np.abs(apart)).sum() <= 0)
     level = grey if light else 255 - grey
     # Three quarters up each edge there is paper, even where a digit touches it.
     top, bottom, left, right = (np.percentile(edge, 75) for edge in (level[0], level[-1], level[:, 0], level[:, -1]))

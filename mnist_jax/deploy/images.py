@@ -100,6 +100,9 @@ def _grey(image: Image.Image) -> np.ndarray:
     """
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip.
         return np.asarray(image, np.float64) / 257
+    if image.mode == "F":  # Floats, of a TIFF: in [0, 1], or to 255.
+        values = np.nan_to_num(np.asarray(image, np.float64))
+        return values * 255 if values.max() <= 1 else np.clip(values, 0, 255)
     if not image.has_transparency_data:
         return np.asarray(image.convert("L"), np.float64)
     image = image.convert("RGBA")

@@ -61,10 +61,13 @@ function edges({ h, w, data }) {
   return [row(0), row(h - 1), column(0), column(w - 1)];
 }
 
-// What differs from the paper, which is a plane through the medians of the edges; null if nothing does.
+// What differs from the paper, which is a plane through the upper quartiles of the edges; null if nothing does.
 function findInk(grey) {
   const { h, w } = grey, border = p => median(edges(p).flatMap(edge => Array.from(edge)));
-  const light = border(grey) >= 128, data = new Float64Array(grey.data).map(v => light ? v : 255 - v);
+  const middle = border(grey), apart = Array.from(grey.data, v => v - middle);
+  // On grey paper the ink is on the side that differs more.
+  const light = middle >= 160 || (middle >= 64 && apart.reduce((sum, v) => sum + v * Math.abs(v), 0) <= 0);
+  const data = new Float64Array(grey.data).map(v => light ? v : 255 - v);
   const [top, bottom, left, right] = edges({ h, w, data }).map(edge => quantile(edge, 0.75));
   const ramp = n => Float64Array.from({ length: n }, (_, i) => n > 2 ? i / (n - 1) - 0.5 : 0);
   const down = ramp(h), over = ramp(w);
