@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import re
 
 import pytest
@@ -67,4 +68,5 @@ def test_unusable_values_are_named_with_the_remedy(value, setting):
 
 
 def test_help_knows_every_setting():
-    assert not [field.name for field in dataclasses.fields(Config) if f"      {field.name}: " not in Config.__doc__]
+    text = inspect.getdoc(Config)  # Python 3.13 takes the indent from `__doc__`.
+    assert not [field.name for field in dataclasses.fields(Config) if f"\n  {field.name}: " not in text]
