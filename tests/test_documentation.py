@@ -1,4 +1,4 @@
-"""Every command and every piece of code that README and CONTRIBUTING show is run, on less data and for fewer epochs."""
+"""Every command and every piece of code that README and the site show is run, on less data and for fewer epochs."""
 
 import ast
 import graphlib
@@ -15,49 +15,67 @@ from conftest import PREPARED, ROOT, part
 from PIL import Image
 
 import mnist_jax
-from mnist_jax import hold_out
+from mnist_jax import cli, hold_out
 from mnist_jax.lab import tables
 
-DOCUMENTS = {name: (ROOT / name).read_text("utf-8") for name in ("README.md", "CONTRIBUTING.md", "docs/use.md")}
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in PAGES}
 SMALL = ["--data-source", "tfds", "--data-dir", str(PREPARED), "--batch-size", "50", "--epochs", "1"]
+USE, CODE, SHELL = "docs/use.md", *(re.compile(rf"```{kind}\n(.*?)```", re.DOTALL) for kind in ("python", "shell"))
 
 
 def commands(text):
-    """Lines of indented blocks that a shell would run, without their comments."""
-    lines = re.findall(r"^    ((?:python|uv run|\.ci/run|pip|mnist-jax).*)$", text, re.MULTILINE)
-    return [shlex.split(line, comments=True) for line in lines]
+    """The lines of blocks for a shell, each as its words, without comments."""
+    lines = [line for block in SHELL.findall(text) for line in block.splitlines()]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
-USE, CODE = "docs/use.md", re.compile(r"```python\n(.*?)```", re.DOTALL)
-COMMANDS = [command for text in DOCUMENTS.values() for command in commands(text)]
-SCRIPTS = [command for command in COMMANDS if any("scripts/" in part for part in command)]
-CLUSTER = "--scheduler"  # What has it is run in test_jobs.py.
-TOOLS = [command for command in COMMANDS if command[:2] == ["uv", "run"] and command[2] in ("pytest", "ruff")]
+def ours(command):
+    """The words of a command of this project after its program: `train --arch gap`; None for another program."""
+    words = command[2:] if command[:2] == ["uv", "run"] else command
+    words = words[1:] if words[:1] in (["python"], ["mnist-jax"]) else words
+    if words and words[0].startswith("scripts/"):
+        words = [Path(words[0]).stem.replace("_", "-"), *words[1:]]
+    return words if words and words[0] in {*cli.COMMANDS, *FILES} else None
+
+
+FILES = {"bundle-mnist", "calibrate", "measure-pictures", "screenshots"}  # Scripts that are no commands.
+LINES = [line for text in DOCUMENTS.values() for line in commands(text)]
+SCRIPTS = list(dict.fromkeys(tuple(words) for line in LINES if (words := ours(line))))
+ELSEWHERE = ("--scheduler", "--dataset", "--devices", *FILES)  # test_jobs.py, test_data.py, test_devices.py have these.
+TOOLS = [line for line in LINES if line[:2] == ["uv", "run"] and line[2] in ("pytest", "ruff")]
 ITSELF = ["uv", "run", "pytest"]  # This is it.
 
 
 def test_no_command_is_left_out():
-    assert len(SCRIPTS) >= 14
-    rest = [command for command in COMMANDS if command not in [*SCRIPTS, *TOOLS]]
-    # Data sets of others, that are not here: test_data.py has their kinds.
-    rest = {" ".join(command[:3]) for command in rest if command[0] != ".ci/run"}
-    assert rest == {"mnist-jax train --dataset", "uv run --extra"}
+    assert len(SCRIPTS) >= 20
+    rest = [line for line in LINES if line not in TOOLS and not ours(line)]
+    programs = {"git clone", "pip install", ".ci/run", "uv run", "sphinx-build -W", "dask scheduler", "dask worker"}
+    assert {" ".join(line[:2]) for line in rest} == programs
 
 
 def test_the_tests_files_and_functions_they_name_exist():
-    named = set(re.findall(r"`(test_\w+)`", DOCUMENTS["README.md"]))
+    named = set(re.findall(r"`(test_\w+)`", DOCUMENTS["docs/promises.md"]))
     defined = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
     assert len(named) >= 15
     assert not [name for name in named if f"def {name}(" not in defined]
     folders = "mnist_jax|scripts|tests|results|notebooks|docs"
     named = set(re.findall(rf"(?<![\w/])(?:{folders})/[\w/.-]*\w", "".join(DOCUMENTS.values())))
-    examples = {"results/search-ARCH.jsonl", "scripts/NAME.py"}
+    examples = {"results/search-ARCH.jsonl", "scripts/NAME.py", "docs/_build"}
     assert len(named) >= 20
     assert not [name for name in named - examples if not (ROOT / name).exists()]
     rows = re.findall(r"\| `(mnist_jax/\S+)` \| `(\w+)` \|", DOCUMENTS["CONTRIBUTING.md"])
     assert len(rows) >= 5
     for file, function in rows:
         assert f"def {function}(" in (ROOT / file).read_text(encoding="utf-8")
+
+
+def test_links_inside_lead_somewhere():
+    """What the site makes itself is checked where it is built."""
+    links = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)\s#]+)", page.read_text("utf-8"))]
+    inside = [(page, link) for page, link in links if not link.startswith(("https://", "_made/"))]
+    assert len(inside) >= 40
+    assert not [link for page, link in inside if not (page.parent / link).exists()]
 
 
 def imports(path):
@@ -73,8 +91,8 @@ def imports(path):
 
 
 def test_no_import_runs_back_up_the_tree():
-    """README's tree has every file and folder at the top, in an order in which each imports from those above only."""
-    tree = DOCUMENTS["README.md"].split("    mnist_jax/ ", 1)[1].split("    scripts/", 1)[0]
+    """CONTRIBUTING's tree has every file and folder at the top, and each imports from those above only."""
+    tree = DOCUMENTS["CONTRIBUTING.md"].split("    mnist_jax/ ", 1)[1].split("    scripts/", 1)[0]
     order = re.findall(r"^      ([\w.]+)/? ", tree, re.MULTILINE)
     package = ROOT / "mnist_jax"
     assert set(order) == {path.name for path in package.iterdir()} - {"__init__.py", "__pycache__", "py.typed"}
@@ -97,37 +115,41 @@ def test_tools_understand_their_commands(command):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def draw_sevens(mnist, folder):
+    """The pictures that the pages name."""
+    seven = mnist.test.images[list(mnist.test.labels).index(7), :, :, 0]
+    for name in ("seven.png", "digits/seven.png", "class/ann/7_1.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(255 - seven).resize((112, 112)).save(folder / name)
+
+
 @pytest.mark.slow
 def test_commands_work_in_their_order(script, mnist, monkeypatch, tmp_path):
     monkeypatch.setattr(tables, "insert_tables", lambda text, results: text)  # README stays as it is.
-    seven = mnist.test.images[list(mnist.test.labels).index(7), :, :, 0]
-    for name in ("seven.png", "digits/seven.png", "class/ann/7_1.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(255 - seven).resize((112, 112)).save(tmp_path / name)
+    draw_sevens(mnist, tmp_path)
     shorter = {
-        "train.py": [*SMALL, "--no-report"],
-        "search.py": [*SMALL, "--recipe", "reference", "--held-out", "100", "--log", "log.jsonl"],
-        "reproduce.py": [*SMALL, "--out", "seeds.jsonl"],
-        "benchmark.py": ["--rounds", "1", "--steps", "1", "--contenders", "ours", "--json", "speed.json"],
-        "time_to_target.py": ["--json", "time.json"],
-        "estimate_tpu.py": ["--json", "tpu.json"],
+        "train": [*SMALL, "--no-report"],
+        "search": [*SMALL, "--recipe", "reference", "--held-out", "100", "--log", "log.jsonl"],
+        "reproduce": [*SMALL, "--out", "seeds.jsonl"],
+        "benchmark": ["--rounds", "1", "--steps", "1", "--contenders", "ours", "--json", "speed.json"],
+        "time-to-target": ["--json", "time.json"],
+        "estimate-tpu": ["--json", "tpu.json"],
     }
     ran = None
-    for command in (command for command in SCRIPTS if CLUSTER not in command):
-        start = next(i for i, part in enumerate(command) if "scripts/" in part)
-        name = Path(command[start]).name
-        arguments = [part.replace("RUN_DIR", ran or "") for part in command[start + 1 :]]
+    for name, *given in (words for words in SCRIPTS if not {*words} & {*ELSEWHERE}):
+        arguments = [part.replace("RUN_DIR", ran or "") for part in given]
         arguments = [str(PREPARED) if part == "DIR" else part for part in arguments]
         monkeypatch.chdir(ROOT if "--table" in arguments else tmp_path)
-        status, out, err = script(name, *arguments, *([] if "--resume" in arguments else shorter.get(name, [])))
-        if name in ("time_to_target.py", "estimate_tpu.py") and status == 2:
+        few = [] if {"--resume", "--help", "--table"} & {*arguments} else shorter.get(name, [])
+        status, out, err = script(f"{name.replace('-', '_')}.py", *arguments, *few)
+        if name in ("time-to-target", "estimate-tpu") and status == 2:
             assert "is not installed" in err
             continue
-        assert status == ("--require-objective" in arguments), (command, err)
-        if name == "train.py" and not ran:
+        assert status == ("--require-objective" in arguments), (name, arguments, err)
+        if name == "train" and not ran:
             (run_dir,) = (tmp_path / "runs").iterdir()
             ran = run_dir.name
-        if name == "predict.py":
+        if name == "predict":
             assert "7" in out
 
 
@@ -139,7 +161,9 @@ def test_commands_work_in_their_order(script, mnist, monkeypatch, tmp_path):
         for i, code in enumerate(CODE.findall(text) if name != USE else [])
     ],
 )
-def test_code_runs_as_it_stands(name, code, mnist, monkeypatch, capsys):
+def test_code_runs_as_it_stands(name, code, mnist, monkeypatch, capsys, tmp_path):
+    draw_sevens(mnist, tmp_path)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(mnist_jax, "load_dataset", lambda name: part(mnist, 2000, 100))
     monkeypatch.setattr(mnist_jax, "hold_out", lambda data, size: hold_out(data, size // 10))
     with mock.patch.dict(mnist_jax.ARCHS), mock.patch.dict(mnist_jax.RECIPES):  # What the code adds goes away after it.

@@ -11,19 +11,23 @@ from mnist_jax.lab import figures, records, tables
 from mnist_jax.statistics import seed_statistics
 
 
-def test_readme_tables_are_made_from_the_results():
-    readme = (ROOT / "README.md").read_text("utf-8")
-    assert set(re.findall("<!-- table: ([a-z]+) -->", readme)) == set(tables.TABLES)
-    assert tables.insert_tables(readme, ROOT / "results") == readme
+PAGES = {path: path.read_text("utf-8") for path in tables.pages(ROOT)}
+
+
+def test_the_tables_are_made_from_the_results():
+    assert {ROOT / "README.md", ROOT / "docs" / "results.md"} <= set(PAGES)
+    assert set(re.findall("<!-- table: (.+?) -->", "".join(PAGES.values()))) == set(tables.TABLES)
+    for page, text in PAGES.items():
+        assert tables.insert_tables(text, ROOT / "results") == text, page
 
 
 FIGURES = ["ladder-light", "ladder-dark", "frontier-light", "frontier-dark", "errors-light"]
 
 
-def test_readme_figures_are_drawn_from_the_results():
+def test_the_figures_are_drawn_from_the_results():
     for name in FIGURES:
         path = ROOT / "results" / f"{name}.png"
-        assert f"results/{path.name}" in (ROOT / "README.md").read_text("utf-8")
+        assert f"results/{path.name}" in "".join(PAGES.values())
         with Image.open(path) as image:
             assert image.text["Source"] == figures.sources_hash(ROOT / "results"), "reproduce.py --table draws it again"
 
@@ -60,7 +64,7 @@ def test_the_frontier_has_ours_and_the_public_runs_by_size(tmp_path):
 
 
 def test_a_run_is_quoted_as_it_was_printed(tmp_path):
-    write(tmp_path / "default-bn_dropout.jsonl", line(2, 0.97), line(1, 0.99, 0.9812))
+    write(tmp_path / "default-swift.jsonl", line(2, 0.97), line(1, 0.99, 0.9812))
     assert list(tables.run_text(tmp_path)) == [
         "```",
         "epoch  1/2  train loss 0.1000 accuracy 98.00%  test loss 0.1000 accuracy 99.00%  1.0 s",

@@ -41,7 +41,7 @@ class Options:
     weights_dir: Path | None = None
     """Directory to save each seed's final weights in, as RECIPE-ARCH-SEED.safetensors."""
     table: bool = False
-    """Train nothing; write the tables of README.md and the figures in results/, both in the current directory."""
+    """Train nothing; write the tables of README.md and docs/, and the figures in results/, of the current directory."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache directory for the next start."""
 
@@ -49,13 +49,7 @@ class Options:
 def main(options: Options) -> None:
     """Trains what is missing, then prints the statistics."""
     if options.table:
-        readme, results = Path("README.md"), Path("results")
-        if not (readme.exists() and results.is_dir()):
-            raise InputError(
-                f"--table needs README.md and results/, which {str(Path.cwd())!r} lacks; go where they are"
-            )
-        readme.write_text(tables.insert_tables(readme.read_text("utf-8"), results), "utf-8")
-        figures.write_figures(results)
+        write_tables(Path(), Path("results"))
         return
     require_at_least(1, options, "seeds", "together")
     config = options.config
@@ -108,3 +102,18 @@ def main(options: Options) -> None:
         f"{result.share:.0%} at or above {TARGET_ACCURACY:.2%}; "
         f"best epoch, for comparison: mean {seed_statistics(tables.best_epoch(chosen)).mean:.3%}"
     )
+
+
+def write_tables(folder: Path, results: Path) -> None:
+    """Writes the tables of README and the documentation, and their figures; prints the files that changed."""
+    pages = tables.pages(folder)
+    if not (pages and results.is_dir()):
+        raise InputError(f"--table needs README.md and results/, which {str(Path.cwd())!r} lacks; go where they are")
+    changed = []
+    for page in pages:
+        text = page.read_text("utf-8")
+        if text != (filled := tables.insert_tables(text, results)):
+            page.write_text(filled, "utf-8")
+            changed.append(page)
+    changed += figures.write_figures(results)
+    print(*(f"wrote {path}" for path in changed), sep="\n")

@@ -1,4 +1,4 @@
-"""The tables of README in Markdown, line by line, made from the files in `results/`."""
+"""The tables of README and the documentation in Markdown, line by line, made from the files in `results/`."""
 
 import itertools
 import json
@@ -82,6 +82,19 @@ def percent(accuracies: Sequence[float]) -> str:
 def _head(columns: str) -> list[str]:
     """The first two lines of a table."""
     return [columns, "|---" * (columns.count("|") - 1) + "|"]
+
+
+def front_table(results: Path) -> Iterator[str]:
+    """The three networks that push a limit each, and the command that trains one."""
+    yield from _head("| network | test accuracy, % | seeds | parameters | epochs | seconds | on | command |")
+    for arch in ("swift", "small", "accurate"):
+        seeds = read_trials(results / f"default-{arch}.jsonl")
+        (hardware,) = {(seed.environment["cpu"], seed.environment["cpu_cores"]) for seed in seeds}
+        yield (
+            f"| `{arch}` | {percent(last_epoch(seeds))} | {len(seeds)} | {parameters_of(arch):,} "
+            f"| {len(seeds[0].history)} | {statistics.median(seed.seconds for seed in seeds):.0f} "
+            f"| {hardware[0]}, {hardware[1]} core | `uv run scripts/train.py --arch {arch}` |"
+        )
 
 
 def ladder_table(results: Path) -> Iterator[str]:
@@ -226,8 +239,8 @@ def pictures_table(measured: Pictures) -> Iterator[str]:
 
 
 def run_text(results: Path) -> Iterator[str]:
-    """The lines that `scripts/train.py` prints per epoch, for seed 1 of the default recipe."""
-    trials = read_trials(results / "default-bn_dropout.jsonl")
+    """The lines that `scripts/train.py` prints per epoch, for seed 1 of `swift`."""
+    trials = read_trials(results / "default-swift.jsonl")
     history = next(trial.history for trial in trials if trial.config["seed"] == 1)
     yield from ("```", *(epoch_line(metrics, len(history), "test") for metrics in history), "```")
 
@@ -237,6 +250,7 @@ def _read(kind: type[T], paths: Iterable[Path]) -> Iterator[T]:
 
 
 TABLES: dict[str, Callable[[Path], Iterator[str]]] = {
+    "front": front_table,
     "run": run_text,
     "ladder": ladder_table,
     "frontier": frontier_table,
@@ -247,6 +261,12 @@ TABLES: dict[str, Callable[[Path], Iterator[str]]] = {
     "pictures": lambda results: pictures_table(next(_read(Pictures, [results / "pictures.json"]))),
     "tpu": lambda results: tpu_table(_read(TpuEstimates, (results / f"tpu-{arch}.json" for arch in ARCHS))),
 }
+
+
+def pages(folder: Path) -> list[Path]:
+    """README and the pages of the documentation in a checkout, those that have tables."""
+    found = [folder / "README.md", *sorted((folder / "docs").glob("*.md"))]
+    return [page for page in found if page.exists() and "<!-- table: " in page.read_text("utf-8")]
 
 
 def insert_tables(text: str, results: Path) -> str:

@@ -1,0 +1,84 @@
+"""Makes the pictures of README in docs/images/: a run in a terminal, its report, the page to draw on.
+
+Trains `swift` in a temporary folder, and needs Chromium.
+
+    python scripts/screenshots.py
+"""
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
+SHOWN = "uv run scripts/train.py --arch swift"
+# Draws a three on the pad, as a person with a mouse would.
+STROKE = """
+<script>
+addEventListener("load", () => setTimeout(() => {
+  document.getElementById("clear").click();
+  const pad = document.getElementById("pad"), box = pad.getBoundingClientRect();
+  const send = (type, [x, y]) => pad.dispatchEvent(new PointerEvent(type, {
+    clientX: box.left + x, clientY: box.top + y, pointerId: 1, button: 0, buttons: 1, isPrimary: true, bubbles: true}));
+  const points = [[85, 75], [115, 52], [150, 50], [180, 70], [182, 100], [155, 125], [130, 132], [165, 140], [188, 165],
+    [186, 200], [155, 228], [115, 230], [82, 210]];
+  send("pointerdown", points[0]);
+  points.slice(1).forEach((point) => send("pointermove", point));
+  send("pointerup", points[points.length - 1]);
+}, 500));
+</script>
+"""
+
+
+def terminal(folder: Path) -> None:
+    """Runs the command; writes what it printed as a drawing, without the lines of the progress bar."""
+    command = ["mnist-jax", "train", "--arch", "swift"]
+    env = os.environ | {"FORCE_COLOR": "1", "TTY_INTERACTIVE": "0", "COLUMNS": "80"}
+    said = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=True).stdout
+    console = Console(record=True, width=80, file=io.StringIO(), force_terminal=True)
+    console.print(f"$ {SHOWN}", style="bold", highlight=False)
+    for line in said.splitlines():
+        if "images/s" not in line:
+            console.print(Text.from_ansi(line))
+    drawing = console.export_svg(title=SHOWN)
+    # The font would be fetched from elsewhere.
+    (IMAGES / "terminal.svg").write_text(
+        re.sub(r"@font-face \{.*?\}\s*", "", drawing, flags=re.DOTALL), encoding="utf-8"
+    )
+
+
+def screenshot(page: Path, picture: str, size: str) -> None:
+    """Writes what Chromium shows of a page."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        sys.exit("error: Chromium is not installed; install it, and run this again")
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=20000"]
+    target = f"--screenshot={IMAGES / picture}"
+    subprocess.run([browser, *options, f"--window-size={size}", target, page.as_uri()], check=True, capture_output=True)
+
+
+def main() -> None:
+    """Makes the three pictures."""
+    IMAGES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        terminal(folder)
+        (report,) = folder.glob("runs/*/report.html")
+        screenshot(report, "report.png", "1000,760")
+        page = folder / "draw.html"
+        names = ("accurate-held-out", "small", "swift")
+        command = ["mnist-jax", "export", "--arch", *names, "--out", page.name]
+        subprocess.run(command, cwd=folder, check=True)
+        page.write_text(page.read_text("utf-8") + STROKE, "utf-8")
+        screenshot(page, "draw.png", "1000,760")
+
+
+if __name__ == "__main__":
+    main()
