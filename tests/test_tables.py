@@ -10,7 +10,6 @@ from mnist_jax import InputError
 from mnist_jax.lab import figures, records, tables
 from mnist_jax.statistics import seed_statistics
 
-
 PAGES = {path: path.read_text("utf-8") for path in tables.pages(ROOT)}
 
 
@@ -57,10 +56,10 @@ def test_the_frontier_has_ours_and_the_public_runs_by_size(tmp_path):
     rows = list(tables.frontier_table(tmp_path))[2:]
     sizes = [int(row.split("|")[1].replace(",", "")) for row in rows]
     assert sizes == sorted([166, 9752, *(parameters for parameters, *_ in tables.PUBLIC)])
-    assert rows[0] == "| 166 | `4-pool-s6` | 2 | 1 | 98.50 ± 0.71 | 98.00 to 99.00 | | |"
-    assert rows[1] == "| 575 | hexhowells, neural golfing | 1 |  | | | 98.00 | 98.50 |"
+    assert rows[0] == "| 166 | 98.50 ± 0.71 | | | `4-pool-s6` | 2 | 1 | 98.00 to 99.00 |"
+    assert rows[1] == "| 575 | | 98.00 | 98.50 | hexhowells, neural golfing | 1 |  | |"
     (tmp_path / "default-4-pool-s6.jsonl").unlink()
-    assert list(tables.frontier_table(tmp_path))[2].endswith("| 98.00 | none so small |")
+    assert list(tables.frontier_table(tmp_path))[2].startswith("| 575 | | 98.00 | none so small |")
 
 
 def test_a_run_is_quoted_as_it_was_printed(tmp_path):
@@ -98,12 +97,15 @@ def test_the_ladder_quotes_the_last_epoch_over_seeds(tmp_path):
     write(tmp_path / "fast-bn_dropout.jsonl", line(1, 0.994))
     table = list(tables.ladder_table(tmp_path))
     assert len(table) == 2 + 4 + 2
-    gap = table.index("| `gap` | 9,752 | notebook | 1 | 15 | 98.28 | | | | 98.28 | 98.17 | -0.11 | |")
+    gap = table.index("| `gap` | notebook | 98.28 | 9,752 | 1 | 15 | | | | 98.28 | 98.17 | -0.11 | |")
     assert table[gap + 1] == (
-        "| | | reference | 2 | 2 | 98.75 ± 1.06 | 0.750 | 98.00 to 99.50 | 50% | 99.25 ± 0.35 "
+        "| `gap` | reference | 98.75 ± 1.06 | 9,752 | 2 | 2 | 0.750 | 98.00 to 99.50 | 50% | 99.25 ± 0.35 "
         "| 99.00 ± 0.00 | +0.25 | 30 |"
     )
-    assert table[-1] == "| | | fast | 1 | 1 | 99.40 |  | 99.40 to 99.40 | 100% | 99.40 | 99.00 | -0.40 | 30 |"
+    assert (
+        table[-1]
+        == "| `bn_dropout` | fast | 99.40 | 9,920 | 1 | 1 |  | 99.40 to 99.40 | 100% | 99.40 | 99.00 | -0.40 | 30 |"
+    )
     text = "before\n<!-- table: ladder -->\n{}\n<!-- end -->\nafter\n<!-- table: errors -->\n{}\n<!-- end -->\n"
     filled = text.format("\n".join(table), "\n".join(tables.errors_table(tmp_path)))
     assert tables.insert_tables(text.format("old", ""), tmp_path) == filled

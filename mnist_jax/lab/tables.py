@@ -100,15 +100,17 @@ def front_table(results: Path) -> Iterator[str]:
 def ladder_table(results: Path) -> Iterator[str]:
     """Each network with the notebook's recipe and ours, accuracies in percent."""
     yield from _head(
-        "| network | parameters | recipe | seeds | epochs | test, last epoch | standard error | min to max "
+        "| network | recipe | test, last epoch | parameters | seeds | epochs | standard error | min to max "
         "| seeds at 99.40 or above | best epoch | train | train less test | seconds |"
     )
     for arch in ARCHS:
-        name = f"| `{arch}` | {parameters_of(arch):,} |"
+        parameters = parameters_of(arch)
         if arch in NOTEBOOKS:
             best, last, train = NOTEBOOKS[arch]
-            yield f"{name} notebook | 1 | 15 | {last:.2f} | | | | {best:.2f} | {train:.2f} | {train - last:+.2f} | |"
-            name = "| | |"
+            yield (
+                f"| `{arch}` | notebook | {last:.2f} | {parameters:,} | 1 | 15 | | | "
+                f"| {best:.2f} | {train:.2f} | {train - last:+.2f} | |"
+            )
         for recipe in RECIPES:
             seeds = read_trials(results / f"{recipe}-{arch}.jsonl")
             if not seeds:
@@ -117,13 +119,12 @@ def ladder_table(results: Path) -> Iterator[str]:
             error = "" if result.stderr is None else f"{100 * result.stderr:.3f}"
             trained = [seed.train_accuracy for seed in seeds]
             yield (
-                f"{name} {recipe} | {result.n} | {len(seeds[0].history)} | {percent(last_epoch(seeds))} | {error} "
-                f"| {100 * result.min:.2f} to {100 * result.max:.2f} | {result.share:.0%} "
-                f"| {percent(best_epoch(seeds))} | {percent(trained)} "
+                f"| `{arch}` | {recipe} | {percent(last_epoch(seeds))} | {parameters:,} | {result.n} "
+                f"| {len(seeds[0].history)} | {error} | {100 * result.min:.2f} to {100 * result.max:.2f} "
+                f"| {result.share:.0%} | {percent(best_epoch(seeds))} | {percent(trained)} "
                 f"| {100 * (statistics.fmean(trained) - result.mean):+.2f} "
                 f"| {statistics.median(seed.seconds for seed in seeds):.0f} |"
             )
-            name = "| | |"
 
 
 def errors_table(results: Path) -> Iterator[str]:
@@ -143,20 +144,22 @@ def errors_table(results: Path) -> Iterator[str]:
 def frontier_table(results: Path) -> Iterator[str]:
     """Mean accuracy against parameters, ours and the best public runs, by size."""
     yield from _head(
-        "| parameters | network | seeds | epochs | test accuracy, last epoch | min to max | best epoch of a public run "
-        "| our best mean up to this size |"
+        "| parameters | test accuracy, last epoch | best epoch of a public run | our best mean up to this size "
+        "| network | seeds | epochs | min to max |"
     )
     points = frontier(results)
     rows = []
     for arch, parameters, seeds in points:
         last = last_epoch(seeds)
-        reached = f"{percent(last)} | {100 * min(last):.2f} to {100 * max(last):.2f}"
-        row = f"| {parameters:,} | `{arch}` | {len(seeds)} | {len(seeds[0].history)} | {reached} | | |"
+        reached = (
+            f"| `{arch}` | {len(seeds)} | {len(seeds[0].history)} | {100 * min(last):.2f} to {100 * max(last):.2f} |"
+        )
+        row = f"| {parameters:,} | {percent(last)} | | {reached}"
         rows.append((parameters, row))
     for parameters, accuracy, epochs, source in PUBLIC:
         ours = [statistics.fmean(last_epoch(point.seeds)) for point in points if point.parameters <= parameters]
         best = f"{100 * max(ours):.2f}" if ours else "none so small"
-        rows.append((parameters, f"| {parameters:,} | {source} | 1 | {epochs or ''} | | | {accuracy:.2f} | {best} |"))
+        rows.append((parameters, f"| {parameters:,} | | {accuracy:.2f} | {best} | {source} | 1 | {epochs or ''} | |"))
     yield from (row for _, row in sorted(rows))
 
 
