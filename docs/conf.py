@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+from sphinx.application import Sphinx
+
 import mnist_jax
 from mnist_jax import cli
 from mnist_jax.deploy import export, reading
@@ -68,3 +70,16 @@ def make_page() -> str:
 (MADE / "commands.md").write_text(make_commands(), encoding="utf-8")
 (MADE / "draw" / "draw.html").write_text(make_page(), encoding="utf-8")
 shutil.copy(HERE.parent / "notebooks" / "tour.ipynb", MADE / "tour.ipynb")
+
+
+def reachable(app: Sphinx, name: str, template: str, context: dict, doctree: object) -> None:
+    """Lets the keyboard reach what scrolls sideways, and gives the captions of the menu a level."""
+    tree, body = context.get("furo_navigation_tree", ""), context.get("body", "")
+    context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
+    scrolls = 'class="table-wrapper'
+    context["body"] = body.replace("<pre>", '<pre tabindex="0">').replace(scrolls, f'tabindex="0" {scrolls}')
+
+
+def setup(app: Sphinx) -> None:
+    """Connects the hook, after the theme's own."""
+    app.connect("html-page-context", reachable, priority=900)
