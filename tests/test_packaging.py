@@ -50,3 +50,9 @@ def test_readme_on_the_index():
     assert not [target for target in targets if not (ROOT / target).exists()]
     assert not re.findall(r'(?:\]\(|(?:src|srcset|href)=")(?!\w+:|#)\S+', code.sub("", built))
     assert code.findall(built) == code.findall(readme)
+
+
+def test_pre_commit_has_the_versions_of_the_gate():
+    pinned = re.findall(r"--with (\S+)", (ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
+    assert len(pinned) == 3
+    assert set(pinned) < set((ROOT / "constraints.txt").read_text("utf-8").split())
