@@ -56,3 +56,10 @@ def test_pre_commit_has_the_versions_of_the_gate():
     pinned = re.findall(r"--with (\S+)", (ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
     assert len(pinned) == 3
     assert set(pinned) < set((ROOT / "constraints.txt").read_text("utf-8").split())
+
+
+def test_workflows_install_extras_that_exist():
+    texts = [path.read_text("utf-8") for path in (ROOT / ".github" / "workflows").glob("*.yml")]
+    extras = re.findall(r'"\.\[(\w+)\]"', "".join(texts))
+    assert len(extras) >= 2
+    assert set(extras) <= set(PROJECT["project"]["optional-dependencies"])
