@@ -11,7 +11,7 @@ from mnist_jax.recipes.fits import fit, fit_many, fit_seeds, start
 from mnist_jax.recipes.values import make_optimizer, make_setup
 from mnist_jax.runs.directory import load_run
 from mnist_jax.runs.weights import load_pretrained, load_weights, save_weights
-from mnist_jax.runtime import environment, jit, prepare_process
+from mnist_jax.runtime import __version__, environment, jit, prepare_process
 from mnist_jax.scoring import evaluate, predict
 from mnist_jax.statistics import seed_statistics
 from mnist_jax.steps import Metrics, Setup, Streams, Trained, TrainState, eval_step, init_state, train_step
@@ -20,7 +20,8 @@ from mnist_jax.training import EpochMetrics, Progress, Stopped, epoch_order, tra
 
 prepare_process()
 
-__all__ = ["Dataset", "Split", "hold_out", "load_dataset", "standardize"]
+__all__ = ["__version__"]
+__all__ += ["Dataset", "Split", "hold_out", "load_dataset", "standardize"]
 __all__ += ["RECIPES", "Config", "make_config", "make_optimizer", "make_setup"]
 __all__ += ["Progress", "Stopped", "fit", "fit_many", "fit_seeds", "start"]
 __all__ += ["ARCHS", "FAST", "FLAX", "count_params", "layers_of", "losses", "make_model"]

@@ -17,6 +17,8 @@ import jaxlib.version
 import platformdirs
 from jax._src.core import trace_state_clean  # There is no public way to ask.
 
+__version__ = "0.2.0"
+
 
 @cache
 def compiler_options(once: bool = False) -> dict[str, str | int] | None:
@@ -166,9 +168,10 @@ def seconds_within(spans: Sequence[tuple[float, float]], begin: float, end: floa
 
 def environment(others: Sequence[str] = ()) -> dict[str, Any]:
     """Versions, of other packages too, and hardware of this process, for the record beside a result."""
-    packages = ("mnist-jax", "jax", "jaxlib", "flax", "optax", "numpy", *others)
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", *others)
     return {
         "python": platform.python_version(),
+        "mnist-jax": __version__,
         **{name: importlib.metadata.version(name) for name in packages},
         "platform": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],

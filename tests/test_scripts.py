@@ -1,7 +1,6 @@
 """The scripts as a user runs them: what they print, what they write, how they refuse."""
 
 import dataclasses
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -19,7 +18,7 @@ import pytest
 from conftest import PREPARED, ROOT, assert_refused, pictures, run_command, run_script
 from PIL import Image
 
-from mnist_jax import ARCHS, Config, cli, make_config
+from mnist_jax import ARCHS, Config, __version__, cli, make_config
 from mnist_jax.cli.program import called
 from mnist_jax.lab import baselines, benchmark, trials
 
@@ -239,7 +238,7 @@ def test_the_command_lists_its_commands_and_refuses_others():
     }
     assert set(re.findall(r"^  ([a-z-]+) {2,}\w", run_command("--help")[1], re.MULTILINE)) == names
     assert "0.01" in run_command("train", "--recipe", "reference", "--help")[1]
-    assert run_command("--version")[:2] == (0, f"mnist-jax {importlib.metadata.version('mnist-jax')}\n")
+    assert run_command("--version")[:2] == (0, f"mnist-jax {__version__}\n")
     for args in ([], ["trane"]):
         assert_refused(run_command(*args), "unknown command", "choose from train, evaluate, ")
     assert_refused(run_command("train", "--epochs", "0"), "epochs 0", "choose", "; see --help")

@@ -1,7 +1,6 @@
 """The command `mnist-jax`."""
 
 import importlib
-import importlib.metadata
 import os
 import signal
 import sys
@@ -12,6 +11,7 @@ import jax
 
 from mnist_jax.cli.program import fail
 from mnist_jax.errors import DivergedError, InputError, LostError, StorageError
+from mnist_jax.runtime import __version__
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         print("usage: mnist-jax COMMAND ...", "", *lines, "", "mnist-jax COMMAND --help: its flags", sep="\n")
         sys.exit()
     if name == "--version":
-        print(f"mnist-jax {importlib.metadata.version('mnist-jax')}")
+        print(f"mnist-jax {__version__}")
         sys.exit()
     if name not in COMMANDS:
         fail(f"unknown command {name!r}; choose from {', '.join(COMMANDS)}", 2)

@@ -3,7 +3,6 @@
 import collections
 import functools
 import hashlib
-import importlib.metadata
 import importlib.util
 import itertools
 import logging
@@ -22,6 +21,7 @@ from mnist_jax.errors import InputError, LostError, StorageError
 from mnist_jax.lab.jobs import Pool, Task, train
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.values import load_data
+from mnist_jax.runtime import __version__
 
 _CONNECT_SECONDS = 10
 _LOST = "the scheduler is lost; the same command goes on from what is finished"
@@ -115,6 +115,6 @@ def _identity(config):
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         sources.update(path.read_bytes())
     return {
-        "mnist-jax": f"{importlib.metadata.version('mnist-jax')} of sources {sources.hexdigest()[:12]}",
+        "mnist-jax": f"{__version__} of sources {sources.hexdigest()[:12]}",
         "data": load_data(config).sha256[:12],
     }

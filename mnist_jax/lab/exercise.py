@@ -1,0 +1,123 @@
+"""The tables of `docs/exercise.md`: each network layer by layer, and what it reached."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mnist_jax.lab.records import read_trials
+from mnist_jax.layers import FLAX
+from mnist_jax.models import IMAGE_SHAPE, make_model
+from mnist_jax.recipes.config import RECIPES
+from mnist_jax.statistics import SeedStatistics, seed_statistics
+from mnist_jax.summary import count_params
+
+
+class Row(NamedTuple):
+    """A convolution or a pool; `params` has the kernel's and those of the batch norm behind it."""
+
+    name: str
+    kernel: str
+    channels: str
+    size: int
+    field: int
+    params: tuple[int, ...] = ()
+
+
+def layers_table(arch: str) -> Iterator[str]:
+    """Convolutions and pools in their order, with the receptive field in pixels and the multiply-adds for one image."""
+    yield "| layer | kernel | channels | output size | receptive field | parameters | multiply-adds |"
+    yield "|---|---|---|---|---|---|---|"
+    rows = _rows(arch)
+    products = 0
+    for row in rows:
+        own = row.params[0] * row.size**2 if row.params else 0
+        products += own
+        cells = (row.size, row.field, " + ".join(f"{size:,}" for size in row.params), f"{own:,}" if own else "")
+        yield f"| {row.name} | {row.kernel} | {row.channels} | " + " | ".join(map(str, cells)) + " |"
+    yield f"| sum | | | | | {sum(sum(row.params) for row in rows):,} | {products:,} |"
+
+
+def result_table(arch: str, results: Path, notebook: tuple[float, float, float] | None = None) -> Iterator[str]:
+    """Accuracy in percent of a network with every recipe, mean and standard deviation over seeds.
+
+    Args:
+      arch: the network.
+      results: folder with `RECIPE-ARCH.jsonl`.
+      notebook: the notebook's test accuracy in its best epoch and in its last, and training accuracy in its last.
+    """
+    yield "| recipe | seeds | epochs | test, last epoch | min to max | seeds at 99.40 or above | best epoch | train |"
+    yield "|---|---|---|---|---|---|---|---|"
+    if notebook:
+        best, last, train = notebook
+        yield f"| notebook | 1 | 15 | {last:.2f} | | | {best:.2f} | {train:.2f} |"
+    for recipe in RECIPES:
+        seeds = read_trials(results / f"{recipe}-{arch}.jsonl")
+        if seeds:
+            reached = seed_statistics([seed.history[-1].test_accuracy for seed in seeds])
+            best_epoch = seed_statistics([max(epoch.test_accuracy for epoch in seed.history) for seed in seeds])
+            trained = seed_statistics([seed.train_accuracy for seed in seeds])
+            yield (
+                f"| {recipe} | {reached.n} | {len(seeds[0].history)} | {_percent(reached)} "
+                f"| {100 * reached.min:.2f} to {100 * reached.max:.2f} | {reached.share:.0%} "
+                f"| {_percent(best_epoch)} | {_percent(trained)} |"
+            )
+
+
+def _percent(accuracy: SeedStatistics) -> str:
+    return f"{100 * accuracy.mean:.2f}" + ("" if accuracy.std is None else f" ± {100 * accuracy.std:.2f}")
+
+
+def _rows(arch: str) -> list[Row]:
+    """Follows an image through a network; a value after k pools is 2**k pixels from its neighbor."""
+    rows: list[Row] = []
+    modules: list[tuple[str, ...]] = []  # The names of the parameters of each row.
+    size, field, whole, step = IMAGE_SHAPE[0], 1, IMAGE_SHAPE[0], 1
+
+    def add(name: str, kernel: str, channels: str, output: int, reach: int, *params: str) -> None:
+        nonlocal size, field
+        size, field = output, min(field + reach * step, whole)
+        rows.append(Row(name, kernel, channels, size, field))
+        modules.append(params)
+
+    def max_pool(x: jax.Array) -> jax.Array:
+        nonlocal step
+        pooled = FLAX.max_pool(x)
+        add("max pool", "2x2", "", pooled.shape[1], 1)
+        step *= 2
+        return pooled
+
+    def norm_max_pool(**options):
+        norm = FLAX.batch_norm(use_scale=False, **options)
+        return lambda x: max_pool(norm(x))
+
+    def record(call, args, kwargs, context):
+        nonlocal whole
+        module: Any = context.module
+        output = call(*args, **kwargs)
+        if isinstance(context.module, nn.Conv) and context.method_name == "__call__":
+            (_, height, _, inputs), outputs = args[0].shape, output.shape[-1]
+            if height < size and not rows:
+                whole = height
+                add("crop", "", "", height, 0)
+            elif height < size:
+                add("average pool", f"{size}x{size}", "", height, size - 1)
+            length = module.kernel_size[0]
+            padded = ", padded" if output.shape[1] == height and length > 1 else ""
+            depthwise = ", one per channel" if module.feature_group_count > 1 else ""
+            kernel = f"{length}x{length}{padded}{depthwise}"
+            add(module.name, kernel, f"{inputs} to {outputs}", output.shape[1], length - 1, module.name)
+        elif isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
+            modules[-1] += (module.name,)
+        return output
+
+    model = make_model(arch, layers=FLAX._replace(max_pool=max_pool, batch_norm_max_pool=norm_max_pool))
+    init = partial(model.init, train=False)
+    with nn.intercept_methods(record):
+        params = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, *IMAGE_SHAPE)))["params"]
+    sizes = (tuple(count_params(params[name]) for name in names) for names in modules)
+    return [row._replace(params=own) for row, own in zip(rows, sizes, strict=True)]

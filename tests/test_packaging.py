@@ -1,0 +1,65 @@
+"""What the package index, pre-commit and a citation are told agrees with the code."""
+
+import re
+import tomllib
+
+import pytest
+from conftest import ROOT
+
+import mnist_jax
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_one_version():
+    version = mnist_jax.__version__
+    assert re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)[0] == version
+    assert re.findall("^version: (.+)", (ROOT / "CITATION.cff").read_text("utf-8"), re.MULTILINE) == [version]
+    assert f'__version__ = "{version}"' in (ROOT / PROJECT["tool"]["hatch"]["version"]["path"]).read_text("utf-8")
+
+
+def on_the_index(text):
+    """README as the build writes it into the package."""
+    for each in PROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(each["pattern"], each["replacement"], text)
+    return text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("![a](results/a.png)", "![a](RAW/results/a.png)"),
+        ("[![a](b.svg)](docs/use.md#own-data)", "[![a](RAW/b.svg)](BLOB/docs/use.md#own-data)"),
+        ('<a href="docs/"><img src="a.png"></a>', '<a href="BLOB/docs/"><img src="RAW/a.png"></a>'),
+        ('<source srcset="a.png">', '<source srcset="RAW/a.png">'),
+        *[(text, text) for text in ("[a](https://b.c/d.png)", "[a](#b)", "x[i](y)", 'href="#a"', 'src="https://a"')],
+    ],
+)
+def test_relative_addresses_become_absolute(text, expected):
+    raw = "https://raw.githubusercontent.com/mnist-jax/mnist_jax/v$HFPR_VERSION"
+    blob = f"{PROJECT['project']['urls']['Repository']}/blob/v$HFPR_VERSION"
+    assert on_the_index(text) == expected.replace("RAW", raw).replace("BLOB", blob)
+
+
+def test_readme_on_the_index():
+    """Every relative address becomes that of a file that is here, and code stays as it is."""
+    readme, code = (ROOT / "README.md").read_text("utf-8"), re.compile("```.*?```", re.DOTALL)
+    built = on_the_index(readme)
+    targets = re.findall(r"v\$HFPR_VERSION/([^\s)\"#]+)", built)
+    assert targets
+    assert not [target for target in targets if not (ROOT / target).exists()]
+    assert not re.findall(r'(?:\]\(|(?:src|srcset|href)=")(?!\w+:|#)\S+', code.sub("", built))
+    assert code.findall(built) == code.findall(readme)
+
+
+def test_pre_commit_has_the_versions_of_the_gate():
+    pinned = re.findall(r"--with (\S+)", (ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
+    assert len(pinned) == 3
+    assert set(pinned) < set((ROOT / "constraints.txt").read_text("utf-8").split())
+
+
+def test_workflows_install_extras_that_exist():
+    texts = [path.read_text("utf-8") for path in (ROOT / ".github" / "workflows").glob("*.yml")]
+    extras = re.findall(r'"\.\[(\w+)\]"', "".join(texts))
+    assert len(extras) >= 2
+    assert set(extras) <= set(PROJECT["project"]["optional-dependencies"])
