@@ -55,7 +55,7 @@ def test_as_images():
         ({"train": (COLORS, LABELS * 1.0)}, "labels are float64"),
         ({"test": (COLORS, LABELS == 1)}, "labels are bool"),
         ({"train": (COLORS, LABELS - 1)}, "labels go from -1 to 2"),
-        ({"classes": "ab"}, "labels go from 0 to 2, of 2 classes"),
+        ({"classes": "ab"}, "labels go from 0 to 2, with 2 classes"),
         ({"test": (COLORS, LABELS + 2**32)}, "labels go from 0 to 4294967298"),
         ({"classes": "aba"}, "classes are a, b, a"),
         ({"train": (COLORS, 0 * LABELS), "test": (COLORS, 0 * LABELS)}, "classes are 0; give two or more"),
