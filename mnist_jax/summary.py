@@ -68,7 +68,18 @@ def is_kernel(leaf: Any) -> bool:
 
 
 def count_params(params: Any) -> int:
-    """Number of scalars in a pytree of parameters (arrays or `jax.ShapeDtypeStruct`)."""
+    """Number of scalars in a pytree of parameters.
+
+    Args:
+      params: pytree of arrays or `jax.ShapeDtypeStruct`.
+
+    Returns:
+      The number.
+
+    Example:
+      >>> mj.count_params(mj.load_pretrained("small").variables["params"])
+      3936
+    """
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 

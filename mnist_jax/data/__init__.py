@@ -20,11 +20,11 @@ _PATH = re.compile(r"[.~/]|[A-Za-z]:|.*(/|\.npz)$", re.DOTALL)
 def load_dataset(
     dataset: str | os.PathLike[str] = "mnist", *, data_dir: str | Path | None = None, source: str = "bundled"
 ) -> Dataset:
-    r"""Loads a data set by name or path.
+    """Loads a data set by name or path.
 
     A path is a `Path`, or text that ends in "/" or ".npz" or begins with ".", "~", "/" or a drive letter. It leads to a
-    folder with the four IDX files, a folder of pictures train/LABEL/\*.png and test/LABEL/\*.png, or an npz file with
-    x_train, y_train, x_test and y_test. All other text is a name.
+    folder with the four IDX files, a folder of pictures `train/LABEL/*.png` and `test/LABEL/*.png`, or an npz file with
+    `x_train`, `y_train`, `x_test` and `y_test`. All other text is a name.
 
     Args:
       dataset: "mnist", another name in TensorFlow Datasets ("fashion_mnist", "emnist/letters"), or a path.
