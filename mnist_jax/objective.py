@@ -52,7 +52,7 @@ def objective(params: Any, epochs: int, accuracy: float, scored_on: str = "test"
 
 
 def epoch_line(metrics: EpochMetrics, epochs: int, scored: str) -> str:
-    """The line that a run prints for each epoch; `scored` names the scored split, "test" or "held-out"."""
+    """The line that a run prints per epoch; `scored` names the scored split, "test" or "held-out"."""
     return (
         f"epoch {metrics.epoch:2d}/{epochs}  train loss {metrics.train_loss:.4f} accuracy {metrics.train_accuracy:.2%}"
         f"  {scored} loss {metrics.test_loss:.4f} accuracy {metrics.test_accuracy:.2%}  {metrics.seconds:.1f} s"

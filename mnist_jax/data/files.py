@@ -26,7 +26,8 @@ def load_path(path: Path) -> Dataset:
     IDX files may be compressed with gzip, and their names may have `.idx` in place of `-idx`. Pictures are PNG, JPEG or
     BMP of one size, all grey (one channel) or all RGB, without alpha. Their classes are the names of the folders, in
     numerical order if all are numbers. They are shuffled in a fixed order, so that `hold_out` gets every class. The npz
-    file has x_train, y_train, x_test and y_test. The data set has the name of the folder, or of the file without suffix.
+    file has x_train, y_train, x_test and y_test. The name of the folder, or of the file without suffix, is the name of
+    the data set.
 
     Raises InputError, naming the file, if one is missing, damaged, or does not fit.
     """
