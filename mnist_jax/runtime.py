@@ -149,8 +149,7 @@ def use_compilation_cache() -> Path | None:
 
 @cache
 def compilations() -> list[tuple[float, float]]:
-    """Times `(begin, end)` by `time.perf_counter` of JAX's tracing and compiling; the list grows after the first call.
-    """
+    """Begin and end, by `time.perf_counter`, of each tracing and compiling since the first call; the list grows."""
     spans: list[tuple[float, float]] = []
 
     def note(event: str, duration_secs: float, **_: Any) -> None:

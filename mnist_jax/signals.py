@@ -17,7 +17,7 @@ def _give_handlers_a_stack() -> None:
     crashed the process, with a separate stack none of 80.
     """
     if not faulthandler.is_enabled():
-        with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):  # In a notebook stderr has no file.
+        with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):  # A notebook has no stderr file.
             faulthandler.enable(sys.__stderr__ or sys.stderr)
 
 

@@ -86,8 +86,8 @@ def fit(
     Raises:
       InputError: as `make_setup`, the mesh cannot split a batch, or `progress` is of another training.
       DivergedError: a loss or gradient is not finite.
-      Stopped: `stop` returned true, or Ctrl-C was pressed on the main thread. Its `progress` continues the run. A second
-        Ctrl-C raises KeyboardInterrupt at once.
+      Stopped: `stop` returned true, or Ctrl-C was pressed on the main thread. Its `progress` continues the run.
+        (A second Ctrl-C raises KeyboardInterrupt at once.)
 
     Example:
       >>> state, history = mj.fit(config, data)
