@@ -87,7 +87,7 @@ def test_own_modules_are_saved_and_loaded(data, tmp_path, model):
     found = mj.load_weights(tmp_path / "w", model=model)
     np.testing.assert_array_equal(mj.predict(found, data.test.images), mj.predict(trained, data.test.images))
     assert (found.classes, found.image_shape) == (data.classes, (9, 11, 3))
-    refused("are of an own module; give it, as load_weights", mj.load_weights, tmp_path / "w")
+    refused("are of an own module; give it: load_weights", mj.load_weights, tmp_path / "w")
 
 
 @pytest.mark.parametrize("arch", mj.ARCHS)

@@ -69,7 +69,7 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
     if path is None:
         raise InputError(f"{name} is missing; add it, or {name}.gz")
     opener = gzip.open if path.suffix == ".gz" else open
-    with refusing(f"{path.name} cannot be read: ", "; get it again"), opener(path, "rb") as file:
+    with refusing(f"{path.name} cannot be read: ", "; download it again"), opener(path, "rb") as file:
         magic, *shape = struct.unpack(f">{1 + rank}I", file.read(4 + 4 * rank))
         if magic != 0x800 + rank:
             raise ValueError(f"it begins with {magic:08x}, where an IDX file of bytes has {0x800 + rank:08x}")

@@ -252,6 +252,6 @@ def storing(run_dir: Path) -> Iterator[None]:
 def _unwritable(run_dir: Path, error: Exception) -> StorageError:
     reason = " ".join(str(error).split())[:300]
     return StorageError(
-        f"cannot write to run dir {str(run_dir)!r}: {reason}; what was saved before is intact: free space or correct the "
+        f"cannot write to run dir {str(run_dir)!r}: {reason}; what was saved is intact: free space or correct the "
         "permissions, then resume the run"
     )

@@ -137,7 +137,7 @@ class Session:
                 if jax.process_count() == 1 or isinstance(error, InputError):
                     raise
                 raise LostError(
-                    f"another process is lost; resume {str(self.run_dir)!r} in all of them to continue after the last epoch"
+                    f"another process is lost; resume {str(self.run_dir)!r} in all of them to continue"
                 ) from error
         return state, history
 
