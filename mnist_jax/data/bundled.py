@@ -52,7 +52,7 @@ def verify(split: Split, name: str, size: int, source: str) -> None:
     """Raises InputError if shapes or dtypes are not MNIST's, or a full-size split has other content."""
     expected = {"images": ((size, 28, 28, 1), np.uint8), "labels": ((size,), np.int32)}
     for field, (shape, dtype) in expected.items():
-        array, where, remedy = getattr(split, field), f"{source}: {name} {field}", "the data is damaged, download it again"
+        array, where, remedy = getattr(split, field), f"{source}: {name} {field}", "the data is damaged, replace it"
         if array.shape != shape or array.dtype != dtype:
             found = f"{array.dtype} {array.shape}"
             raise InputError(f"{where} expected {np.dtype(dtype)} {shape}, found {found}; {remedy}")

@@ -60,7 +60,7 @@ def to_onnx(trained: Trained) -> bytes:
       ImportError: jax2onnx is not installed.
 
     Example:
-      >>> Path("letters.onnx").write_bytes(export.to_onnx(trained))  # doctest: +SKIP
+      >>> model = export.to_onnx(trained)
     """
     jax2onnx = importlib.import_module("jax2onnx")
     converted = jax2onnx.to_onnx(

@@ -141,7 +141,7 @@ def run(
         for name in contenders:
             born = time.time()
             workers[name] = stack.enter_context(jobs.process(cores()[:threads]))
-            start = ask(name, _start, name, config, steps, born)  # One at a time, so that compile times count.
+            start = ask(name, _start, name, config, steps, born)  # Nothing else runs until the answer.
             timings[name] = Timing(start=start, step_seconds=[], score_seconds=[], peak_bytes=0)
         for i in range(rounds):
             for name, timing in timings.items():
