@@ -66,8 +66,9 @@ def make_mesh(count: int | None = None) -> Mesh:
       InputError: there are fewer devices, or a process would have none.
 
     Example:
-      >>> mesh = devices.make_mesh(1)
-      >>> state, history = mj.fit(config, data, mesh=mesh)
+      >>> mesh = devices.make_mesh(1)  # for `mj.fit(config, data, mesh=mesh)`
+      >>> mesh.size
+      1
     """
     devices = jax.devices()
     count = len(devices) if count is None else count

@@ -37,7 +37,7 @@ class from_logits:
       >>> def focal(logits, labels):
       ...     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
       ...     return losses * (1 - jnp.exp(-losses)) ** 2
-      >>> state, history = mj.fit(config, data, loss=mj.losses.from_logits(focal))
+      >>> setup = mj.make_setup(config, data, loss=mj.losses.from_logits(focal))
     """
 
     function: Callable[[Logits, Labels], Float[Array, " B"]]
@@ -57,7 +57,7 @@ class CrossEntropy:
         arXiv:1512.00567). The reported losses have no smoothing.
 
     Example:
-      >>> setup.loss
+      >>> mj.make_setup(config, data).loss
       CrossEntropy(label_smoothing=0.0)
     """
 

@@ -265,9 +265,8 @@ def make_model(arch: str, **settings: Any) -> Network:
 
     Example:
       >>> model = mj.make_model("8-pool-s16p", num_classes=3)
-      >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 12, 12, 1)), train=False)
-      >>> model.apply(variables, jnp.zeros((4, 12, 12, 1)), train=False).shape
-      (4, 3)
+      >>> [layer.name for layer in mj.layers_of(model, image_shape=(12, 12, 1))][0]
+      'conv1'
     """
     if arch in ARCHS:
         return ARCHS[arch](arch=arch, **settings)

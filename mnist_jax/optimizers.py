@@ -23,7 +23,7 @@ def make_schedule(schedule: str, learning_rate: Number, warmup: float, total_ste
 
     Args:
       schedule: "constant", "one_cycle" or "cosine".
-      learning_rate: the peak, above 0.
+      learning_rate: the peak, above 0; float, or float32 [].
       warmup: fraction of all steps, in [0, 1), in which the learning rate rises.
       total_steps: number of steps of the run.
 
@@ -31,7 +31,7 @@ def make_schedule(schedule: str, learning_rate: Number, warmup: float, total_ste
       A function from the step, counted from 0, to its learning rate.
 
     Example:
-      >>> rate = optimizers.make_schedule("one_cycle", 0.02, 0.2, total_steps=10)
+      >>> rate = jax.jit(optimizers.make_schedule("one_cycle", 0.02, 0.2, total_steps=10))
       >>> [round(float(rate(step)), 4) for step in (0, 2, 10)]
       [0.002, 0.02, 0.0]
     """
@@ -63,7 +63,7 @@ def optimizer_of(
     Args:
       optimizer: "sgd", "adamw" or "muon".
       schedule: as for `make_schedule`, like the next three.
-      learning_rate: the peak, above 0.
+      learning_rate: the peak, above 0; float, or float32 [].
       warmup: fraction of all steps, in [0, 1).
       total_steps: number of steps of the run.
       momentum: momentum of SGD and Muon, beta 1 of AdamW, in [0, 1).
@@ -76,7 +76,7 @@ def optimizer_of(
 
     Example:
       >>> adamw = optimizers.optimizer_of("adamw", "cosine", 1e-3, 0.1, 100, 0.9, False, 0.999, 1e-2)
-      >>> state, history = mj.fit(config, data, optimizer=adamw)
+      >>> setup = mj.make_setup(config, data, optimizer=adamw)
     """
     rate = make_schedule(schedule, learning_rate, warmup, total_steps)
     if optimizer == "sgd":

@@ -126,7 +126,7 @@ def epoch_order(key: Key[Array, ""], epoch: ArrayLike, num_examples: int, batch_
 
     Args:
       key: the run's `Streams.order`.
-      epoch: number of the epoch, which is folded into the key.
+      epoch: number of the epoch, int32 [], folded into the key.
       num_examples: number of training examples.
       batch_size: examples per step.
 

@@ -62,7 +62,7 @@ def to_row(grey: np.ndarray) -> Row | None:
     """Finds digits side by side in a picture and converts each to MNIST's form.
 
     Args:
-      grey: as for `to_digit`.
+      grey: as for `to_digit`, float [H, W].
 
     Returns:
       The digits, each as `to_digit` returns it; None if nothing stands out.

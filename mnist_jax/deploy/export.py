@@ -190,8 +190,8 @@ def to_page(networks: Sequence[Trained], image: np.ndarray, doubts: Sequence[Dou
       InputError: a network has other images, or they are of several data sets.
 
     Example:
-      >>> html = export.to_page([mj.load_pretrained("small")], mj.load_dataset("mnist").test.images[0])
-      >>> "small" in html
+      >>> html = export.to_page([mj.load_pretrained("gap")], mj.load_dataset("mnist").test.images[0])
+      >>> "gap" in html
       True
     """
     first = networks[0]

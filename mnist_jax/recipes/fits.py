@@ -44,7 +44,7 @@ def start(config: Config, data: Dataset, **parts: Unpack[Parts]) -> Progress[Epo
 
     Example:
       >>> mj.start(config, data).state
-      TrainState(step=0, 320 parameters)
+      TrainState(step=0, 104 parameters)
     """
     return begin(make_setup(config, data, **parts), Lanes([Streams.from_seed(config.seed)]))
 
@@ -92,7 +92,7 @@ def fit(
     Example:
       >>> state, history = mj.fit(config, data)
       >>> state, len(history)
-      (TrainState(step=4, 320 parameters), 1)
+      (TrainState(step=4, 104 parameters), 1)
     """
     lanes = Lanes([Streams.from_seed(config.seed)])
     reached = _train(config, data, parts, lanes, stop, progress=progress, mesh=mesh, on_step=on_step, on_epoch=on_epoch)
@@ -137,8 +137,8 @@ def fit_seeds(
 
     Example:
       >>> states, histories = mj.fit_seeds(config, data, seeds=[1, 2])
-      >>> states.params["conv2"]["kernel"].shape, len(histories)
-      ((2, 1, 1, 8, 16), 2)
+      >>> states.params["conv1"]["kernel"].shape, len(histories)
+      ((2, 3, 3, 1, 8), 2)
     """
     if not isinstance(seeds, Iterable) or not (configs := [dataclasses.replace(config, seed=seed) for seed in seeds]):
         raise InputError(f"seeds {seeds} cannot be used; give one or more, as [1, 2]")
@@ -177,7 +177,7 @@ def fit_many(
       Stopped: as `fit`.
 
     Example:
-      >>> configs = [mj.make_config(arch="8-pool-s16p", epochs=1, batch_size=16, learning_rate=r) for r in (0.01, 0.02)]
+      >>> configs = [dataclasses.replace(config, learning_rate=rate, seed=2) for rate in (0.01, 0.02)]
       >>> states, histories = mj.fit_many(configs, data)
       >>> [len(history) for history in histories]
       [1, 1]

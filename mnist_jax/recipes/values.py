@@ -121,8 +121,8 @@ def make_setup(
         per class, the optimizer needs more arguments, a part cannot be hashed, or `loss` comes with label smoothing.
 
     Example:
-      >>> setup = mj.make_setup(config, data, optimizer=optax.adam(1e-3))
-      >>> setup.image_shape, setup.classes
+      >>> adam = mj.make_setup(config, data, optimizer=optax.adam(1e-3))
+      >>> adam.image_shape, adam.classes
       ((12, 12, 1), ('a', 'b', 'c'))
     """
     require(data, Dataset, "data", "make a Dataset of it, by Dataset.from_arrays")

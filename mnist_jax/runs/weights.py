@@ -85,7 +85,7 @@ def load_weights(path: str | Path, *, model: nn.Module | None = None) -> Trained
     Example:
       >>> mj.save_weights("letters.safetensors", trained)
       >>> mj.load_weights("letters.safetensors")
-      Trained(8-pool-s16p, 320 parameters, images 12x12x1, 3 classes)
+      Trained(8-pool, 104 parameters, images 12x12x1, 3 classes)
     """
     try:
         with safe_open(path, framework="numpy") as file:
