@@ -22,8 +22,8 @@ def evaluate(
     """Scores a whole split by cross-entropy and accuracy. Every example counts once, whatever batch size and mesh.
 
     Args:
-      trained: the network.
-      split: the images, with labels int32 [N].
+      trained: the network, a `Trained`.
+      split: the `Split` to score, such as `data.test`.
       batch_size: images per step, 1 or more; it changes speed and memory, not the result.
       mesh: devices that share each batch, or the seeds; None for the default device.
       many: whether the variables have a leading axis of seeds; the metrics then have it too.
@@ -59,7 +59,7 @@ def predict(trained: Trained, images: ArrayLike, batch_size: int = 250) -> Float
     """Computes the logits of images.
 
     Args:
-      trained: the network.
+      trained: the network, a `Trained`.
       images: [N, H, W] or [N, H, W, C], integers from 0 to 255 or floats in [0, 1].
       batch_size: images per step, 1 or more; it changes speed and memory, not the result.
 

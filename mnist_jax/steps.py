@@ -173,7 +173,7 @@ def init_state(setup: Setup, key: Key[Array, ""]) -> TrainState:
     """Initializes parameters and optimizer.
 
     Args:
-      setup: network and optimizer.
+      setup: network and optimizer, a `Setup`.
       key: a `jax.random` key, consumed.
 
     Returns:
@@ -223,15 +223,15 @@ def train_step(
     """Takes one step of gradient descent on the mean loss of a batch.
 
     Args:
-      state: the state to start from.
+      state: the `TrainState` to start from.
       images: uint8, or float32 in [0, 1], [B, H, W, C].
       labels: int32 [B].
       key: the run's `Streams.step`; the step's randomness depends on it and on `state.step`.
-      setup: network, optimizer, loss and other static parts.
+      setup: network, optimizer, loss and other static parts, a `Setup`.
       strength: strength of the recipe's distortion, float32 [] in [0, 1]; 0 leaves the images unchanged.
 
     Returns:
-      The next state, and the metrics of the batch before the update.
+      The next state, and the `Metrics` of the batch before the update.
 
     Raises:
       InputError: the loss does not return one loss per image.
@@ -297,7 +297,7 @@ def eval_step(trained: Trained, images: Images, labels: Int[Array, " B"], mask: 
     """Scores a batch by cross-entropy and accuracy.
 
     Args:
-      trained: the network.
+      trained: the network, a `Trained`.
       images: uint8, or float32 in [0, 1], [B, H, W, C].
       labels: int32 [B].
       mask: bool [B], True for the images that count.

@@ -172,8 +172,8 @@ def train_epoch(
     """Takes the steps of an epoch.
 
     Args:
-      state: the state to start from; donated, so that it cannot be used afterwards.
-      split: the training examples, on the device.
+      state: the `TrainState` to start from; donated, so that it cannot be used afterwards.
+      split: the training examples, a `Split`.
       order: indices of the examples of each step, int32 [steps, B], from `epoch_order`.
       key: the run's `Streams.step`.
       setup: as for `train_step`; with `numbers`, a function that makes it from one seed's numbers.

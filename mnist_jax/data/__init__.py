@@ -32,7 +32,7 @@ def load_dataset(
       source: where "mnist" is read: "bundled", from the package, or "tfds", through TensorFlow Datasets.
 
     Returns:
-      The data set, images uint8 [N, H, W, C] or float32 in [0, 1], and labels int32 [N].
+      The `Dataset`, with images uint8 [N, H, W, C] or float32 in [0, 1], and labels int32 [N].
 
     Raises:
       InputError: the data is missing, damaged or does not fit, or an option does not apply.

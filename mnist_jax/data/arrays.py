@@ -199,7 +199,7 @@ def hold_out(data: Dataset, size: int) -> Dataset:
     whole data set. Warns if the held-out part lacks a class.
 
     Args:
-      data: the whole data set.
+      data: the whole data set, a `Dataset`.
       size: number of examples to hold out, from 1 to one less than the training examples.
 
     Returns:

@@ -30,7 +30,7 @@ def to_stablehlo(trained: Trained) -> bytes:
     The program maps images uint8 [batch, H, W, C], of any batch size, to logits float32 [batch, classes].
 
     Args:
-      trained: the network.
+      trained: the network, a `Trained`.
 
     Returns:
       The serialized program; `jax.export.deserialize(data).call(images)` runs it.
@@ -51,7 +51,7 @@ def to_onnx(trained: Trained) -> bytes:
     The model maps `images` uint8 [batch, H, W, C] to `logits` float32 [batch, classes].
 
     Args:
-      trained: the network.
+      trained: the network, a `Trained`.
 
     Returns:
       The serialized model.

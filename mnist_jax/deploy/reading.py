@@ -59,7 +59,7 @@ def calibrate(logits: Float[np.ndarray, "N classes"], labels: Int[np.ndarray, " 
       labels: int [N]; every class occurs.
 
     Returns:
-      The doubt.
+      The `Doubt`.
 
     Example:
       >>> labels = rng.integers(0, 3, 300)
@@ -111,12 +111,12 @@ def read(trained: Trained, rows: Sequence[Row], doubt: Doubt | None = None) -> l
     """Reads rows of digits, all in one batch.
 
     Args:
-      trained: the network.
+      trained: the network, a `Trained`.
       rows: one or more, as `to_row` or `load_row` return them.
       doubt: detects pictures of something else, from `load_doubts`; None for no such remarks.
 
     Returns:
-      One answer per row.
+      One `Answer` per row.
 
     Example:
       >>> reader, doubt = mj.load_pretrained("accurate-held-out"), reading.load_doubts()["accurate-held-out"]

@@ -15,7 +15,7 @@ from mnist_jax.optimizers import OPTIMIZERS, SCHEDULES
 
 PRECISIONS = ("float32", "bfloat16")
 
-# Settings of earlier versions, with the values at which they changed nothing.
+# Settings of earlier versions, with the values that had no effect.
 RETIRED = {"low_resolution": 20, "low_resolution_epochs": 0}
 
 
@@ -104,7 +104,7 @@ class Config:
                     raise InputError(_unusable(name, getattr(self, name), wanted))
 
 
-# Numbers, the least that each may be, and what it must be below.
+# Minimum and exclusive bound of the numbers, and how errors describe the range.
 _RANGES = {
     "epochs eval_batch_size": (1, 10_001, "1 to 10000"),
     "batch_size": (1, math.inf, "1 to the number of training images"),

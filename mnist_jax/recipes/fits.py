@@ -35,8 +35,8 @@ def start(config: Config, data: Dataset, **parts: Unpack[Parts]) -> Progress[Epo
     """Makes the progress of a run before its first step.
 
     Args:
-      config: every setting of the run.
-      data: the training images and the images to score.
+      config: every setting of the run, a `Config`.
+      data: the images to train on and to score, a `Dataset`.
       parts: `model`, `optimizer`, `augment` and `loss`, as for `make_setup`.
 
     Returns:
@@ -70,14 +70,15 @@ def fit(
     On the same machine's CPU, equal arguments give equal bits, however often the run was stopped and continued.
 
     Args:
-      config: every setting of the run.
-      data: the training images and the images to score.
-      progress: where to continue from; None to begin. It stays usable.
+      config: every setting of the run, a `Config`.
+      data: the images to train on and to score, a `Dataset`.
+      progress: the `Progress` to continue from, which stays usable; None to begin.
       mesh: devices that share each batch, from `mnist_jax.devices.make_mesh`; None for the default device.
       on_step: on a CPU, called as `on_step(epoch, i, totals)` after step i, with the metrics of the epoch so far.
       on_epoch: called as `on_epoch(progress)` after each epoch, whose metrics are `progress.history[-1]`. The progress
         stays usable. A true result ends the training.
-      stop: called after every step on a CPU, after every epoch on other devices or with several processes. True stops.
+      stop: called after every step on a CPU, after every epoch on other devices or with several processes. A true
+        result stops the run.
       parts: `model`, `optimizer`, `augment` and `loss` instead of the config's, as for `make_setup`.
 
     Returns:
@@ -116,8 +117,8 @@ def fit_seeds(
     Each seed has the shuffles, distortions and dropout that it has alone. Results differ by rounding.
 
     Args:
-      config: every setting of the runs; its seed is not used.
-      data: the training images and the images to score.
+      config: every setting of the runs, a `Config`; its seed is not used.
+      data: the images to train on and to score, a `Dataset`.
       seeds: one or more, in 0..2^32-1.
       progress: as for `fit`; an entry of its history has the metrics of every seed.
       mesh: devices that share the seeds.
@@ -159,9 +160,9 @@ def fit_many(
     """Trains many settings: on a GPU or TPU in one program, on a CPU one after the other.
 
     Args:
-      configs: one or more. They may differ in their seed, learning rate, momentum, beta 2, weight decay, and in the
-        numbers of the distortion.
-      data: the training images and the images to score.
+      configs: one `Config` or more. They may differ in their seed, learning rate, momentum, beta 2, weight decay, and
+        the numbers of the distortion.
+      data: the images to train on and to score, a `Dataset`.
       progress: the `progress` of a `Stopped`; None to begin.
       mesh: devices that share the configs; on CPUs, each batch.
       stop: as for `fit`.

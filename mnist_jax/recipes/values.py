@@ -74,7 +74,7 @@ def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransforma
     """Makes the optimizer of a config.
 
     Args:
-      config: its optimizer, schedule and their numbers are used.
+      config: a `Config`; its optimizer, schedule and their numbers are used.
       total_steps: number of steps of the run, for the schedule.
 
     Returns:
@@ -105,8 +105,8 @@ def make_setup(
     """Builds the static part of a training step. Equal configs give equal, hashable results.
 
     Args:
-      config: every setting of the run.
-      data: the data to train on; its length, classes, statistics and image shape are used.
+      config: every setting of the run, a `Config`.
+      data: the `Dataset` to train on; its length, classes, statistics and image shape are used.
       model: replaces the network: a Flax module called as `model(images, train=...)`, from float32 [B, H, W, C] to
         logits [B, classes], with any collections and random streams.
       optimizer: replaces the optimizer; needs `update(grads, state, params)` and no more.
@@ -114,7 +114,7 @@ def make_setup(
       loss: replaces the cross-entropy, see `mnist_jax.losses`.
 
     Returns:
-      The setup.
+      The `Setup`.
 
     Raises:
       InputError: the images are too small for the network or too few for a batch, the network does not return one logit

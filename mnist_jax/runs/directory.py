@@ -218,7 +218,7 @@ def load_run(run_dir: str | Path) -> Trained:
       run_dir: the run's directory.
 
     Returns:
-      The network.
+      The network, a `Trained`.
 
     Raises:
       InputError: the directory holds no finished run, or its weights are damaged.

@@ -41,7 +41,7 @@ def save_weights(path: str | Path, trained: Trained) -> None:
 
     Args:
       path: the file; an existing one is replaced.
-      trained: the network.
+      trained: the network, a `Trained`.
 
     Raises:
       StorageError: the file cannot be written.
@@ -77,7 +77,7 @@ def load_weights(path: str | Path, *, model: nn.Module | None = None) -> Trained
       model: the network, if it is an own module; None to build it from the name or layout in the file.
 
     Returns:
-      The network.
+      The network, a `Trained`.
 
     Raises:
       InputError: the file is damaged, not of `save_weights`, of another network, or a weight is not finite.
@@ -141,7 +141,7 @@ def load_pretrained(name: str) -> Trained:
       name: a name in `ARCHS`, or "accurate-held-out".
 
     Returns:
-      The network.
+      The network, a `Trained`.
 
     Raises:
       InputError: the package has no weights of that name, or the file is damaged.
