@@ -90,7 +90,7 @@ class Streams(NamedTuple):
     Attributes:
       init: for the initial parameters.
       order: for the order of the images; `epoch_order` folds in the epoch.
-      step: for augmentation and dropout; `train_step` folds in the step.
+      step: for augmentation, dropout and the loss; `train_step` folds in the step.
     """
 
     init: Key[Array, ""]

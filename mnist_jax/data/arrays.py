@@ -75,7 +75,7 @@ class Dataset:
           name: name of the data set, for runs and reports.
 
         Returns:
-          The data set. Arrays that have its dtypes already are not copied.
+          The data set. Images that are uint8 already are not copied.
 
         Raises:
           InputError: a shape, dtype, range or length does not fit, or there are fewer than two classes.
@@ -252,9 +252,9 @@ def _checked(name: str, pair: tuple[ArrayLike, ArrayLike]) -> tuple[np.ndarray, 
         raise InputError(f"{name} {error}") from error
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         found = f"{labels.dtype} {list(labels.shape)}"
-        raise InputError(f"{name} labels are {found}; give integers [N] (the argmax of one-hot labels)")
+        raise InputError(f"{name} labels are {found}; give integers [N], the argmax if they are one-hot")
     if len(images) != len(labels) or not len(labels):
-        raise InputError(f"{name} has {len(images)} images and {len(labels)} labels; give one label for each image")
+        raise InputError(f"{name} has {len(images)} images and {len(labels)} labels; give images and one label each")
     return images, labels
 
 

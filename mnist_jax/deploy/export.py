@@ -184,7 +184,7 @@ def to_page(networks: Sequence[Trained], image: np.ndarray, doubts: Sequence[Dou
       doubts: doubt of each network, or None.
 
     Returns:
-      HTML, with 20 bits of each weight: the rounding error is at most 2^-20 of the largest weight of an output channel.
+      HTML, with 20 bits of each weight: the rounding error is about 2^-20 of an output channel's largest weight.
 
     Raises:
       InputError: a network has other images, or they are of several data sets.

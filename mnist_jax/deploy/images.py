@@ -98,7 +98,7 @@ def load_grey(path: Path) -> np.ndarray:
       path: a PNG, JPEG, WebP, GIF, TIFF, BMP, PPM, AVIF or HEIC file of up to 25 million pixels.
 
     Returns:
-      float [H, W], 0 for black to 255, reduced to 600 pixels on the long side.
+      float [H, W], 0 for black to 255, reduced to at most 600 pixels on the long side.
 
     Raises:
       InputError: the file is not a regular file, cannot be read, has another format, or is too large.
