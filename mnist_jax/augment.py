@@ -1,4 +1,4 @@
-"""Random distortions, affine and elastic: `(key, images) -> images`, pure, on the device."""
+"""Random affine and elastic distortions on the device: pure functions `(key, images) -> images`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,16 +11,16 @@ from mnist_jax.errors import InputError
 
 
 class Affine(NamedTuple):
-    """Affine maps about the image's centre: scaled, then sheared, then rotated, then shifted.
+    """Affine maps about the image's center: scale, then shear, rotate and shift.
 
-    Either one value for all images or an array [B] for each field.
+    Each field is one value for all images, or float32 [B].
 
     Attributes:
-      rotation: angle in radians, counter-clockwise as the image is looked at.
-      shift_down: in pixels.
-      shift_right: in pixels.
-      scale: factor above 0; 2 doubles the size of what is drawn.
-      shear: pixels to the right per pixel up from the centre.
+      rotation: angle in radians, counter-clockwise on the screen.
+      shift_down: pixels down.
+      shift_right: pixels to the right.
+      scale: factor above 0; 2 doubles the size of a digit.
+      shear: pixels to the right per pixel up from the center.
     """
 
     rotation: jax.Array | float = 0.0
@@ -31,16 +31,16 @@ class Affine(NamedTuple):
 
 
 class Distortion(NamedTuple):
-    """How far `distort` goes either way from no distortion. Each image has draws of its own.
+    """Bounds of random distortions; a callable `distortion(key, images, strength)`, see `distort`.
 
-    All but `elastic` are bounds of uniform draws. Called as `distortion(key, images, strength)`, it distorts.
+    Each image has its own draws. All but `elastic` are uniform, between minus and plus the bound.
 
     Attributes:
-      rotation: in degrees.
-      shift: in pixels, down and right drawn apart.
-      scale: as a fraction below 1: 0.1 draws factors in [0.9, 1.1].
-      shear: in pixels per pixel.
-      elastic: standard deviation, in pixels, of what each point of a coarse grid is displaced by, down and right.
+      rotation: degrees.
+      shift: pixels; down and right are drawn separately.
+      scale: fraction below 1; 0.1 draws factors in [0.9, 1.1].
+      shear: pixels per pixel.
+      elastic: standard deviation, in pixels, of the displacement of each point of a coarse grid, down and right.
     """
 
     rotation: float = 0.0
@@ -56,37 +56,43 @@ class Distortion(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Always:
-    """An augmentation `(key, images) -> images` that acts in every epoch, whatever the strength."""
+    """An augmentation `(key, images) -> images` that acts in every epoch and ignores the strength."""
 
     function: Callable[[jax.Array, jax.Array], jax.Array]
 
     def __call__(self, key: jax.Array, images: jax.Array, strength: jax.Array | float = 1.0) -> jax.Array:
-        """Images float32 [B, H, W, C], 0 to 255, to the same; raises InputError if the function gives others."""
+        """Maps float32 [B, H, W, C], 0 to 255; raises InputError if B or C changes."""
         del strength
         changed = self.function(key, images.astype(jnp.float32))
         found, wanted = jnp.shape(changed), images.shape
         if len(found) != 4 or (found[0], found[3]) != (wanted[0], wanted[3]):
-            raise InputError(f"augment gives shape {found} for images {wanted}; return as many, with as many channels")
+            raise InputError(f"augment gives shape {found} for images {wanted}; keep the number of images and channels")
         return changed
 
 
-_GRID = 5  # Points across and down an image, as smooth as a pen's stroke and as local as a digit's parts.
+_GRID = 5  # Points across and down an image: few enough to be smooth, enough to bend the parts of a digit.
 
 
 def distort(key: jax.Array, images: jax.Array, distortion: Distortion, strength: jax.Array | float = 1.0) -> jax.Array:
-    """Distorts each image by an affine map of its own and, on top, by a smooth displacement of its points.
+    """Distorts each image by a random affine map and a smooth random displacement of its points.
 
-    The displacement is drawn on a coarse grid and interpolated between: the elastic distortions of Simard, Steinkraus
-    and Platt, "Best practices for convolutional neural networks applied to visual document analysis", 2003.
+    The displacement is drawn on a coarse grid and interpolated: the elastic distortions of Simard, Steinkraus and
+    Platt, "Best practices for convolutional neural networks applied to visual document analysis", 2003.
 
     Args:
       key: a `jax.random` key, consumed.
       images: uint8 or float32 [B, H, W, C].
-      distortion: how far.
-      strength: factor of every draw, float32 []; 0 gives the images to the bit.
+      distortion: bounds of the draws.
+      strength: factor of every draw, float32 []; 0 returns the images bit for bit.
 
     Returns:
       float32 [B, H, W, C] on the scale of `images`.
+
+    Example:
+      >>> distort = mj.jit(augment.distort, static_argnames="distortion")
+      >>> bounds = augment.Distortion(rotation=7.0, shift=1.5)
+      >>> distort(jax.random.key(0), data.train.images[:4], distortion=bounds).shape
+      (4, 12, 12, 1)
     """
     batch, height, width, _ = images.shape
     affine_key, elastic_key = jax.random.split(key)
@@ -107,18 +113,23 @@ def distort(key: jax.Array, images: jax.Array, distortion: Distortion, strength:
 
 
 def affine(images: jax.Array, maps: Affine, displacement: jax.Array | None = None) -> jax.Array:
-    """Draws images anew under affine maps, with bilinear interpolation and zeros outside.
+    """Resamples images under affine maps, with bilinear interpolation and zeros outside.
 
-    Each pixel of the result is looked up where the inverse map takes it, as `scipy.ndimage.affine_transform` of order 1
-    and mode "grid-constant" does. Identity gives the images and a shift by whole pixels shifts the array, to the bit.
+    Each pixel of the result is read where the inverse map takes it, as by `scipy.ndimage.affine_transform` of order 1
+    and mode "grid-constant". The identity and shifts by whole pixels are exact.
 
     Args:
       images: uint8 or float32 [B, H, W, C].
       maps: fields scalar or float32 [B].
-      displacement: float32 [2, B, H, W]: how many pixels further down, and right, each pixel is looked up.
+      displacement: pixels down, and right, added to the place where each pixel is read, float32 [2, B, H, W]; or None.
 
     Returns:
-      float32 [B, H, W, C].
+      float32 [B, H, W, C] on the scale of `images`.
+
+    Example:
+      >>> moved = mj.jit(augment.affine)(data.train.images[:4], augment.Affine(shift_right=1))
+      >>> np.array_equal(moved[:, :, 1:], data.train.images[:4, :, :-1])
+      True
     """
     batch, height, width, channels = images.shape
     maps = Affine(*(jnp.broadcast_to(jnp.asarray(field, jnp.float32), (batch,))[:, None, None] for field in maps))
@@ -133,7 +144,7 @@ def affine(images: jax.Array, maps: Affine, displacement: jax.Array | None = Non
     if displacement is not None:
         source_y, source_x = source_y + displacement[0], source_x + displacement[1]
 
-    # A margin of zeros, one pixel before and two behind, takes every lookup outside the image.
+    # Lookups outside the image read a margin of zeros, one pixel before and two behind.
     source_y, source_x = jnp.clip(source_y, -1, height), jnp.clip(source_x, -1, width)
     top, left = jnp.floor(source_y), jnp.floor(source_x)
     down, right = (source_y - top)[..., None], (source_x - left)[..., None]
@@ -141,7 +152,7 @@ def affine(images: jax.Array, maps: Affine, displacement: jax.Array | None = Non
     stride = width + 3
     corner = (top.astype(jnp.int32) + 1) * stride + left.astype(jnp.int32) + 1
     corner += jnp.arange(batch)[:, None, None] * (height + 3) * stride
-    # One flat table: XLA:CPU turns a lookup of rows in it into plain loads; several axes are a slow loop.
+    # A flat table, because XLA:CPU turns a lookup of its rows into plain loads; several axes are a slow loop.
     table = padded.reshape(-1, channels)
 
     def pixel(offset: int) -> jax.Array:

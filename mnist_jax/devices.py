@@ -1,4 +1,4 @@
-"""Devices and processes: one mesh axis, over which batches, or seeds, are split."""
+"""Devices and processes: a mesh with one axis, which splits batches or seeds."""
 
 import os
 from typing import Any
@@ -15,12 +15,21 @@ _HEARTBEAT_SECONDS = 30
 
 
 def join_processes(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Makes this process one of several that train together; call it before JAX is first used.
+    """Joins several processes that train together. Call it before JAX is first used.
 
-    With no argument this process is the only one, or one of a TPU pod, a Slurm step or an MPI job, which tell JAX the
-    rest; else process 0 listens at `coordinator`, HOST:PORT. When a process is lost, the others end within a minute.
+    Without arguments, the process is the only one, or a TPU pod, Slurm step or MPI job tells JAX about the others. When
+    a process is lost, the others end within a minute.
 
-    Raises InputError if some but not all of the three are given, one is out of range, or the others cannot be reached.
+    Args:
+      coordinator: HOST:PORT, where process 0 listens; or None.
+      num_processes: number of processes; or None.
+      process_id: number of this process, from 0; or None.
+
+    Raises:
+      InputError: only some of the three are given, one is out of range, or the others cannot be reached.
+
+    Example:
+      >>> devices.join_processes(None, None, None)
     """
     if coordinator is None and num_processes is None and process_id is None:
         if _of_a_cluster():
@@ -28,11 +37,11 @@ def join_processes(coordinator: str | None, num_processes: int | None, process_i
         return
     if coordinator is None or num_processes is None or process_id is None:
         raise InputError(
-            "several processes need coordinator (HOST:PORT), number of processes and process id, all three; give them"
+            "several processes need coordinator (HOST:PORT), number of processes and process id; give all three"
         )
     if num_processes < 1 or not 0 <= process_id < num_processes:
         found = f"process id {process_id} of {num_processes} processes"
-        raise InputError(f"{found} cannot be; choose 0 to one less than all")
+        raise InputError(f"{found} cannot be used; choose 0 to one less than the number of processes")
     timeouts: dict[str, Any] = {"heartbeat_timeout_seconds": _HEARTBEAT_SECONDS, "initialization_timeout": 60}
     with refusing(f"process {process_id} cannot join the others at {coordinator}: ", ""):
         jax.distributed.initialize(coordinator, num_processes, process_id, **timeouts)
@@ -45,9 +54,21 @@ def _of_a_cluster() -> bool:
 
 
 def make_mesh(count: int | None = None) -> Mesh:
-    """A mesh of one axis over the first `count` devices of all processes; over all of them if None.
+    """Makes a mesh with one axis over devices.
 
-    Raises InputError if there are not so many, or if several processes are not to use all.
+    Args:
+      count: number of devices, the first of all processes; None for all.
+
+    Returns:
+      The mesh.
+
+    Raises:
+      InputError: there are fewer devices, or a process would have none.
+
+    Example:
+      >>> mesh = devices.make_mesh(1)  # for `mj.fit(config, data, mesh=mesh)`
+      >>> mesh.size
+      1
     """
     devices = jax.devices()
     count = len(devices) if count is None else count
@@ -55,14 +76,14 @@ def make_mesh(count: int | None = None) -> Mesh:
         raise InputError(f"devices {count} cannot be used; choose 1 to {len(devices)}, or all")
     if jax.process_count() > 1 and count < len(devices):
         raise InputError(f"devices {count} of {len(devices)} would leave a process without any; choose all")
-    # Automatic axes: the compiler splits the work; explicit ones would have every layer say how.
+    # With automatic axes the compiler splits the work. With explicit ones every layer would have to say how.
     return jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=devices[:count])
 
 
 def choose_mesh(count: str | None) -> Mesh | None:
-    """The mesh that `--devices COUNT` asks for: a number, `all`, or None for all GPUs or TPU cores and one CPU.
+    """The mesh of `--devices COUNT`: a number, `all`, or None for all GPUs or TPU cores, or one CPU.
 
-    None where a single device needs no mesh. Raises InputError as `make_mesh`, or if `count` is neither.
+    Returns None for a single device. Raises InputError as `make_mesh`, or if `count` is none of these.
     """
     if count is not None and count != "all" and not count.isdecimal():
         raise InputError(f"devices {count!r} cannot be used; choose a number or all")
@@ -74,7 +95,7 @@ def choose_mesh(count: str | None) -> Mesh | None:
 
 
 def require_divisible(batch_size: int, mesh: Mesh) -> None:
-    """Raises InputError, with the nearest sizes that do, unless every device gets as many images of a batch."""
+    """Raises InputError, with the nearest usable sizes, unless the devices divide a batch evenly."""
     below, above = (batch_size // mesh.size * mesh.size, -(-batch_size // mesh.size) * mesh.size)
     if below != above:
         nearest = f"{below} or {above}" if below else str(above)
@@ -82,9 +103,9 @@ def require_divisible(batch_size: int, mesh: Mesh) -> None:
 
 
 def put(tree: Any, mesh: Mesh | None, axis: int | None = None) -> Any:
-    """Places arrays on the devices of a mesh, split along an axis, or whole on each; on the default one without mesh.
+    """Places arrays on the devices of a mesh, split along an axis or copied; without mesh, on the default device.
 
-    Every process gives the same whole arrays, and its devices take their part.
+    Every process passes the same whole arrays, and its devices take their part.
     """
     if mesh is None:
         return jax.device_put(tree)
@@ -100,15 +121,15 @@ def put(tree: Any, mesh: Mesh | None, axis: int | None = None) -> Any:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process; every process has to ask."""
+    """Whether the flag is set in any process; every process has to call it."""
     return bool(np.any(multihost_utils.process_allgather(np.array(flag)))) if jax.process_count() > 1 else flag
 
 
 def from_writer(tree: Any) -> Any:
-    """The arrays of the process that writes, for every process; the others give arrays of the same shapes."""
+    """The arrays of the writing process, for every process; the others pass arrays of the same shapes."""
     return multihost_utils.broadcast_one_to_all(tree) if jax.process_count() > 1 else tree
 
 
 def is_writer() -> bool:
-    """Whether this process is the one that prints and writes."""
+    """Whether this process prints and writes."""
     return jax.process_index() == 0

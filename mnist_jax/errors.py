@@ -1,4 +1,4 @@
-"""The errors a user can cause; the scripts print them in one line and exit with `status`."""
+"""The errors a user can cause. Commands print their one line and exit with `status`."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,32 +12,32 @@ class InputError(ValueError):
 
 
 class DivergedError(ArithmeticError):
-    """A loss or gradient is no longer finite. The message names the step."""
+    """A loss or gradient is not finite. The message names the step."""
 
     status = 3
 
 
 class StorageError(OSError):
-    """A result cannot be written. The message names the place and the remedy."""
+    """A result cannot be written. The message names the file or directory and the remedy."""
 
     status = 4
 
 
 class LostError(RuntimeError):
-    """Another process of a run is lost. The message says how to go on."""
+    """Another process of a run is lost. The message says how to resume."""
 
     status = 5
 
 
 def require(value: Any, kind: Any, name: str, remedy: str) -> None:
-    """Raises InputError unless a value is of a kind, as `isinstance` takes it."""
+    """Raises InputError unless `isinstance(value, kind)`."""
     if not isinstance(value, kind):
         raise InputError(f"{name} is a {type(value).__name__}; {remedy}")
 
 
 @contextlib.contextmanager
 def refusing(before: str, after: str) -> Iterator[None]:
-    """Turns whatever a user's value makes a library raise into one line: InputError of `before`, reason, `after`."""
+    """Turns any exception in the block into an InputError of one line: `before`, its reason, `after`."""
     try:
         yield
     except InputError:

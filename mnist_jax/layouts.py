@@ -1,4 +1,4 @@
-"""A network as a short text, such as `16-pool-s24p-=2-pool-32`, read into blocks."""
+"""Parses the layout of a network, such as `16-pool-s24p-=2-pool-32`, into blocks."""
 
 import re
 from typing import NamedTuple
@@ -7,18 +7,18 @@ from mnist_jax.errors import InputError
 
 
 class Block(NamedTuple):
-    """A convolution, with batch norm and ReLU after it.
+    """A convolution with batch norm and ReLU.
 
     Attributes:
-      channels: of its output.
-      size: height and width of its kernel.
-      padded: whether its output is as large as its input.
-      separable: whether it is a kernel for each channel, then a 1x1 convolution.
+      channels: number of output channels.
+      size: height and width of the kernel.
+      padded: whether the output is as large as the input.
+      separable: whether it is a depthwise convolution followed by a 1x1 convolution.
       pool: whether a 2x2 max pool follows.
-      again: the number of an earlier block, counted from 1, whose kernels it uses; 0 for kernels of its own.
-      crop: how many pixels to leave out on each side of its input.
-      fixed: whether its kernel is that of `directional_derivatives` and not trained. Weight decay, if any, shrinks it,
-        which batch norm undoes.
+      again: number of an earlier block, counted from 1, whose kernels are used again; 0 for own kernels.
+      crop: pixels cut off each side of the input.
+      fixed: whether the kernel is `directional_derivatives` and not trained. Weight decay shrinks it, which batch norm
+        undoes.
     """
 
     channels: int
@@ -35,15 +35,29 @@ _WORD = re.compile(r"(?P<separable>s?)(?P<channels>[1-9]\d{0,3})(?:k(?P<size>[13
 
 
 def parse_layout(layout: str) -> tuple[Block, ...]:
-    """Reads a layout into its blocks.
+    """Parses a layout: words joined by `-`, one for each convolution or pool.
 
-    A number is a valid 3x3 convolution to that many channels, with batch norm and ReLU after it. `16k5` is 5x5, `16p`
-    is padded to the size of its input, `s16` is separable: a kernel for each channel, then a 1x1 convolution (Chollet,
-    arXiv:1610.02357). `=2` uses the kernels of the second convolution again, with a batch norm of its own. `pool` is a
-    2x2 max pool. `crop2`, as the first word, leaves out two pixels on each side of the images. `16f`, as the first
-    convolution and of an even number, has the kernels of `directional_derivatives`, which are not trained.
+    - `16`: a 3x3 convolution to 16 channels without padding, then batch norm and ReLU.
+    - `16k5`: the same with a 5x5 kernel (1, 3, 5 or 7).
+    - `16p`: padded to the size of its input.
+    - `s16`: separable, a depthwise and a 1x1 convolution (Chollet, arXiv:1610.02357). `s16k5p` combines all three.
+    - `=2`: the kernels of the second convolution again, with another batch norm.
+    - `pool`: a 2x2 max pool.
+    - `crop2`, first word only: cuts two pixels off each side of the images.
+    - `16f`, first convolution only, an even number: the kernels of `directional_derivatives`, not trained.
 
-    Raises InputError for a word that is none of these, or for kernels used again on another number of channels.
+    Args:
+      layout: the text, such as "16-pool-s24p-=2-pool-32".
+
+    Returns:
+      The blocks. A network adds global average pooling and a 1x1 convolution to the logits.
+
+    Raises:
+      InputError: a word is none of these, or kernels are used again on another number of channels.
+
+    Example:
+      >>> [(block.channels, block.pool) for block in layouts.parse_layout("8-pool-s16p")]
+      [(8, True), (16, False)]
     """
     blocks: list[Block] = []
     words = layout.split("-")

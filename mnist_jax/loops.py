@@ -1,4 +1,4 @@
-"""One loop over the steps of an epoch: one program on a GPU or TPU, step by step on a CPU."""
+"""The loop over the steps of an epoch: one program on a GPU or TPU, step by step on a CPU."""
 
 from collections.abc import Callable, Hashable
 from functools import cache
@@ -23,22 +23,22 @@ def loop(
     on_step: Callable[[int, Any], None] | None = None,
     stop: Callable[[Any], bool] = lambda totals: False,
 ) -> tuple[Any, Any]:
-    """`state, totals = body(i, state, totals, own, shared, static)` for each i of `steps`.
+    """Runs `state, totals = body(i, state, totals, own, shared, static)` for each i in `steps`.
 
-    On GPU and TPU this is one program. On a CPU each step is dispatched by itself, because XLA runs the same body
+    On a GPU or TPU this is one program. On a CPU each step is dispatched by itself, because XLA runs the same body
     several times slower inside a loop.
 
     Args:
       body: a pure function. Its arguments are pytrees of arrays, except `static`.
-      steps: consecutive numbers; where there are none, state and totals are given back.
-      state: what the body changes; donated.
-      totals: what the body changes and the host may read: on a CPU that of step i - 1 while step i runs.
-      own: what each seed has for itself.
-      shared: what all seeds have in common.
+      steps: consecutive numbers; if empty, state and totals are returned.
+      state: changed by the body; donated.
+      totals: changed by the body and readable by the host: on a CPU, those of step i - 1 while step i runs.
+      own: arrays of each seed.
+      shared: arrays that all seeds share.
       static: compiled into the program.
       many: whether `state`, `totals` and `own` have a leading axis of seeds, over which the body is vmapped.
-      on_step: on a CPU called as `on_step(i, totals)` after each step.
-      stop: on a CPU asked after each step, given the totals of the step before, whether to leave out the rest.
+      on_step: on a CPU, called as `on_step(i, totals)` after each step.
+      stop: on a CPU, called with the totals of the step before after each step; true ends the loop.
     """
     if not steps:
         return state, totals
@@ -59,7 +59,7 @@ def loop(
 
 @cache
 def program(body: Callable[..., Any], many: bool, whole: bool) -> Callable[..., Any]:
-    """What `loop` runs, jitted: one step, or with `whole` all of them."""
+    """The jitted program of `loop`: one step, or with `whole` all of them."""
     function = steps_of(body, many) if whole else step_of(body, many)
     return jax.jit(function, static_argnames="static", donate_argnames="state", compiler_options=compiler_options())
 
@@ -73,7 +73,7 @@ def step_of(body: Callable, many: bool) -> Callable:
 
         return (jax.vmap(one) if many else one)(state, totals, own)
 
-    step.__name__ = body.__name__  # What logs and profiles show.
+    step.__name__ = body.__name__  # Logs and profiles show it.
     return step
 
 

@@ -1,13 +1,13 @@
-"""The networks, each readable top to bottom like the table it comes from.
+"""The networks, each readable from top to bottom like the table it comes from.
 
-First the ladder of "Session 2 - MNIST 99.4% Test Accuracy": a skeleton that works, a lighter one, one without the
-7x7 convolution, and the last one regularised. Then `Stack`, which is any chain of convolutions that its layout
-names, and three of these that each push one limit of the exercise. Every convolution is bias-free with stride 1,
-every one but the last is followed by ReLU, and there is no fully connected layer.
+First the four of "Session 2 - MNIST 99.4% Test Accuracy": a skeleton, a lighter one, one with global average pooling
+instead of the 7x7 convolution, and that one regularized. Then `Stack`, the network of any layout, and three layouts
+that each push one limit of the exercise. Every convolution is bias-free with stride 1, every one but the last is
+followed by ReLU, and there is no fully connected layer.
 
-All share one signature: `model.apply(variables, images, train=...)` takes standardized float32 [B, H, W, C] and gives
-float32 logits [B, num_classes]. Comments give, for MNIST, output height = width and the parameters, of both networks
-where two share a table. ReLU and max pool commute; pooling first leaves ReLU a quarter of the work.
+All share one signature: `model.apply(variables, images, train=...)` takes standardized float32 [B, H, W, C] and returns
+float32 logits [B, num_classes]. Comments give the output height (= width) and the parameters for MNIST, of both
+networks where two share a table. ReLU and max pool commute; pooling first leaves ReLU a quarter of the work.
 """
 
 from collections.abc import Callable
@@ -28,21 +28,20 @@ from mnist_jax.layouts import Block, parse_layout
 
 IMAGE_SHAPE = (28, 28, 1)
 
-# PyTorch's default for convolutions, uniform in +-1/sqrt(fan_in), is a variance of 1 / (3 fan_in).
+# PyTorch's default for convolutions, uniform in +-1/sqrt(fan_in), has variance 1 / (3 fan_in).
 KERNEL_INITS = {"torch_uniform": variance_scaling(1 / 3, "fan_in", "uniform"), "he_normal": he_normal()}
 
 
 class Network(nn.Module):
-    """The settings that all networks have.
+    """Base class of the networks, with their settings.
 
     Attributes:
-      num_classes: how many logits it gives.
+      num_classes: number of logits.
       dropout_rate: probability in [0, 1) that a unit is dropped in training; only `bn_dropout` has dropout layers.
-      kernel_init: initializer of every convolution kernel.
-      layers: what the network is made of: `FAST`, which has reverse-mode derivatives only, or `FLAX`, the same layers
-        by Flax, which have forward mode too.
+      kernel_init: initializer of the convolution kernels.
+      layers: `FAST`, with reverse-mode derivatives only, or `FLAX`, Flax's layers, with forward mode too.
       dtype: type of the activations; parameters, batch statistics and logits are float32.
-      arch: the name or layout that `make_model` made it of.
+      arch: the name or layout given to `make_model`.
     """
 
     num_classes: int = 10
@@ -53,17 +52,17 @@ class Network(nn.Module):
     arch: str = ""
 
     def convolution(self) -> Callable[..., nn.Module]:
-        """The bias-free convolution, valid unless told otherwise, of every network."""
+        """The bias-free convolution of every network, by default without padding."""
         return partial(
             self.layers.conv, padding="VALID", use_bias=False, kernel_init=self.kernel_init, dtype=self.dtype
         )
 
     def require_pixels(self, x: jax.Array, images: jax.Array) -> jax.Array:
-        """Gives `x`, activations, back; raises InputError if no pixel of the images is left in it."""
+        """Returns activations `x`; raises InputError if no pixel is left in them."""
         if 0 in x.shape[1:]:
             size = "x".join(map(str, images.shape[1:3]))
             name = self.arch or type(self).__name__
-            raise InputError(f"images of {size} are too small for network {name!r}; choose another, or larger images")
+            raise InputError(f"images of {size} are too small for network {name!r}; choose another or give larger ones")
         return x
 
 
@@ -99,14 +98,14 @@ class Gap(Network):
     """`gap`, global average pooling in place of the 7x7 convolution: 9,752 parameters."""
 
     def after_relu(self, x: jax.Array, name: str, train: bool) -> jax.Array:
-        """What follows the ReLU of the 3x3 convolutions: nothing."""
+        """The identity; `BnDropout` adds layers here, after the ReLU of the 3x3 convolutions."""
         return x
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B classes"]:
         """Standardized images float32 [B, H, W, C] to logits float32 [B, num_classes]."""
         images, conv, then = x, self.convolution(), partial(self.after_relu, train=train)
-        x = then(self.layers.relu(conv(16, (3, 3), name="conv1")(x)), "bn1")  # 26    144, and in `bn_dropout` 32
+        x = then(self.layers.relu(conv(16, (3, 3), name="conv1")(x)), "bn1")  # 26    144 + 32 in `bn_dropout`
         x = then(self.layers.relu(conv(16, (3, 3), name="conv2")(x)), "bn2")  # 24  2,304 + 32
         x = conv(16, (1, 1), name="conv3")(x)  # 24    256
         x = self.layers.relu(self.layers.max_pool(x))  # 12
@@ -131,12 +130,12 @@ class BnDropout(Gap):
 
 
 def directional_derivatives(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """Kernels [3, 3, channels, c] that find strokes and their edges: an initializer that draws nothing.
+    """An initializer without randomness: kernels [3, 3, channels, c] that find strokes and their edges.
 
-    The first c / 2 are slopes, first derivatives in as many directions of the circle. The others are second
-    derivatives, negative, in as many directions of half the circle: bright lines. All are seen through a Gaussian
-    window of two pixels, with a sum of 0 and a norm of 1; every channel of the images has the same. So few are enough
-    for a derivative in any direction (Freeman and Adelson, "The design and use of steerable filters", 1991).
+    The first c / 2 kernels are first derivatives, in c / 2 directions over the circle, and find edges. The others are
+    negative second derivatives, in c / 2 directions over half the circle, and find bright lines. All are weighted by a
+    Gaussian of two pixels and have sum 0 and norm 1; image channels share them. A derivative in any direction is a
+    combination of a few such kernels (Freeman and Adelson, "The design and use of steerable filters", 1991).
     """
     count = shape[-1] // 2
     y, x = np.mgrid[-1:2, -1:2, :1][:2] + 0.0
@@ -156,11 +155,11 @@ def directional_derivatives(key: jax.Array, shape: tuple[int, ...], dtype: Any =
 class Stack(Network):
     """The blocks of a layout, then global average pooling and a 1x1 convolution to the logits.
 
-    Batch norm comes before ReLU and has no scale: a positive factor passes through ReLU into the kernels behind it.
-    Kernels that are used more than once count once, and those that are not trained count too.
+    Batch norm comes before ReLU and has no scale, because a positive factor passes through ReLU and is absorbed by the
+    next kernels. Kernels used more than once count once as parameters. Kernels that are not trained count too.
 
     Attributes:
-      blocks: the convolutions, as `parse_layout` gives them.
+      blocks: the convolutions, as `parse_layout` returns them.
     """
 
     blocks: tuple[Block, ...] = ()
@@ -180,7 +179,7 @@ class Stack(Network):
                 x = conv(x)
             norm = self.layers.batch_norm_max_pool if block.pool else partial(self.layers.batch_norm, use_scale=False)
             x = self.layers.relu(norm(name=f"bn{number}", **options)(x))
-            if block.fixed and train:  # Else a gradient in the images may be asked for.
+            if block.fixed and train:  # Outside training, gradients with respect to the images pass.
                 x = lax.stop_gradient(x)
         x = self.require_pixels(x, images).mean((1, 2), keepdims=True)
         x = self.convolution()(self.num_classes, (1, 1), name=f"conv{len(self.blocks) + 1}")(x)
@@ -197,10 +196,10 @@ class Stack(Network):
 
 
 class Swift(Stack):
-    """`swift`, the shortest way to 99.4%: 9,910 parameters, of which 160 are not trained.
+    """`swift`, the fastest to 99.4%: 9,910 parameters, 160 of them not trained.
 
-    It leaves out a pixel all around, empty in 59,187 of the 60,000 training images, and pools after one convolution,
-    whose kernels are given. That ends the backward pass where the images are large.
+    It cuts off a border of one pixel, which is empty in 59,187 of the 60,000 training images. It pools after the first
+    convolution, whose kernels are not trained: the backward pass skips the layer with the largest images.
     """
 
     blocks: tuple[Block, ...] = parse_layout(
@@ -214,7 +213,7 @@ class Swift(Stack):
 
 
 class Small(Stack):
-    """`small`, the fewest parameters: 3,936, of separable convolutions that widen towards the end."""
+    """`small`, the fewest parameters, 3,936: separable convolutions that widen towards the end."""
 
     blocks: tuple[Block, ...] = parse_layout(
         "16-"  # 26                  144       + 16
@@ -227,7 +226,7 @@ class Small(Stack):
 
 
 class Accurate(Stack):
-    """`accurate`, as `small` and as wide as 10,000 parameters allow: 9,408."""
+    """`accurate`, 9,408 parameters: `small`, as wide as fewer than 10,000 parameters allow."""
 
     blocks: tuple[Block, ...] = parse_layout(
         "24-"  # 26                  216         + 24
@@ -251,9 +250,23 @@ ARCHS: dict[str, type[Network]] = {
 
 
 def make_model(arch: str, **settings: Any) -> Network:
-    """Builds a network by its name in `ARCHS`, as `make_model("gap", num_classes=26)`, or a `Stack` by its layout.
+    """Builds a network from its name in `ARCHS`, or from a layout.
 
-    Raises InputError if `arch` is neither.
+    Args:
+      arch: a name, such as "gap", or a layout as `mnist_jax.layouts.parse_layout` reads it.
+      settings: fields of the network: `num_classes`, `dropout_rate`, `kernel_init`, `layers`, `dtype`.
+
+    Returns:
+      A Flax module. `model.apply(variables, images, train=...)` takes standardized float32 [B, H, W, C] and returns
+      float32 logits [B, num_classes].
+
+    Raises:
+      InputError: `arch` is neither.
+
+    Example:
+      >>> model = mj.make_model("8-pool-s16p", num_classes=3)
+      >>> [layer.name for layer in mj.layers_of(model, image_shape=(12, 12, 1))][0]
+      'conv1'
     """
     if arch in ARCHS:
         return ARCHS[arch](arch=arch, **settings)

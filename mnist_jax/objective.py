@@ -10,7 +10,14 @@ PARAMETER_LIMIT = 10_000  # The objective asks for fewer.
 
 
 class Condition(NamedTuple):
-    """One condition of the objective: its quantity, the value reached, the value asked for, whether it is met."""
+    """One condition of the objective.
+
+    Attributes:
+      name: the quantity.
+      value: its value, as text.
+      target: the value asked for, as text.
+      met: whether the condition is met.
+    """
 
     name: str
     value: str
@@ -19,7 +26,21 @@ class Condition(NamedTuple):
 
 
 def objective(params: Any, epochs: int, accuracy: float, scored_on: str = "test") -> tuple[Condition, ...]:
-    """Judges the exercise's four conditions, by the accuracy of the last epoch on the split `scored_on`, a fraction."""
+    """Checks the exercise's four conditions.
+
+    Args:
+      params: the network's parameters, a pytree.
+      epochs: number of epochs it was trained for.
+      accuracy: accuracy after the last epoch, a fraction.
+      scored_on: name of the scored split.
+
+    Returns:
+      The conditions, each with its name, value, target and whether it is met.
+
+    Example:
+      >>> [condition.met for condition in mj.objective(state.params, epochs=3, accuracy=0.9945)]
+      [True, True, True, True]
+    """
     parameters, dense = count_params(params), count_dense(params)
     wanted = f"at least {TARGET_ACCURACY:.2%}"
     return (

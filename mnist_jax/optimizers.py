@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules, made of optax."""
+"""Optimizers and learning-rate schedules, by optax."""
 
 import functools
 from typing import Any
@@ -12,15 +12,28 @@ from mnist_jax.summary import is_kernel
 OPTIMIZERS = ("sgd", "adamw", "muon")
 SCHEDULES = ("constant", "one_cycle", "cosine")
 
-Number = float | jax.Array  # An array where many settings are trained in one program.
+Number = float | jax.Array  # An array where one program trains many settings.
 
 
 def make_schedule(schedule: str, learning_rate: Number, warmup: float, total_steps: int) -> optax.Schedule:
-    """The learning rate of each step, counted from 0.
+    """Makes a learning-rate schedule.
 
-    `one_cycle` is the triangle of L. N. Smith, "Super-Convergence", arXiv:1708.07120, ending at zero. `cosine` falls as
-    in Loshchilov and Hutter, "SGDR", arXiv:1608.03983. `learning_rate` is the peak; both begin at a tenth of it, and
-    rise for the fraction `warmup` of all steps.
+    `one_cycle` is the triangle of L. N. Smith, "Super-Convergence", arXiv:1708.07120, ending at zero. `cosine` decays
+    as in Loshchilov and Hutter, "SGDR", arXiv:1608.03983. Both begin at a tenth of the peak.
+
+    Args:
+      schedule: "constant", "one_cycle" or "cosine".
+      learning_rate: the peak, above 0; float, or float32 [].
+      warmup: fraction of all steps, in [0, 1), in which the learning rate rises.
+      total_steps: number of steps of the run.
+
+    Returns:
+      A function from the step, counted from 0, to its learning rate.
+
+    Example:
+      >>> rate = jax.jit(optimizers.make_schedule("one_cycle", 0.02, 0.2, total_steps=10))
+      >>> [round(float(rate(step)), 4) for step in (0, 2, 10)]
+      [0.002, 0.02, 0.0]
     """
     if schedule == "one_cycle":
         return optax.linear_onecycle_schedule(total_steps, learning_rate, warmup, 1.0, 10.0, 1e4)  # pyright: ignore[reportArgumentType]
@@ -41,11 +54,29 @@ def optimizer_of(
     beta2: Number,
     weight_decay: Number,
 ) -> optax.GradientTransformation:
-    """An optimizer by its name in `OPTIMIZERS`, with the learning rates of `make_schedule`.
+    """Makes an optimizer with the learning rates of `make_schedule`.
 
     Weight decay acts on kernels only, parameters of rank 2 and more: in SGD as a penalty in the gradient, in AdamW and
     Muon decoupled from it (Loshchilov and Hutter, arXiv:1711.05101). Muon (Jordan, "Muon", 2024) orthogonalizes each
-    kernel's update and scales it to the size of Adam's (Liu et al., arXiv:2502.16982); the rest gets Adam's.
+    kernel's update and scales it to the size of Adam's (Liu et al., arXiv:2502.16982). Other parameters use Adam.
+
+    Args:
+      optimizer: "sgd", "adamw" or "muon".
+      schedule: as for `make_schedule`, like the next three.
+      learning_rate: the peak, above 0; float, or float32 [].
+      warmup: fraction of all steps, in [0, 1).
+      total_steps: number of steps of the run.
+      momentum: momentum of SGD and Muon, beta 1 of AdamW, in [0, 1).
+      nesterov: whether to use Nesterov's form of momentum.
+      beta2: decay of the mean squared gradients of AdamW, and of Muon's Adam, in [0, 1).
+      weight_decay: 0 or more.
+
+    Returns:
+      The optimizer.
+
+    Example:
+      >>> adamw = optimizers.optimizer_of("adamw", "cosine", 1e-3, 0.1, 100, 0.9, False, 0.999, 1e-2)
+      >>> setup = mj.make_setup(config, data, optimizer=adamw)
     """
     rate = make_schedule(schedule, learning_rate, warmup, total_steps)
     if optimizer == "sgd":
@@ -66,11 +97,11 @@ def optimizer_of(
 
 
 def require_plain(optimizer: optax.GradientTransformation, params: Any) -> None:
-    """Raises InputError, naming the argument, if `update(grads, state, params)` is not all that an optimizer needs.
+    """Raises InputError if an optimizer needs more arguments than `update(grads, state, params)`, and names them.
 
-    It is traced: the type of those that take more arguments does not tell whether they need them.
+    Tracing finds out: the type of an optimizer says which extra arguments it takes, not whether it needs them.
     """
-    remedy = "give an optax.GradientTransformation, as optax.adam(1e-3) or MultiSteps(...).gradient_transformation()"
+    remedy = "give an optax.GradientTransformation: optax.adam(1e-3), or MultiSteps(...).gradient_transformation()"
     require(optimizer, optax.GradientTransformation, "optimizer", remedy)
 
     def update(params):
@@ -78,18 +109,18 @@ def require_plain(optimizer: optax.GradientTransformation, params: Any) -> None:
 
     try:
         jax.eval_shape(update, params)
-    except Exception as error:  # Of whatever kind the optimizer raises.
+    except Exception as error:  # Optimizers raise errors of any kind.
         reason = " ".join(str(error).split())[:200]
         said, remedy = f"cannot take a step ({reason})", "choose one that takes these parameters"
         if "missing" in reason:
             missing = reason.partition("argument")[2].strip("s: ")
-            said = f"needs {missing} beside gradients, state and parameters, which a step has not"
+            said = f"needs {missing}, and a step has only gradients, state and parameters"
             remedy = "choose one that needs no more"
         raise InputError(f"optimizer {said}; {remedy}") from error
 
 
 def _matrix(leaf):
-    """How Muon reads a kernel as a matrix: all axes before the last by the last; None for the rest."""
+    """The axes by which Muon reads a kernel as a matrix, all but the last by the last; None for other parameters."""
     axes = tuple(range(leaf.ndim))
     return optax.contrib.MuonDimensionNumbers(axes[:-1], axes[-1]) if is_kernel(leaf) else None
 

@@ -1,4 +1,4 @@
-"""How XLA compiles and a process allocates: what speed takes beside the program itself."""
+"""Compiler options, compilation cache and memory allocator; versions and hardware of the process."""
 
 import ctypes
 import importlib.metadata
@@ -22,11 +22,11 @@ __version__ = "0.2.0"
 
 @cache
 def compiler_options(once: bool = False) -> dict[str, str | int] | None:
-    """Options for `jax.jit(..., compiler_options=...)` on the default backend; None where it needs none.
+    """Options for `jax.jit(..., compiler_options=...)` on the default backend; None if it needs none.
 
     Recent versions of XLA:CPU hand wide convolutions to YNNPACK, which takes six times as long as Eigen for a kernel
-    gradient; the option leaves YNNPACK the matrix products, at which it is good. Results change by rounding. A program
-    that runs `once`, such as initialisation, takes longer to optimise than to run, and is not optimised.
+    gradient. The option gives YNNPACK only the matrix products, where it is fast. Results change by rounding. A program
+    that runs `once`, such as initialization, takes longer to optimize than to run, and is not optimized.
     """
     if jax.default_backend() != "cpu":
         return None
@@ -41,24 +41,24 @@ def compiler_options(once: bool = False) -> dict[str, str | int] | None:
 
 
 class Jitted:
-    """See `jit`. What else `jax.jit` gives, such as `lower`, is there too."""
+    """The result of `jit`, with the attributes of a function jitted by `jax.jit`, such as `lower`."""
 
     def __init__(self, function: Callable[..., Any], once: bool, options: Sequence[tuple[str, Any]]) -> None:
-        """Of a function and what `jit` was given."""
+        """Stores the function and the options of `jit`."""
         self.__wrapped__ = function
         self._once, self._options = once, dict(options)
 
     @cached_property
     def compiled(self) -> Any:
-        """What `jax.jit` gives, made at the first call, because the backend may not be known before."""
+        """The function jitted by `jax.jit`, made at the first call, because the backend may not be known before."""
         return jax.jit(self.__wrapped__, compiler_options=compiler_options(self._once), **self._options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the compiled function; inside another program, which has options of its own, the function."""
+        """Runs the compiled function; while another program is traced, which has its own options, the plain one."""
         return (self.compiled if trace_state_clean() else self.__wrapped__)(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        """The attributes of what `jax.jit` gives."""
+        """The attributes of the function jitted by `jax.jit`."""
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.compiled, name)
@@ -71,19 +71,25 @@ def jit(function: Callable[..., Any], *, once: bool = False, **options: Any) -> 
     """`jax.jit` with the compiler options that make a program fast on the backend.
 
     Args:
-      function: what to compile.
-      once: whether it runs once only, so that optimizing it is not worth the time.
-      options: those of `jax.jit`, such as `static_argnames`. The same function and options give the same object.
+      function: the function to compile.
+      once: whether it runs only once, so that optimizing it does not pay.
+      options: options of `jax.jit`, such as `static_argnames`.
+
+    Returns:
+      The jitted function. Equal arguments return the same object.
+
+    Example:
+      >>> step = mj.jit(mj.train_step, static_argnames="setup")
     """
     settled = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
     return _jitted(function, once, tuple(sorted(settled.items())))
 
 
 def prepare_process() -> None:
-    """Sets compilation cache and allocator at import, for a process whose user has set nothing.
+    """Sets compilation cache and allocator at import.
 
-    Nothing is done where the environment has MNIST_JAX_LEAVE_PROCESS, or JAX was used already. A setting that the user
-    has made, by an environment variable or `jax.config`, stays.
+    Does nothing if the environment has MNIST_JAX_LEAVE_PROCESS, or JAX was used already. The user's settings, by
+    environment variables or `jax.config`, stay.
     """
     if os.environ.get("MNIST_JAX_LEAVE_PROCESS") or _jax_was_used():
         return
@@ -103,10 +109,10 @@ def _jax_was_used() -> bool:
 
 
 def reuse_freed_memory() -> None:
-    """Lets the C allocator keep what a training step frees, for the next step; on Linux with glibc, else nothing.
+    """Lets the C allocator keep the memory that a training step frees; on Linux with glibc only.
 
-    XLA:CPU allocates its scratch space (40 MB, `basic` 140) anew at every step. By default glibc hands it back to the
-    kernel each time, and nine thousand page faults a step cost a third of the time. Call once, before JAX is first
+    XLA:CPU allocates its scratch space (40 MB, `basic` 140) anew at every step. By default glibc returns it to the
+    kernel each time, and nine thousand page faults per step cost a third of the time. Call it once, before JAX is first
     used: glibc keeps blocks above 64 MB for the main thread only, so steps must run there, which JAX decides early.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
@@ -120,11 +126,11 @@ def reuse_freed_memory() -> None:
 
 
 def use_compilation_cache() -> Path | None:
-    """Keeps compiled programs in the user's cache directory, so that the next process need not compile them again.
+    """Keeps compiled programs in the user's cache directory for the next process.
 
-    One directory per jaxlib version and processor: code compiled for one may not run on another. A directory that the
-    user has given JAX (`JAX_COMPILATION_CACHE_DIR`) is left as it is, and so is `JAX_ENABLE_COMPILATION_CACHE=false`.
-    Returns the directory, or None where it cannot be written or the cache is off: then everything is compiled anew.
+    Each jaxlib version and processor has its own directory, because code compiled for one may not run on another. The
+    user's `JAX_COMPILATION_CACHE_DIR` and `JAX_ENABLE_COMPILATION_CACHE=false` stay. Returns the directory, or None if
+    it cannot be written or the cache is off.
     """
     if not jax.config.values["jax_enable_compilation_cache"]:
         return None
@@ -145,7 +151,7 @@ def use_compilation_cache() -> Path | None:
 
 @cache
 def compilations() -> list[tuple[float, float]]:
-    """When JAX has traced and compiled, as `(begin, end)` of `time.perf_counter`, from the first call on; it grows."""
+    """Begin and end, by `time.perf_counter`, of each tracing and compiling since the first call; the list grows."""
     spans: list[tuple[float, float]] = []
 
     def note(event: str, duration_secs: float, **_: Any) -> None:
@@ -158,7 +164,7 @@ def compilations() -> list[tuple[float, float]]:
 
 
 def seconds_within(spans: Sequence[tuple[float, float]], begin: float, end: float) -> float:
-    """Seconds between two moments that any of the spans covers, which may lie in each other."""
+    """Seconds between two moments that at least one span covers; spans may overlap."""
     seconds, covered = 0.0, begin
     for start, stop in sorted(spans):
         start, stop = max(start, covered), min(stop, end)
@@ -167,7 +173,18 @@ def seconds_within(spans: Sequence[tuple[float, float]], begin: float, end: floa
 
 
 def environment(others: Sequence[str] = ()) -> dict[str, Any]:
-    """Versions, of other packages too, and hardware of this process, for the record beside a result."""
+    """Versions and hardware of this process, to be recorded with a result.
+
+    Args:
+      others: more packages whose versions to include.
+
+    Returns:
+      Versions by package, `python`, `platform`, `devices`, `cpu` and `cpu_cores`.
+
+    Example:
+      >>> mj.environment()["platform"] in ("cpu", "gpu", "tpu")
+      True
+    """
     packages = ("jax", "jaxlib", "flax", "optax", "numpy", *others)
     return {
         "python": platform.python_version(),
@@ -186,7 +203,7 @@ def cores() -> list[int]:
 
 
 def cpu_name() -> str:
-    """The processor's name, as the system gives it."""
+    """The processor's name."""
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
             names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]

@@ -19,10 +19,25 @@ from mnist_jax.steps import Metrics, Trained, eval_step
 def evaluate(
     trained: Trained, split: Split, batch_size: int = 250, mesh: Mesh | None = None, many: bool = False
 ) -> Metrics:
-    """Scores a whole split by cross-entropy: every example counts once, whatever the batch size and devices of `mesh`.
+    """Scores a whole split by cross-entropy and accuracy. Every example counts once, whatever batch size and mesh.
 
-    With `many`, the variables have a leading axis of seeds, which is what a mesh splits, and the metrics have it too.
-    Raises InputError if the split has no examples, or does not fit the network.
+    Args:
+      trained: the network, a `Trained`.
+      split: the `Split` to score, such as `data.test`.
+      batch_size: images per step, 1 or more; it changes speed and memory, not the result.
+      mesh: devices that share each batch, or the seeds; None for the default device.
+      many: whether the variables have a leading axis of seeds; the metrics then have it too.
+
+    Returns:
+      The sums over the split; `.mean()` is mean loss, in nats, and accuracy.
+
+    Raises:
+      InputError: the split has no examples or does not fit the network, or the batch size is below 1.
+
+    Example:
+      >>> loss, accuracy = mj.evaluate(trained, data.test).mean()
+      >>> 0 <= accuracy <= 1
+      True
     """
     require(split, Split, "split", "give a Split, as data.test")
     if not len(split.labels):
@@ -41,9 +56,22 @@ def evaluate(
 
 
 def predict(trained: Trained, images: ArrayLike, batch_size: int = 250) -> Float[np.ndarray, "N classes"]:
-    """Logits float32 [N, classes]; the batch size does not change them.
+    """Computes the logits of images.
 
-    `images` are [N, H, W] or [N, H, W, C], as `Dataset.from_arrays` takes them; others raise InputError.
+    Args:
+      trained: the network, a `Trained`.
+      images: [N, H, W] or [N, H, W, C], integers from 0 to 255 or floats in [0, 1].
+      batch_size: images per step, 1 or more; it changes speed and memory, not the result.
+
+    Returns:
+      Logits, float32 [N, classes].
+
+    Raises:
+      InputError: the images do not fit the network, or the batch size is below 1.
+
+    Example:
+      >>> mj.predict(trained, data.test.images[:4]).shape
+      (4, 3)
     """
     images = as_images(images)
     _require_shape(trained, images)
@@ -54,7 +82,7 @@ def predict(trained: Trained, images: ArrayLike, batch_size: int = 250) -> Float
 
 
 def eval_body(i: Any, _: None, totals: Metrics, trained: Trained, shared: Any, static: None) -> tuple[None, Metrics]:
-    """Scores the i-th batch. Indices past the end read the last example, which then does not count."""
+    """Scores the i-th batch. Indices past the end read the last example and do not count."""
     split, order = shared
     batch = order[i]
     mask = batch < len(split.labels)
@@ -62,14 +90,14 @@ def eval_body(i: Any, _: None, totals: Metrics, trained: Trained, shared: Any, s
 
 
 def predict_body(i: Any, logits: Any, _: None, trained: Trained, shared: Any, static: None) -> tuple[Any, None]:
-    """Puts the logits of the i-th batch in their place."""
+    """Writes the logits of the i-th batch."""
     images, order = shared
     batch = trained.standardize(images[order[i]])
     return logits.at[i].set(trained.model.apply(trained.variables, batch, train=False)), None
 
 
 def _in_order(num_examples, batch_size):
-    """Indices int32 [steps, batch_size] of all examples, and past the end where the last batch is not full."""
+    """Indices int32 [steps, batch_size] of all examples; they run past the end where the last batch is not full."""
     if batch_size < 1:
         raise InputError(f"batch size {batch_size} cannot be used; choose 1 or more")
     steps = -(-num_examples // batch_size)
@@ -79,4 +107,4 @@ def _in_order(num_examples, batch_size):
 def _require_shape(trained, images):
     if images.shape[1:] != trained.image_shape:
         shapes = ("x".join(map(str, shape)) for shape in (images.shape[1:], trained.image_shape))
-        raise InputError("images have shape {}; the network takes {}; give it such".format(*shapes))
+        raise InputError("images have shape {}; the network takes {}; give images of that shape".format(*shapes))

@@ -11,24 +11,25 @@ from typing import Any
 
 
 def _give_handlers_a_stack() -> None:
-    """On the stack of the main thread, in the midst of XLA's matrix kernels, a handler can corrupt the heap.
+    """Gives signal handlers a separate stack.
 
-    On one core 8 signals of 40 ended in a crash, and with a stack of their own none of 80.
+    On the main thread's stack, during XLA's matrix kernels, a handler can corrupt the heap: on one core 8 of 40 signals
+    crashed the process, with a separate stack none of 80.
     """
     if not faulthandler.is_enabled():
-        with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):  # A notebook's stderr is no file.
+        with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):  # A notebook has no stderr file.
             faulthandler.enable(sys.__stderr__ or sys.stderr)
 
 
 def _noted_elsewhere(number: int, frame: Any) -> None:
-    """The handler of `catch_signals`, which hears of a signal in another way."""
+    """The handler of `catch_signals`, which reads signals from the wakeup descriptor instead."""
 
 
 @contextlib.contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether there was a Ctrl-C, which raises nothing; a second one does as before.
+    """Yields a function that returns whether Ctrl-C was pressed. The first raises nothing, the second acts as before.
 
-    Only on the main thread, and where SIGINT is neither ignored nor caught by `catch_signals`; else it always says no.
+    Works on the main thread only, if SIGINT is neither ignored nor caught by `catch_signals`; else it returns False.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before is _noted_elsewhere or not callable(before):
@@ -51,10 +52,10 @@ def interrupts() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """Adds SIGINT and SIGTERM to the list it yields instead of acting on them; a second one ends the process at once.
+    """Yields a list to which SIGINT and SIGTERM are appended, instead of acting. A second one ends the process at once.
 
-    The interpreter runs a handler only between its own instructions, not while a step runs or compiles. So a thread
-    reads the signals from the wakeup descriptor.
+    The interpreter runs handlers only between its instructions, not while a step runs or compiles. So a thread reads
+    the signals from the wakeup descriptor.
     """
     _give_handlers_a_stack()
     received, (readable, writable) = [], os.pipe()

@@ -12,7 +12,17 @@ from mnist_jax.objective import TARGET_ACCURACY
 
 
 class SeedStatistics(NamedTuple):
-    """Statistics over seeds, accuracies as fractions; `std` and `stderr` are None for a single seed."""
+    """Statistics over seeds, accuracies as fractions.
+
+    Attributes:
+      n: number of seeds.
+      mean: mean accuracy.
+      std: sample standard deviation (n - 1); None for a single seed.
+      stderr: standard error of the mean, std / sqrt(n); None for a single seed.
+      min: the lowest accuracy.
+      max: the highest accuracy.
+      share: fraction of the seeds at or above the threshold.
+    """
 
     n: int
     mean: float
@@ -24,9 +34,19 @@ class SeedStatistics(NamedTuple):
 
 
 def seed_statistics(accuracies: Sequence[float], threshold: float = TARGET_ACCURACY) -> SeedStatistics:
-    """Summarizes one accuracy per seed; `share` is the fraction of seeds at or above the threshold.
+    """Summarizes one accuracy per seed.
 
-    `std` is the sample standard deviation (N - 1), `stderr` the standard error of the mean, std / sqrt(N).
+    Args:
+      accuracies: fractions, one per seed, at least one.
+      threshold: the accuracy to reach, a fraction.
+
+    Returns:
+      Number, mean, standard deviation, standard error, minimum, maximum, and the share that reaches the threshold.
+
+    Example:
+      >>> result = mj.seed_statistics([0.993, 0.994, 0.995])
+      >>> f"{result.mean:.2%} +- {result.stderr:.2%}, {result.share:.0%} reach 99.4%"
+      '99.40% +- 0.06%, 67% reach 99.4%'
     """
     n = len(accuracies)
     std = statistics.stdev(accuracies) if n > 1 else None
@@ -36,23 +56,66 @@ def seed_statistics(accuracies: Sequence[float], threshold: float = TARGET_ACCUR
 
 
 def mean_text(accuracies: Sequence[float]) -> str:
-    """The mean, with its standard error if there are several, for instance `mean 99.541% +- 0.011%`."""
+    """Formats the mean accuracy, with its standard error if there are several seeds.
+
+    Args:
+      accuracies: fractions, one per seed.
+
+    Returns:
+      Text, in percent.
+
+    Example:
+      >>> statistics.mean_text([0.993, 0.994, 0.995])
+      'mean 99.400% +- 0.058%'
+    """
     result = seed_statistics(accuracies)
     return f"mean {result.mean:.3%}" + ("" if result.stderr is None else f" +- {result.stderr:.3%}")
 
 
 def error_counts(errors: Sequence[Sequence[int]]) -> dict[int, int]:
-    """The number of seeds that get each image wrong; `errors` has the image indices of each seed."""
+    """Counts the seeds that get each image wrong.
+
+    Args:
+      errors: for each seed, the indices of the images it gets wrong.
+
+    Returns:
+      The number of seeds by image index, without images that no seed gets wrong.
+
+    Example:
+      >>> statistics.error_counts([[7, 9], [9], [9, 12]])
+      {7: 1, 9: 3, 12: 1}
+    """
     return dict(collections.Counter(itertools.chain.from_iterable(errors)))
 
 
 def confusion(labels: np.ndarray, predictions: np.ndarray, classes: int = 10) -> np.ndarray:
-    """How often each class (row) was taken for each (column): int [classes, classes]."""
+    """Counts how often each class (row) was predicted as each class (column).
+
+    Args:
+      labels: true classes, int [N].
+      predictions: predicted classes, int [N].
+      classes: number of classes.
+
+    Returns:
+      int [classes, classes].
+
+    Example:
+      >>> statistics.confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), classes=2)
+      array([[1, 1],
+             [0, 1]])
+    """
     return np.bincount(labels * classes + predictions, minlength=classes**2).reshape(classes, classes)
 
 
 class Calibration(NamedTuple):
-    """Per bin that has images: float, float and int [bins]; `error` is the expected calibration error."""
+    """Confidence and accuracy per bin; empty bins are left out.
+
+    Attributes:
+      confidence: mean confidence of each bin, float [bins].
+      accuracy: accuracy of each bin, float [bins].
+      count: images in each bin, int [bins].
+      error: expected calibration error.
+    """
 
     confidence: np.ndarray
     accuracy: np.ndarray
@@ -61,11 +124,23 @@ class Calibration(NamedTuple):
 
 
 def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> Calibration:
-    """Compares confidence with accuracy in bins of equal width; the error is their mean difference over images.
+    """Compares confidence with accuracy in bins of equal width.
 
-    `probabilities` are float [N, 10], each row of sum 1, `labels` int [N].
+    The expected calibration error is the mean over images of the difference between their bin's confidence and
+    accuracy: Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", arXiv:1706.04599.
 
-    Reference: Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", arXiv:1706.04599.
+    Args:
+      probabilities: float [N, classes], each row with sum 1.
+      labels: int [N].
+      bins: number of bins.
+
+    Returns:
+      The bins that have images, and the error.
+
+    Example:
+      >>> result = statistics.calibration(np.array([[0.9, 0.1], [0.9, 0.1]]), np.array([0, 1]))
+      >>> f"{result.confidence[0]:.0%} sure, {result.accuracy[0]:.0%} right, error {result.error:.2f}"
+      '90% sure, 50% right, error 0.40'
     """
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     place = np.minimum((confidence * bins).astype(int), bins - 1)
@@ -78,10 +153,33 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
 
 
 def ratio(seconds: Sequence[float], base: Sequence[float]) -> float:
-    """The median of the ratios of two contenders' seconds, round by round."""
+    """The median of the ratios of two contenders' seconds, round by round.
+
+    Args:
+      seconds: seconds of one contender, one value per round.
+      base: seconds of the other, in the same rounds.
+
+    Returns:
+      The median ratio.
+
+    Example:
+      >>> statistics.ratio([2.0, 3.0, 2.0], [4.0, 4.0, 4.0])
+      0.5
+    """
     return statistics.median(a / b for a, b in zip(seconds, base, strict=True))
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Minimum, median and maximum."""
+    """Minimum, median and maximum.
+
+    Args:
+      values: one number or more.
+
+    Returns:
+      The three.
+
+    Example:
+      >>> statistics.spread([3.0, 1.0, 2.0])
+      (1.0, 2.0, 3.0)
+    """
     return min(values), statistics.median(values), max(values)

@@ -1,4 +1,4 @@
-"""Train state, training step and evaluation step: pure functions of arrays, jitted by whoever runs them."""
+"""Train state, training step and evaluation step: pure functions of arrays, to be jitted by the caller."""
 
 from collections.abc import Callable
 from functools import partial
@@ -27,14 +27,14 @@ _OTHER_STREAMS, _LOSS = 2**16, 2**17  # Folded into a step's key, far from the n
 
 
 class TrainState(NamedTuple):
-    """All that a step changes: `step` is int32 [], the others are pytrees of arrays.
+    """Everything that a training step changes.
 
     Attributes:
-      params: the network's parameters.
-      collections: its other collections, such as `batch_stats`, by name.
-      opt_state: the optimizer's state.
-      step: how many steps were taken.
-      average: the moving average of parameters and collections; None where none is kept.
+      params: parameters of the network, a pytree.
+      collections: its other collections by name, such as `batch_stats`, a pytree.
+      opt_state: state of the optimizer, a pytree.
+      step: number of steps taken, int32 [].
+      average: moving average of parameters and collections, or None.
     """
 
     params: Any
@@ -45,18 +45,22 @@ class TrainState(NamedTuple):
 
     @property
     def variables(self) -> Collections:
-        """What `model.apply` takes to predict: the average where one is kept."""
+        """The variables to predict with, the average if there is one."""
         return {"params": self.params, **self.collections} if self.average is None else self.average
 
     def __repr__(self) -> str:
-        """In one line: a notebook shows what its last line gives, and nobody wants to read weights."""
+        """One line without weights, because a notebook shows the value of its last line."""
         return f"TrainState(step={self.step}, {count_params(self.params):,} parameters)"
 
 
 class Metrics(NamedTuple):
-    """Sums over examples, to be divided once: `loss` float32 [], `correct` and `count` int32 [].
+    """Sums over examples. Metrics of batches are added, then divided once by `mean`.
 
-    `bad_step`, int32 [], is the first training step, counted from 1, whose loss or gradient was not finite; 0 for none.
+    Attributes:
+      loss: sum of the losses, float32 [].
+      correct: number of correct predictions, int32 [].
+      count: number of examples, int32 [].
+      bad_step: first training step, counted from 1, with a loss or gradient that is not finite; 0 for none; int32 [].
     """
 
     loss: Float[Array, "*seeds"]
@@ -66,7 +70,7 @@ class Metrics(NamedTuple):
 
     @classmethod
     def zeros(cls, *shape: int) -> "Metrics":
-        """Of no examples; with a shape, of that many seeds."""
+        """Metrics of no examples, each field an array of this shape: `()`, or `(seeds,)`."""
         return cls(*(jnp.zeros(shape, dtype) for dtype in (jnp.float32, jnp.int32, jnp.int32, jnp.int32)))
 
     def __add__(self, other: "Metrics") -> "Metrics":  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -75,13 +79,19 @@ class Metrics(NamedTuple):
         return Metrics._make([*sums, jnp.where(self.bad_step > 0, self.bad_step, other.bad_step)])
 
     def mean(self) -> tuple[float, float]:
-        """Loss, in nats where it is a cross-entropy, and accuracy as a fraction, per example."""
+        """Mean loss (cross-entropies in nats) and accuracy (a fraction)."""
         loss, correct, count, _ = jax.device_get(self)
         return float(loss) / int(count), int(correct) / int(count)
 
 
 class Streams(NamedTuple):
-    """The keys of a run's three random streams. A draw folds in its epoch or step; no key is carried along."""
+    """Keys of a run's three random streams. A draw folds in its epoch or step, so no key is carried along.
+
+    Attributes:
+      init: for the initial parameters.
+      order: for the order of the images; `epoch_order` folds in the epoch.
+      step: for augmentation, dropout and the loss; `train_step` folds in the step.
+    """
 
     init: Key[Array, ""]
     order: Key[Array, ""]
@@ -89,19 +99,19 @@ class Streams(NamedTuple):
 
     @classmethod
     def from_seed(cls, seed: int) -> "Streams":
-        """The streams of a seed in 0..2^32-1."""
+        """Makes the streams of a seed in 0..2^32-1."""
         return cls(*jax.random.split(jax.random.key(seed), 3))
 
 
 @flax.struct.dataclass
 class Trained:
-    """A trained network and all that it takes to use it; a pytree, whose arrays are the variables.
+    """A trained network with everything needed to use it: a pytree, whose arrays are the variables.
 
     Attributes:
       model: the network, called as `model.apply(variables, standardize(images), train=False)`.
       variables: its parameters and other collections.
-      mean: of the training images, for each channel, on the [0, 1] scale.
-      deviation: of the training images, for each channel.
+      mean: mean of the training pixels, per channel, on the [0, 1] scale.
+      deviation: their standard deviation, per channel.
       classes: names of the classes, in the order of the logits.
       image_shape: height, width and channels of an image.
     """
@@ -114,11 +124,11 @@ class Trained:
     image_shape: tuple[int, int, int] = flax.struct.field(pytree_node=False)
 
     def standardize(self, images: Images) -> Float[Array, "*B H W C"]:
-        """Images [..., H, W, C], uint8 or floats in [0, 1], to what the network takes, float32 of the same shape."""
+        """Standardizes images [..., H, W, C], uint8 or floats in [0, 1], to the network's input, float32."""
         return standardize(images, self.mean, self.deviation)
 
     def __repr__(self) -> str:
-        """In one line, without the weights."""
+        """One line without weights."""
         name = getattr(self.model, "arch", "") or type(self.model).__name__
         shape = "x".join(map(str, self.image_shape))
         parameters = count_params(self.variables.get("params", {}))
@@ -126,16 +136,16 @@ class Trained:
 
 
 class Setup(NamedTuple):
-    """What a step takes beside arrays: a value, made once, static under `jax.jit`.
+    """The static part of a training step, hashable, a static argument under `jax.jit`.
 
     Attributes:
       model: the network.
-      optimizer: its update, by optax.
-      loss: what is minimized, see `losses`.
-      augment: `(key, images, strength) -> images`, on float32 or uint8 [B, H, W, C], 0 to 255; None for none.
+      optimizer: an optax optimizer.
+      loss: the loss, see `losses`.
+      augment: `(key, images, strength) -> images`, on float32 or uint8 [B, H, W, C], 0 to 255; or None.
       average_decay: share of the moving average, in [0, 1), that a step keeps; 0 for no average.
-      mean: of the training images, for each channel, on the [0, 1] scale.
-      deviation: of the training images, for each channel.
+      mean: mean of the training pixels, per channel, on the [0, 1] scale.
+      deviation: their standard deviation, per channel.
       classes: names of the classes.
       image_shape: height, width and channels of an image.
     """
@@ -151,7 +161,7 @@ class Setup(NamedTuple):
     image_shape: tuple[int, int, int] = (28, 28, 1)
 
     def trained(self, state: TrainState) -> Trained:
-        """The network with the weights of a state: the average where one is kept."""
+        """The network with the weights of a state, the average if there is one."""
         return self.with_variables(state.variables)
 
     def with_variables(self, variables: Collections) -> Trained:
@@ -160,7 +170,17 @@ class Setup(NamedTuple):
 
 
 def init_state(setup: Setup, key: Key[Array, ""]) -> TrainState:
-    """The state before the first step. The key is consumed."""
+    """Initializes parameters and optimizer.
+
+    Args:
+      setup: network and optimizer, a `Setup`.
+      key: a `jax.random` key, consumed.
+
+    Returns:
+      The state before the first step.
+
+
+    """
     return jit(_init_state, static_argnames="setup", once=True)(setup, key)
 
 
@@ -169,24 +189,24 @@ def _init_state(setup, key):
     variables = meta.unbox(dict(setup.model.init(key, images, train=False)))
     params = variables.pop("params", {})
     kept = _stable(setup.model, params, variables, images) if variables else variables
-    # Zeros, because the first step takes nothing from the average; its buffers must not be the parameters'.
+    # Zeros, because the first step replaces the average. Its buffers must not be those of the parameters.
     zeros = jax.tree.map(jnp.zeros_like, {"params": params, **kept}) if setup.average_decay else None
     return TrainState(params, kept, setup.optimizer.init(params), jnp.zeros((), jnp.int32), zeros)
 
 
 def _stable(model, params, collections, images):
-    """The collections whose arrays a step leaves as many and as large; what is sown anew at each call is not kept."""
+    """The collections whose structure and shapes a step does not change. Sown collections change, and are dropped."""
     if collections.keys() == {"batch_stats"}:
         return collections
-    variables, batch = {"params": params, **collections}, jnp.repeat(images, 2, 0)  # Of another size than at first.
+    variables, batch = {"params": params, **collections}, jnp.repeat(images, 2, 0)  # Another size than at first.
     after = jax.eval_shape(lambda key: _apply(model, variables, batch, key)[1], jax.random.key(0))
     described = partial(jax.tree.map, lambda leaf: (leaf.shape, leaf.dtype))
     return {name: each for name, each in collections.items() if described(after.get(name)) == described(each)}
 
 
 def _apply(model, variables, images, key):
-    """Logits in training, and the collections after it. Whatever a module draws comes from the key."""
-    # A stream that has no key of its own falls back on that of the parameters.
+    """Logits in training mode and the updated collections. All random streams derive from the key."""
+    # Flax uses the key of `params` for streams without a key.
     rngs = {"dropout": key, "params": jax.random.fold_in(key, _OTHER_STREAMS)}
     mutable = [name for name in variables if name != "params"]
     return model.apply(variables, images, train=True, rngs=rngs, mutable=mutable)
@@ -200,25 +220,28 @@ def train_step(
     setup: Setup,
     strength: Float[ArrayLike, ""] = 1.0,
 ) -> tuple[TrainState, Metrics]:
-    """One step of gradient descent on the mean loss of a batch.
+    """Takes one step of gradient descent on the mean loss of a batch.
 
     Args:
-      state: the state to start from.
+      state: the `TrainState` to start from.
       images: uint8, or float32 in [0, 1], [B, H, W, C].
       labels: int32 [B].
-      key: the run's step stream; what this step draws comes from it and `state.step`.
-      setup: network, optimizer, loss and the rest that is not an array.
-      strength: of the recipe's distortion, float32 [] in [0, 1]; at 0 the images are as they were, to the bit.
+      key: the run's `Streams.step`; the step's randomness depends on it and on `state.step`.
+      setup: network, optimizer, loss and other static parts, a `Setup`.
+      strength: strength of the recipe's distortion, float32 [] in [0, 1]; 0 leaves the images unchanged.
 
     Returns:
-      The next state, and the metrics of the batch before the update.
+      The next state, and the `Metrics` of the batch before the update.
 
-    Raises InputError if the loss does not give a loss for each image.
+    Raises:
+      InputError: the loss does not return one loss per image.
+
+
     """
     chex.assert_equal_shape_prefix([images, labels], 1)
     augment_key, step_key = jax.random.split(jax.random.fold_in(key, state.step))
     images, labels = jnp.asarray(images), jnp.asarray(labels)
-    pixels = images if images.dtype == jnp.uint8 else to_float(images)  # Bytes are cheaper to look up.
+    pixels = images if images.dtype == jnp.uint8 else to_float(images)  # The augmentation looks up bytes faster.
     if setup.augment is not None:
         pixels = setup.augment(augment_key, pixels, strength)
     batch = standardize_pixels(pixels.astype(jnp.float32), setup.mean, setup.deviation)
@@ -227,7 +250,7 @@ def train_step(
         seen = []
 
         def apply(images):
-            # Each call has draws of its own. Of a call under `jax.grad`, `stop_gradient` brings the values out.
+            # Each call has its own key. `stop_gradient` brings values out of a call under `jax.grad`.
             key = jax.random.fold_in(step_key, len(seen)) if seen else step_key
             logits, updated = _apply(setup.model, {"params": params, **state.collections}, images, key)
             seen.append(jax.tree.map(lax.stop_gradient, dict(updated)))
@@ -239,8 +262,8 @@ def train_step(
         return minimized[0] if minimized else losses.mean(), (_metrics(losses, logits, labels), collections)
 
     grads, (metrics, collections) = jax.grad(objective, has_aux=True)(state.params)
-    # Kernels only: what is not finite reaches the kernel before it, and the sum of a batch norm's gradients would have
-    # XLA:TPU read the activations' once more.
+    # Kernels only: values that are not finite reach the kernel before them, and to sum the gradients of a batch norm
+    # XLA:TPU would read those of the activations again.
     leaves = jax.tree.leaves(grads)
     kernels = list(filter(is_kernel, leaves)) or leaves
     finite = jnp.isfinite(metrics.loss) & jnp.isfinite(optax.tree.sum(kernels))
@@ -249,15 +272,15 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     step, average = state.step + 1, state.average
     if average is not None:
-        # The running mean of the first steps, then an exponential average: zeros at the start leave no trace. Other
-        # collections are averaged with the weights they belong to.
+        # A running mean of the first steps, then an exponential average, so the zeros at the start have no weight.
+        # Other collections are averaged with the weights they belong to.
         weight = (1 - setup.average_decay) / (1 - setup.average_decay ** step.astype(jnp.float32))
         average = jax.tree.map(partial(_averaged, weight=weight), {"params": params, **collections}, average)
     return TrainState(params, collections, opt_state, step, average), metrics
 
 
 def _averaged(new, old, weight):
-    """As `optax.incremental_update`, of floats; whatever else, such as a counter, is kept as it is."""
+    """`optax.incremental_update` for floats; other types, such as counters, take the new value."""
     floats = jnp.issubdtype(new.dtype, jnp.inexact)
     return (weight * new + (1.0 - weight) * old).astype(old.dtype) if floats else new
 
@@ -274,10 +297,15 @@ def eval_step(trained: Trained, images: Images, labels: Int[Array, " B"], mask: 
     """Scores a batch by cross-entropy and accuracy.
 
     Args:
-      trained: the network.
+      trained: the network, a `Trained`.
       images: uint8, or float32 in [0, 1], [B, H, W, C].
       labels: int32 [B].
-      mask: bool [B], which of the images count.
+      mask: bool [B], True for the images that count.
+
+    Returns:
+      The sums over the images that count.
+
+
     """
     logits = cast(jax.Array, trained.model.apply(trained.variables, trained.standardize(images), train=False))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
@@ -287,5 +315,5 @@ def eval_step(trained: Trained, images: Images, labels: Int[Array, " B"], mask: 
 def _metrics(losses, logits, labels, mask=None) -> Metrics:
     correct = logits.argmax(-1) == labels
     count = jnp.ones_like(labels).sum(where=mask, dtype=jnp.int32)
-    loss = losses.astype(jnp.float32).sum(where=mask)  # In fewer bits it would depend on the size of the batch.
+    loss = losses.astype(jnp.float32).sum(where=mask)  # A sum in bfloat16 would depend on the size of the batch.
     return Metrics(loss, correct.sum(where=mask, dtype=jnp.int32), count, jnp.int32(0))

@@ -22,14 +22,14 @@ def _described(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str,
 
 
 class Layer(NamedTuple):
-    """A layer of a network, once for each call.
+    """A layer of a network; a layer that is called twice is listed twice.
 
     Attributes:
-      name: of its parameters.
+      name: name of its parameters.
       kind: its class.
-      shape: of its output for one image.
-      params: how many parameters it has that no layer before it has.
-      multiply_adds: of a convolution, for one image.
+      shape: output shape for one image.
+      params: number of its parameters, 0 when it is called again.
+      multiply_adds: multiply-adds of a convolution for one image.
     """
 
     name: str
@@ -40,7 +40,20 @@ class Layer(NamedTuple):
 
 
 def layers_of(model: nn.Module, image_shape: tuple[int, int, int] = IMAGE_SHAPE) -> list[Layer]:
-    """The network's layers in the order they are called."""
+    """Lists a network's layers in the order they are called.
+
+    Args:
+      model: a Flax module, called as `model(images, train=...)`.
+      image_shape: height, width and channels of an image.
+
+    Returns:
+      The layers, each with its output shape, parameters and multiply-adds.
+
+    Example:
+      >>> layers = mj.layers_of(mj.make_model("gap"))
+      >>> sum(layer.params for layer in layers)
+      9752
+    """
     called: list[tuple[str, str, tuple[int, ...]]] = []
 
     def record(call, args, kwargs, context):
@@ -68,7 +81,18 @@ def is_kernel(leaf: Any) -> bool:
 
 
 def count_params(params: Any) -> int:
-    """Number of scalars in a pytree of parameters (arrays or `jax.ShapeDtypeStruct`)."""
+    """Number of scalars in a pytree of parameters.
+
+    Args:
+      params: pytree of arrays or `jax.ShapeDtypeStruct`.
+
+    Returns:
+      The number.
+
+    Example:
+      >>> mj.count_params(mj.load_pretrained("small").variables["params"])
+      3936
+    """
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 

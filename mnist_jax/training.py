@@ -1,4 +1,4 @@
-"""The epoch and the fit: from a setup and data to a trained state and its history, of one seed or, vmapped, of many."""
+"""The epoch and the fit: from a setup and data to a trained state and its history, for one seed or, vmapped, many."""
 
 import functools
 import time
@@ -21,10 +21,15 @@ from mnist_jax.steps import Metrics, Setup, Streams, TrainState, init_state, tra
 
 
 class EpochMetrics(NamedTuple):
-    """One finished epoch: mean losses, accuracies as fractions; `seconds` for training and scoring it.
+    """One finished epoch. Its training figures come from the steps themselves, with dropout and changing weights.
 
-    The training figures are those of the steps as they were taken, with dropout on and the weights moving. The test
-    loss is the cross-entropy, in nats.
+    Attributes:
+      epoch: number of the epoch, counted from 1.
+      train_loss: mean training loss.
+      train_accuracy: training accuracy, a fraction.
+      test_loss: mean cross-entropy on the scored images, in nats.
+      test_accuracy: accuracy on the scored images, a fraction.
+      seconds: seconds to train and score the epoch.
     """
 
     epoch: int
@@ -39,12 +44,12 @@ E = TypeVar("E")  # An entry of a history: EpochMetrics, or one for each seed.
 
 
 class Progress(NamedTuple, Generic[E]):
-    """How far a run is: all that it needs to go on, as if it had never stopped.
+    """Where a run stands, with everything needed to continue it as if it had not stopped.
 
     Attributes:
-      state: the train state; `state.step` says where in which epoch the run is.
+      state: the train state; `state.step` gives the place in the epoch.
       totals: metrics of the epoch in progress; zeros between epochs.
-      history: the finished epochs; of many seeds, a tuple of their metrics for each epoch.
+      history: the finished epochs; with many seeds, a tuple of their metrics for each epoch.
     """
 
     state: TrainState
@@ -53,33 +58,33 @@ class Progress(NamedTuple, Generic[E]):
 
     @property
     def steps(self) -> int:
-        """How many steps were taken."""
+        """Number of steps taken."""
         return int(np.ravel(self.state.step)[0])
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and did after a whole step; `fit(..., progress=stopped.progress)` goes on."""
+    """The run was asked to stop, and stopped after a whole step. `fit(..., progress=stopped.progress)` continues it."""
 
     @property
     def progress(self) -> Any:
-        """Where it stopped, a `Progress`; of `fit_many` on a CPU one for each config that was begun."""
+        """The `Progress` to continue from; from `fit_many` on a CPU, one for each config that was begun."""
         return self.args[0]
 
     def __str__(self) -> str:
-        """In one line, with the way to go on."""
+        """One line, with the way to continue."""
         last = self.progress if isinstance(self.progress, Progress) else self.progress[-1]
-        return f"stopped after step {last.steps}; go on with progress=stopped.progress"
+        return f"stopped after step {last.steps}; continue with progress=stopped.progress"
 
 
 class Plan(NamedTuple):
-    """How a fit goes through the data.
+    """Numbers of epochs and batch sizes of a fit.
 
     Attributes:
       epochs: passes over the training images.
-      batch_size: images in a step.
-      plain_epochs: how many epochs, the last, go without the recipe's distortion.
-      eval_batch_size: images in a step of scoring.
-      remedy: what to try where the loss is no longer finite, for the error's text.
+      batch_size: images per step.
+      plain_epochs: number of epochs at the end without the recipe's distortion.
+      eval_batch_size: images per step of scoring.
+      remedy: what the error of a loss that is not finite tells to try.
     """
 
     epochs: int
@@ -90,13 +95,13 @@ class Plan(NamedTuple):
 
 
 class Lanes(NamedTuple):
-    """The trainings of one fit: one, or many along a leading axis of all arrays that are their own.
+    """The trainings of one fit: one, or many along a leading axis of their arrays.
 
     Attributes:
-      streams: the random streams of each.
-      names: what errors call each, where there are many; None for one without an axis.
+      streams: random streams, one per training.
+      names: names in errors, one per training; None for one training without the axis.
       numbers: settings that differ, arrays [N] by name.
-      make: makes each one's setup of its numbers, where there are some.
+      make: makes a training's setup from its numbers, if there are any.
     """
 
     streams: Sequence[Streams]
@@ -105,21 +110,31 @@ class Lanes(NamedTuple):
     make: Callable[[Any], Setup] | None = None
 
     def join(self, trees: Sequence[Any]) -> Any:
-        """One tree for each, as one: stacked where there are many."""
+        """Stacks one tree per training; returns a single one as it is."""
         return trees[0] if self.names is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """Full batches in an epoch; raises InputError if `batch_size` is above `num_examples`."""
+    """Full batches per epoch; raises InputError if `batch_size` is above `num_examples`."""
     if batch_size > num_examples:
-        raise InputError(f"batch size {batch_size} is above the {num_examples} training images; choose fewer")
+        raise InputError(f"batch size {batch_size} is above the {num_examples} training images; choose a smaller one")
     return num_examples // batch_size
 
 
 def epoch_order(key: Key[Array, ""], epoch: ArrayLike, num_examples: int, batch_size: int) -> Int[Array, "steps B"]:
-    """Which examples each step of an epoch sees, int32 [steps, batch_size]: a permutation from (key, epoch).
+    """Shuffles the examples of an epoch into batches. The incomplete last batch is dropped, others in each epoch.
 
-    The last `num_examples % batch_size` of the permutation are dropped, different ones in every epoch.
+    Args:
+      key: the run's `Streams.order`.
+      epoch: number of the epoch, int32 [], folded into the key.
+      num_examples: number of training examples.
+      batch_size: examples per step.
+
+    Returns:
+      Indices of the examples, int32 [steps, batch_size].
+
+    Raises:
+      InputError: the batch size is above the number of examples.
     """
     return jit(_epoch_order, static_argnames=("num_examples", "batch_size"))(key, epoch, num_examples, batch_size)
 
@@ -131,7 +146,7 @@ def _epoch_order(key, epoch, num_examples, batch_size):
 
 
 def train_body(i: Any, state: TrainState, totals: Metrics, own: Any, shared: Any, setup: Any) -> tuple[Any, Metrics]:
-    """Takes the i-th step of an epoch: its order and key are a seed's own, split and strength are shared."""
+    """Takes the i-th step of an epoch. Order and key belong to one seed; split and strength are shared."""
     (order, key, numbers), (split, strength) = own, shared
     batch = order[i]
     setup = setup if numbers is None else setup(numbers)
@@ -154,24 +169,24 @@ def train_epoch(
     on_step: Callable[[int, Metrics], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[TrainState, Metrics]:
-    """Takes the steps of an epoch; the state given is donated.
+    """Takes the steps of an epoch.
 
     Args:
-      state: the state to start from.
-      split: the training examples.
-      order: which of them each step sees, int32 [steps, B].
-      key: the run's step stream.
-      setup: as `train_step` takes it; with `numbers`, a function of one seed's that makes it.
-      strength: of the recipe's distortion, in [0, 1].
-      first: the step to begin at, in an epoch that was interrupted.
+      state: the `TrainState` to start from; donated, so that it cannot be used afterwards.
+      split: the training examples, a `Split`.
+      order: indices of the examples of each step, int32 [steps, B], from `epoch_order`.
+      key: the run's `Streams.step`.
+      setup: as for `train_step`; with `numbers`, a function that makes it from one seed's numbers.
+      strength: strength of the recipe's distortion, in [0, 1].
+      first: the first step to take, in an epoch that was interrupted.
       totals: metrics of the steps before `first`.
       many: whether `state`, `order`, `key`, `totals` and `numbers` have a leading axis of seeds.
-      numbers: settings that differ from seed to seed, arrays [seeds] by name.
-      on_step: on CPU called as `on_step(i, totals)` after step i, with the epoch's metrics so far.
-      stop: on CPU asked after every step whether to leave the rest of the epoch.
+      numbers: settings that differ between seeds, arrays [seeds] by name.
+      on_step: on a CPU, called as `on_step(i, totals)` after step i, with the metrics of the epoch so far.
+      stop: on a CPU, called after every step; true ends the epoch.
 
     Returns:
-      The state, and the metrics of the epoch so far. On CPU a loss that is not finite ends the epoch early.
+      The state, and the metrics of the epoch so far. On a CPU a loss that is not finite ends the epoch early.
     """
     totals = Metrics.zeros(*order.shape[:-2]) if totals is None else totals
     own, shared, steps = (order, key, numbers), (split, np.float32(strength)), range(first, order.shape[-2])
@@ -183,7 +198,7 @@ def train_epoch(
 
 
 def begin(setup: Setup, lanes: Lanes) -> Progress[Any]:
-    """Every lane before its first step."""
+    """The progress of all lanes before their first step."""
     if lanes.numbers is None:
         return lanes.join([Progress(init_state(setup, each.init), Metrics.zeros()) for each in lanes.streams])
     keys = jnp.stack([each.init for each in lanes.streams])
@@ -207,11 +222,7 @@ def train(
     on_epoch: Callable[[Progress[Any]], object] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Progress[Any]:
-    """Trains, and scores on `data.test` after every epoch: the `fit` of values.
-
-    `plan` says how to go through the data, and `lanes` are one training, or many in one program. Options and errors are
-    those of `recipes.fits.fit`. Returns the last progress.
-    """
+    """Trains one lane, or many in one program. Options, scoring and errors are those of `recipes.fits.fit`."""
     many, steps = lanes.names is not None, steps_per_epoch(len(data.train.labels), plan.batch_size)
     _require_split(plan, lanes, mesh)
     place = functools.partial(devices.put, mesh=mesh, axis=0 if many else None)
@@ -252,7 +263,7 @@ def train(
         history += (entries if many else entries[0],)
         totals = place(Metrics.zeros(*np.shape(totals.count)))
         reached = Progress(state, totals, history)
-        # The next step takes the state's arrays; what is handed out is a copy.
+        # The next step donates the state's arrays, so the callback gets a copy.
         ends = on_epoch and on_epoch(reached._replace(state=_copy(state)))
         if devices.any_process(bool(ends)):
             break
@@ -262,21 +273,21 @@ def train(
 
 
 def _copy(tree):
-    """Arrays in buffers of their own; `jnp.copy` compiles, but takes those that several processes share."""
+    """Copies arrays; `jnp.copy` compiles, but can copy arrays that several processes share."""
     return jax.device_put(tree, may_alias=False) if jax.process_count() == 1 else jax.tree.map(jnp.copy, tree)
 
 
 def _of_each(metrics):
-    """Metrics of one seed or many as a list, an entry per seed."""
+    """Metrics as a list, one entry per seed."""
     return [Metrics(*each) for each in zip(*map(np.ravel, jax.device_get(metrics)), strict=True)]
 
 
 def _require_split(plan, lanes, mesh):
-    """Refuses batches, or lanes, that cannot be split over the mesh."""
+    """Raises InputError if the mesh cannot split the batches, or the lanes."""
     if mesh and lanes.names is None:
         devices.require_divisible(plan.batch_size, mesh)
     elif mesh and (count := len(lanes.streams)) % mesh.size:
-        raise InputError(f"{count} seeds cannot be split over {mesh.size} devices; choose a multiple of that")
+        raise InputError(f"{count} seeds cannot be split over {mesh.size} devices; choose a multiple of {mesh.size}")
 
 
 def _require_finite(totals, lanes, plan, epoch, steps):
@@ -290,7 +301,7 @@ def _require_finite(totals, lanes, plan, epoch, steps):
 
 
 def _require_own(progress, expected, plan, steps):
-    """Refuses a progress of other arrays than those expected, or of other epochs than its plan has."""
+    """Raises InputError if a progress has other arrays than expected, or does not fit the plan's epochs."""
     want, have = (
         {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(each.state)}
         for each in (expected, progress)
@@ -299,11 +310,11 @@ def _require_own(progress, expected, plan, steps):
         if want.get(name) != have.get(name):
             raise InputError(
                 f"progress is of another training: {name} has shape {have.get(name)}, expected {want.get(name)}; "
-                "go on with the config and the parts it was begun with"
+                "continue with the config and the parts it was begun with"
             )
     done, epochs = progress.steps, len(progress.history)
     if done // steps != epochs or done > steps * plan.epochs:
         raise InputError(
-            f"progress is of another training: {epochs} epochs and step {done}, where an epoch has {steps} steps and "
-            f"there are {plan.epochs}; go on with the config and the data it was begun with"
+            f"progress is of another training: {epochs} epochs and step {done}, but a run has {plan.epochs} epochs of "
+            f"{steps} steps; continue with the config and the data it was begun with"
         )

@@ -98,13 +98,13 @@ def test_refusals(png, tmp_path):
     png(np.full((50, 50), 90), "flat.png")
     expected = {
         "absent.png": "No such file",
-        "empty.png": "no intact picture",
-        "text.png": "no intact picture",
-        "icon.png": "no intact picture",
+        "empty.png": "not an intact picture",
+        "text.png": "not an intact picture",
+        "icon.png": "not an intact picture",
         "cut.png": "cannot be read",
         "huge.png": f"up to {MAX_PIXELS:,}",
-        "pipe.png": "is no regular file",
-        "phone.heic": "pip install pillow-heif|no intact picture",  # By whether it is installed.
+        "pipe.png": "is not a regular file",
+        "phone.heic": "pip install pillow-heif|not an intact picture",  # By whether it is installed.
         "dot.png": "shows nothing",
         "flat.png": "shows nothing",
     }

@@ -204,7 +204,7 @@ def test_a_cluster_refused_by_name_or_with_a_worker_killed(alone, environment, s
                 patch.setattr(cluster, "_identity", lambda *_, name=name: {**mine, name: "another"})
                 status, said, err = script("reproduce.py", *flags, *FLAGS, "--out", out)
             assert (status, said) == (2, "")
-            message = f"has {name} {mine[name]}, and this process another; give both the same"
+            message = f"has {name} {mine[name]}, but this process another; give both the same"
             assert re.fullmatch(rf"error: worker tcp://\S+ {message}\n", err)
 
         def kill_one():
@@ -228,7 +228,7 @@ def test_a_scheduler_that_is_lost_or_was_never_there(environment, tmp_path, monk
         scheduler.kill()
         _, err = process.communicate(timeout=30)
     assert process.returncode == 5
-    assert err == "error: the scheduler is lost; the same command goes on from what is finished\n"
+    assert err == "error: the scheduler is lost; the same command continues after the finished trials\n"
     monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 1)
     with pytest.raises(LostError, match=f"scheduler '{flags[1]}' cannot be reached"):
         cluster.connect(flags[1], CONFIG, True).__enter__()

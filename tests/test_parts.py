@@ -87,7 +87,7 @@ def test_own_modules_are_saved_and_loaded(data, tmp_path, model):
     found = mj.load_weights(tmp_path / "w", model=model)
     np.testing.assert_array_equal(mj.predict(found, data.test.images), mj.predict(trained, data.test.images))
     assert (found.classes, found.image_shape) == (data.classes, (9, 11, 3))
-    refused("are of an own module; give it, as load_weights", mj.load_weights, tmp_path / "w")
+    refused("are of an own module; give it: load_weights", mj.load_weights, tmp_path / "w")
 
 
 @pytest.mark.parametrize("arch", mj.ARCHS)
@@ -268,7 +268,7 @@ def test_many_settings_go_on_where_they_stopped(data, backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     whole, histories = mj.fit_many(configs, data)
     asked = iter([False] * (10 if backend == "cpu" else 0) + [True])
-    with pytest.raises(mj.Stopped, match=r"go on with progress=stopped\.progress$") as stopped:
+    with pytest.raises(mj.Stopped, match=r"continue with progress=stopped\.progress$") as stopped:
         mj.fit_many(configs, data, stop=lambda: next(asked))
     progress = pickle.loads(pickle.dumps(stopped.value)).progress
     assert backend == "gpu" or [one.steps for one in progress] == [8, 2]
@@ -291,7 +291,7 @@ def test_what_a_callback_is_given_stays_usable(data, whole):
 def test_progress_of_another_training_is_refused(data, whole):
     kept = whole[2]
     other = dataclasses.replace(CONFIG, batch_size=32)
-    refused("progress is of another training: 1 epochs and step 4, where", mj.fit, other, data, progress=kept[0])
+    refused("progress is of another training: 1 epochs and step 4, but", mj.fit, other, data, progress=kept[0])
     fewer = dataclasses.replace(CONFIG, epochs=1)
     refused("progress is of another training: 2 epochs", mj.fit, fewer, data, progress=kept[1])
     model = mj.make_config("reference", arch="4-pool-s5", epochs=2, batch_size=16, average_decay=0.9)
@@ -317,7 +317,7 @@ def sigint():
 
 
 def test_ctrl_c_stops_after_a_step_and_a_second_one_at_once(data, whole, sigint):
-    with pytest.raises(mj.Stopped, match=r"^stopped after step 3; go on with progress=") as first:
+    with pytest.raises(mj.Stopped, match=r"^stopped after step 3; continue with progress=") as first:
         mj.fit(CONFIG, data, on_step=press(1))
     assert signal.getsignal(signal.SIGINT) is sigint
     with pytest.raises(KeyboardInterrupt):

@@ -50,7 +50,7 @@ def test_trials_are_lines_of_a_file(ran, tmp_path):
 def test_a_line_that_is_no_trial_is_named(tmp_path, damage):
     path = tmp_path / "trials.jsonl"
     path.write_text(damage, encoding="latin-1")
-    refused(r"trials.jsonl' cannot be read .* mend or remove the line$", records.read_trials, path)
+    refused(r"trials.jsonl' cannot be read .* repair or remove the line$", records.read_trials, path)
 
 
 @pytest.mark.parametrize(

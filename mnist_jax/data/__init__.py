@@ -20,16 +20,26 @@ _PATH = re.compile(r"[.~/]|[A-Za-z]:|.*(/|\.npz)$", re.DOTALL)
 def load_dataset(
     dataset: str | os.PathLike[str] = "mnist", *, data_dir: str | Path | None = None, source: str = "bundled"
 ) -> Dataset:
-    """Loads a data set by its name or path.
+    """Loads a data set by name or path.
+
+    A path is a `Path`, or text that ends in "/" or ".npz" or begins with ".", "~", "/" or a drive letter. It leads to a
+    folder with the four IDX files, a folder of pictures `train/LABEL/*.png` and `test/LABEL/*.png`, or an npz file with
+    `x_train`, `y_train`, `x_test` and `y_test`. All other text is a name.
 
     Args:
-      dataset: "mnist"; another name of TFDS, as in "fashion_mnist" or "emnist/letters"; or a path: a `Path`, or text
-        that ends in "/" or ".npz" or begins with ".", "~", "/" or a drive letter, of a folder with the four IDX files
-        or with train/LABEL/*.png and test/LABEL/*.png, or of an npz file of x_train, y_train, x_test and y_test.
-      data_dir: for names of TFDS, the TFDS data directory; None for TFDS's own default.
-      source: of "mnist": "bundled" for the arrays shipped in the package, "tfds" to read them through TFDS.
+      dataset: "mnist", another name in TensorFlow Datasets ("fashion_mnist", "emnist/letters"), or a path.
+      data_dir: the data directory of TensorFlow Datasets, for names; None for its default.
+      source: where "mnist" is read: "bundled", from the package, or "tfds", through TensorFlow Datasets.
 
-    Raises InputError for data that cannot be had, is damaged, or does not fit, and for options that do not apply.
+    Returns:
+      The `Dataset`, with images uint8 [N, H, W, C] or float32 in [0, 1], and labels int32 [N].
+
+    Raises:
+      InputError: the data is missing, damaged or does not fit, or an option does not apply.
+
+    Example:
+      >>> mj.load_dataset("mnist")
+      Dataset('mnist', train=60000, test=10000, image_shape=(28, 28, 1), classes=10)
     """
     if source not in SOURCES:
         raise InputError(f"unknown data source {source!r}; choose from {', '.join(SOURCES)}")

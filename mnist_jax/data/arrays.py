@@ -1,4 +1,4 @@
-"""A data set as two splits of arrays: what is checked, measured and standardized."""
+"""A data set as two splits of arrays: checks, mean and deviation, standardization."""
 
 import dataclasses
 import functools
@@ -23,7 +23,12 @@ _SCALES = "give integers from 0 to 255 or floats in [0, 1]"
 
 
 class Split(NamedTuple):
-    """Labeled images: `images` uint8, or float32 in [0, 1], [N, H, W, C]; `labels` int32 [N]."""
+    """Labeled images.
+
+    Attributes:
+      images: uint8, or float32 in [0, 1], [N, H, W, C].
+      labels: int32 [N].
+    """
 
     images: UInt8[np.ndarray, "N H W C"] | Float[np.ndarray, "N H W C"]
     labels: Int[np.ndarray, " N"]
@@ -31,9 +36,15 @@ class Split(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """Two splits of labeled images, and what a network needs to know of them.
+    """Two splits of labeled images, with the statistics that standardize them.
 
-    `mean` and `deviation` are per channel, of pixels on the [0, 1] scale; `classes` are the names of the labels.
+    Attributes:
+      train: the images to train on.
+      test: the images to score.
+      mean: of the training pixels, per channel, on the [0, 1] scale.
+      deviation: standard deviation of the training pixels, per channel, on the [0, 1] scale.
+      classes: names of the labels.
+      name: name of the data set.
     """
 
     train: Split
@@ -52,15 +63,27 @@ class Dataset:
         classes: Sequence[str] | None = None,
         name: str = "arrays",
     ) -> "Dataset":
-        """Makes a data set of images and labels, checked once, here.
+        """Makes a data set of arrays, and checks them once.
+
+        Mean and deviation are those of the training images. A constant channel has deviation 1.
 
         Args:
-          train: images, as `as_images` takes them, and integer labels [N] in 0..K-1; mean and deviation are theirs.
-          test: the same, of the same image shape and scale.
+          train: images [N, H, W] or [N, H, W, C], integers from 0 to 255 or floats in [0, 1], and integer labels [N]
+            in 0..K-1.
+          test: the same, with the image shape and scale of `train`.
           classes: names of the K classes; None for "0" to the largest label.
-          name: of the data set, for runs and reports.
+          name: name of the data set, for runs and reports.
 
-        Raises InputError for arrays that do not fit: shape, dtype, range, lengths, fewer than two classes.
+        Returns:
+          The data set. Images that are uint8 already are not copied.
+
+        Raises:
+          InputError: a shape, dtype, range or length does not fit, or there are fewer than two classes.
+
+        Example:
+          >>> x, y = np.zeros((6, 8, 8), np.uint8), np.array([0, 1, 2, 0, 1, 2])
+          >>> mj.Dataset.from_arrays((x[:3], y[:3]), (x[3:], y[3:]), classes=("ant", "bee", "cat"))
+          Dataset('arrays', train=3, test=3, image_shape=(8, 8, 1), classes=3)
         """
         (train_images, train_labels), (test_images, test_labels) = _checked("train", train), _checked("test", test)
         found = [f"{images.dtype} {list(images.shape[1:])}" for images in (train_images, test_images)]
@@ -69,10 +92,10 @@ class Dataset:
         labels = np.union1d(train_labels, test_labels)
         count = int(labels[-1]) + 1 if classes is None else len(classes)
         if labels[0] < 0 or labels[-1] >= min(count, _MAX_CLASSES):
-            raise InputError(f"labels go from {labels[0]} to {labels[-1]}, of {count} classes; number these from 0")
+            raise InputError(f"labels go from {labels[0]} to {labels[-1]}, with {count} classes; number these from 0")
         classes = tuple(map(str, range(count) if classes is None else classes))
         if len(set(classes)) < max(2, count):
-            raise InputError(f"classes are {', '.join(classes)}; give two or more, of different names")
+            raise InputError(f"classes are {', '.join(classes)}; give two or more different names")
         splits = Split(train_images, train_labels.astype(np.int32)), Split(test_images, test_labels.astype(np.int32))
         return cls(*splits, *_moments(train_images), classes, name)
 
@@ -84,7 +107,7 @@ class Dataset:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """SHA-256, in hexadecimal, over both splits' arrays, with their dtypes and shapes, and the classes."""
+        """SHA-256, in hexadecimal, of both splits' arrays, dtypes and shapes, and of the classes."""
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         for name, split in (("train", self.train), ("test", self.test)):
             for field, array in split._asdict().items():
@@ -93,13 +116,13 @@ class Dataset:
         return digest.hexdigest()
 
     def __repr__(self) -> str:
-        """Name, sizes and shape; the arrays would fill the screen."""
+        """Name, sizes and shape, without the arrays."""
         sizes = f"train={len(self.train.labels)}, test={len(self.test.labels)}"
         return f"Dataset({self.name!r}, {sizes}, image_shape={self.image_shape}, classes={len(self.classes)})"
 
 
 def as_images(images: ArrayLike) -> UInt8[np.ndarray, "N H W C"] | Float[np.ndarray, "N H W C"]:
-    """Gives images as uint8, or float32 in [0, 1], [N, H, W, C]; N may be 0. What is uint8 already is not copied.
+    """Returns images as uint8, or float32 in [0, 1], [N, H, W, C]; N may be 0. An array of uint8 is not copied.
 
     Args:
       images: [N, H, W] or [N, H, W, C]: integers from 0 to 255, or floats in [0, 1].
@@ -113,7 +136,7 @@ def as_images(images: ArrayLike) -> UInt8[np.ndarray, "N H W C"] | Float[np.ndar
     array = array[..., None] if array.ndim == 3 else array
     if array.ndim != 4 or 0 in array.shape[1:]:
         raise InputError(
-            f"images have shape {list(np.shape(array))}; give [N, H, W] or [N, H, W, C], none of H, W, C 0"
+            f"images have shape {list(np.shape(array))}; give [N, H, W] or [N, H, W, C], with H, W and C above 0"
         )
     integer = jnp.issubdtype(array.dtype, jnp.integer)
     if not integer and not jnp.issubdtype(array.dtype, jnp.floating):
@@ -126,7 +149,7 @@ def as_images(images: ArrayLike) -> UInt8[np.ndarray, "N H W C"] | Float[np.ndar
 
 
 def to_float(images: jax.typing.ArrayLike) -> jax.Array:
-    """Brings uint8 images, or floats in [0, 1], to float32 on the 0 to 255 scale."""
+    """Converts uint8 images, or floats in [0, 1], to float32 on the 0 to 255 scale."""
     images = jnp.asarray(images)
     pixels = images.astype(jnp.float32)
     return pixels * 255 if jnp.issubdtype(images.dtype, jnp.floating) else pixels
@@ -137,15 +160,29 @@ def standardize(
     mean: tuple[float, ...],
     deviation: tuple[float, ...],
 ) -> Float[Array, "*N C"]:
-    """Brings uint8 images, or floats in [0, 1], [..., C] to zero mean and unit variance, float32 [..., C].
+    """Standardizes images to zero mean and unit variance.
 
-    Mean and deviation are per channel, on the [0, 1] scale.
+    Args:
+      images: uint8, or floats in [0, 1], [..., C].
+      mean: per channel, or one for all, on the [0, 1] scale.
+      deviation: standard deviation, per channel or one for all, on the [0, 1] scale.
+
+    Returns:
+      `(pixels - mean) / deviation`, float32 [..., C].
+
+    Raises:
+      InputError: the images have another number of channels than the mean.
+
+    Example:
+      >>> mj.standardize(np.array([[0], [255]], np.uint8), (0.5,), (0.25,))
+      Array([[-2.],
+             [ 2.]], dtype=float32)
     """
     return standardize_pixels(to_float(images), mean, deviation)
 
 
 def standardize_pixels(pixels: jax.Array, mean: tuple[float, ...], deviation: tuple[float, ...]) -> jax.Array:
-    """`(pixels / 255 - mean) / deviation`: as `standardize`, of float32 [..., C] on the 0 to 255 scale."""
+    """As `standardize`, for float32 [..., C] on the 0 to 255 scale."""
     if len(mean) == 1:
         return (pixels / 255 - mean[0]) / deviation[0]
     if pixels.shape[-1] != len(mean):
@@ -156,10 +193,24 @@ def standardize_pixels(pixels: jax.Array, mean: tuple[float, ...], deviation: tu
 
 
 def hold_out(data: Dataset, size: int) -> Dataset:
-    """Sets the last `size` training examples apart as the split to score, for choosing hyper-parameters.
+    """Replaces the test split by the last `size` training examples, for choosing hyper-parameters.
 
-    The test split is not part of the result, so nothing chosen on it can have seen a test image. Mean, deviation,
-    classes and name stay those of the whole. Warns if the held-out part lacks a class.
+    The result has no test images, so no choice can depend on them. Mean, deviation, classes and name stay those of the
+    whole data set. Warns if the held-out part lacks a class.
+
+    Args:
+      data: the whole data set, a `Dataset`.
+      size: number of examples to hold out, from 1 to one less than the training examples.
+
+    Returns:
+      A data set with the other training examples in `train` and the held-out ones in `test`.
+
+    Raises:
+      InputError: `size` is out of range.
+
+    Example:
+      >>> mj.hold_out(data, 16)
+      Dataset('arrays', train=48, test=16, image_shape=(12, 12, 1), classes=3)
     """
     images, labels = data.train
     if not isinstance(size, numbers.Integral) or not 0 < size < len(labels):
@@ -177,7 +228,7 @@ def hold_out(data: Dataset, size: int) -> Dataset:
 
 
 def raw_bytes(array: np.ndarray) -> memoryview:
-    """An array's little-endian bytes in C order: the same on every machine."""
+    """An array's little-endian bytes in C order, equal on every machine."""
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data
 
 
@@ -188,12 +239,12 @@ def as_split(images: ArrayLike, labels: ArrayLike, num_classes: int) -> Split:
     """
     images, labels = _checked("split", (images, labels))
     if labels.min() < 0 or labels.max() >= num_classes:
-        raise InputError(f"labels go from {labels.min()} to {labels.max()}, of {num_classes} classes; give others")
+        raise InputError(f"labels go from {labels.min()} to {labels.max()}; choose 0 to {num_classes - 1}")
     return Split(images, labels.astype(np.int32))
 
 
 def _checked(name: str, pair: tuple[ArrayLike, ArrayLike]) -> tuple[np.ndarray, np.ndarray]:
-    """Images as `as_images` gives them, and labels of any integer dtype: as many, and at least one."""
+    """Images as `as_images` returns them, and labels of any integer dtype: equal numbers, at least one."""
     require(pair, tuple | list, name, "give a pair (images, labels)")
     try:
         images, labels = as_images(pair[0]), np.asarray(pair[1])
@@ -201,14 +252,14 @@ def _checked(name: str, pair: tuple[ArrayLike, ArrayLike]) -> tuple[np.ndarray, 
         raise InputError(f"{name} {error}") from error
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         found = f"{labels.dtype} {list(labels.shape)}"
-        raise InputError(f"{name} labels are {found}; give integers [N], of one-hot ones the argmax")
+        raise InputError(f"{name} labels are {found}; give integers [N], the argmax if they are one-hot")
     if len(images) != len(labels) or not len(labels):
-        raise InputError(f"{name} has {len(images)} images and {len(labels)} labels; give a label for each, and images")
+        raise InputError(f"{name} has {len(images)} images and {len(labels)} labels; give images and one label each")
     return images, labels
 
 
 def _moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel on the [0, 1] scale; deviation 1 of a constant channel."""
+    """Mean and deviation of each channel on the [0, 1] scale; a constant channel has deviation 1."""
     axes, count = (0, 1, 2), images[..., 0].size
     if images.dtype == np.uint8:  # Exact: in integers until the last division.
         sums = images.sum(axes, dtype=np.int64).tolist()

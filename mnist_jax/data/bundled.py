@@ -1,4 +1,4 @@
-"""MNIST as it is in the package, and what the whole of it must be."""
+"""MNIST from the package, and the hashes that the whole data set must have."""
 
 import hashlib
 from pathlib import Path
@@ -24,7 +24,7 @@ FULL_SIZE = {"train": 60_000, "test": 10_000}
 
 
 def load_bundled(path: Path = BUNDLED) -> Dataset:
-    """Loads MNIST, verified, in the order of TFDS `mnist:3.0.1`: 60,000 training and 10,000 test examples.
+    """Loads and verifies MNIST, in the order of TFDS `mnist:3.0.1`: 60,000 training and 10,000 test examples.
 
     Raises InputError if the file is missing, damaged or truncated.
 
@@ -44,15 +44,15 @@ def load_bundled(path: Path = BUNDLED) -> Dataset:
 
 
 def as_mnist(train: Split, test: Split) -> Dataset:
-    """The data set named `mnist`, whose mean and deviation are the published ones."""
+    """The data set named `mnist`, with the published mean and deviation."""
     return Dataset(train, test, (MEAN,), (STD,), tuple("0123456789"), "mnist")
 
 
 def verify(split: Split, name: str, size: int, source: str) -> None:
-    """Checks shapes and dtypes, and for a full-size split the content, against what MNIST is."""
+    """Raises InputError if shapes or dtypes are not MNIST's, or a full-size split has other content."""
     expected = {"images": ((size, 28, 28, 1), np.uint8), "labels": ((size,), np.int32)}
     for field, (shape, dtype) in expected.items():
-        array, where, remedy = getattr(split, field), f"{source}: {name} {field}", "the data is damaged, get it again"
+        array, where, remedy = getattr(split, field), f"{source}: {name} {field}", "the data is damaged, replace it"
         if array.shape != shape or array.dtype != dtype:
             found = f"{array.dtype} {array.shape}"
             raise InputError(f"{where} expected {np.dtype(dtype)} {shape}, found {found}; {remedy}")

@@ -21,14 +21,15 @@ _NPZ = ("x_train", "y_train", "x_test", "y_test")
 
 
 def load_path(path: Path) -> Dataset:
-    """Loads a folder of four IDX files, one of train/LABEL/*.png and test/LABEL/*.png, or an npz file.
+    """Loads a folder of four IDX files, a folder of train/LABEL/*.png and test/LABEL/*.png, or an npz file.
 
-    IDX files may be packed with gzip, and may have a dot in place of the last dash but one. Pictures are PNG, JPEG or
-    BMP of one size, all grey (one channel) or all colored (RGB), without alpha. Their classes are the folders' names,
-    in numerical order if all are numbers; their order is a fixed shuffle, so that `hold_out` gets every class. The npz
-    file has x_train, y_train, x_test and y_test. The data set is called as the folder, or the file without its suffix.
+    IDX files may be compressed with gzip, and their names may have `.idx` in place of `-idx`. Pictures are PNG, JPEG or
+    BMP of one size, all grey (one channel) or all RGB, without alpha. Their classes are the names of the folders, in
+    numerical order if all are numbers. They are shuffled in a fixed order, so that `hold_out` gets every class. The npz
+    file has x_train, y_train, x_test and y_test. The name of the folder, or of the file without suffix, is the name of
+    the data set.
 
-    Raises InputError, which names the file, for what is missing, damaged, or does not fit.
+    Raises InputError, naming the file, if one is missing, damaged, or does not fit.
     """
     remedy = "name a folder or an npz file"
     with refusing(f"dataset {str(path)!r} cannot be read: ", f"; {remedy}"):
@@ -48,8 +49,8 @@ def load_path(path: Path) -> Dataset:
 
 
 def _npz(path):
-    if not path.is_file():  # A named pipe would be waited for.
-        raise InputError("it is no regular file; name a folder or an npz file")
+    if not path.is_file():  # Reading a named pipe would block.
+        raise InputError("it is not a regular file; name a folder or an npz file")
     remedy = f"; give an npz file of {', '.join(_NPZ)}"
     with refusing("it cannot be read: ", remedy), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         x_train, y_train, x_test, y_test = (arrays[name] for name in _NPZ)
@@ -68,7 +69,7 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
     if path is None:
         raise InputError(f"{name} is missing; add it, or {name}.gz")
     opener = gzip.open if path.suffix == ".gz" else open
-    with refusing(f"{path.name} cannot be read: ", "; get it again"), opener(path, "rb") as file:
+    with refusing(f"{path.name} cannot be read: ", "; download it again"), opener(path, "rb") as file:
         magic, *shape = struct.unpack(f">{1 + rank}I", file.read(4 + 4 * rank))
         if magic != 0x800 + rank:
             raise ValueError(f"it begins with {magic:08x}, where an IDX file of bytes has {0x800 + rank:08x}")
@@ -79,11 +80,11 @@ def _pictures(folder, name):
     labels, files, splits = {}, {}, []
     for key in ("train", "test"):
         found = (file for file in folder.glob(f"{key}/[!.]*/[!.]*") if file.suffix.lower() in SUFFIXES)
-        # Shuffled by a hash of the names: always alike, and not by class.
+        # Sorting by a hash of the names shuffles the classes, always in the same way.
         files[key] = sorted(found, key=lambda file: hashlib.sha256(os.fsencode("/".join(file.parts[-2:]))).digest())
         labels[key] = [file.parent.name for file in files[key]]
         if not labels[key]:
-            raise InputError(f"it has neither the four IDX files nor {key}/LABEL/*.png; add one of the two")
+            raise InputError(f"it has neither the four IDX files nor {key}/LABEL/*.png; add either")
     if only_test := set(labels["test"]) - set(labels["train"]):
         raise InputError(f"test/{min(only_test)} has pictures and train/{min(only_test)} none; add some")
     classes = sorted(set(labels["train"]), key=int if all(map(str.isdecimal, labels["train"])) else None)
@@ -101,14 +102,14 @@ def _pictures(folder, name):
 
 
 def _read_picture(path: Path) -> np.ndarray:
-    """uint8 [H, W, 1] of a grey picture, uint8 [H, W, 3] of a colored one."""
+    """Reads a grey picture as uint8 [H, W, 1], a colored one as uint8 [H, W, 3]."""
     from PIL import Image, ImageOps
 
     where = "/".join(path.parts[-3:])
-    if not path.is_file():  # A named pipe would be waited for.
-        raise InputError(f"{where} is no regular file; give a PNG, JPEG or BMP file")
+    if not path.is_file():  # Reading a named pipe would block.
+        raise InputError(f"{where} is not a regular file; give a PNG, JPEG or BMP file")
     with warnings.catch_warnings(), refusing(f"{where} cannot be read: ", "; give an intact PNG, JPEG or BMP file"):
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # The cap below is the lower one.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is lower.
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(f"{where} has {image.width}x{image.height} pixels; give up to {MAX_PIXELS:,}")

@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets: any that has images, one label each, and the splits train and test."""
+"""Data sets of TensorFlow Datasets that have images, one label each, and the splits train and test."""
 
 import dataclasses
 import importlib.util
@@ -18,20 +18,20 @@ _OFFLINE_AFTER_SECONDS = 5.0
 
 
 def load_tfds(name: str, data_dir: str | Path | None = None) -> Dataset:
-    """Loads a data set by its TFDS name; prepares it first if it is not yet.
+    """Loads a data set by its TFDS name, and prepares it if needed.
 
-    EMNIST, which TFDS gives transposed, is turned upright. A class that occurs in neither split is dropped.
+    EMNIST, which TFDS stores transposed, is turned upright. A class that occurs in neither split is dropped.
 
     Args:
-      name: of the data set, as in `fashion_mnist` or `emnist/letters`; `mnist` is verified to be 3.0.1.
-      data_dir: a TFDS data directory, which may declare fewer examples; None for TFDS's own default.
+      name: TFDS name, such as `fashion_mnist` or `emnist/letters`; `mnist` is verified to be 3.0.1.
+      data_dir: a TFDS data directory, which may declare fewer examples; None for TFDS's default.
 
-    Raises InputError for an unknown name, features or splits that do not fit, data that cannot be had or is damaged.
+    Raises InputError if the name is unknown, features or splits do not fit, or the data is missing or damaged.
     """
-    # Imported here: only this source needs it, and it costs a second.
+    # Only this source needs the import, which takes a second.
     import tensorflow_datasets as tfds
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # It would recommend another decoder at every start.
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Else it recommends another decoder at every start.
 
     full_name = _MNIST if name == "mnist" else name
     if data_dir is not None and not Path(data_dir).is_dir():
@@ -50,10 +50,10 @@ def load_tfds(name: str, data_dir: str | Path | None = None) -> Dataset:
             builder.download_and_prepare()
         if not {"train", "test"} <= set(builder.info.splits):
             found = ", ".join(builder.info.splits)
-            raise InputError(f"TFDS data set {name!r} has the splits {found}; choose one that has train and test")
+            raise InputError(f"TFDS data set {name!r} has the splits {found}; choose one with train and test")
         source, splits = builder.as_data_source(), {}
         for key in ("train", "test"):
-            # One batched read: reading example by example costs several times as much.
+            # A batched read is several times faster than reading example by example.
             examples = source[key].__getitems__(range(len(source[key])))
             splits[key] = Split(
                 np.stack([example[image] for example in examples]),
@@ -75,20 +75,20 @@ def load_tfds(name: str, data_dir: str | Path | None = None) -> Dataset:
 
 
 def _features(builder: Any, kinds: Any, name: str) -> tuple[str, str]:
-    """Names of the image and of the label among the features; of several, those that TFDS calls supervised."""
+    """Names of the image and label features; if there are several, the supervised keys of TFDS."""
     features, supervised = builder.info.features, builder.info.supervised_keys or ()
     found = []
     for kind in (kinds.Image, kinds.ClassLabel):
         names = [key for key, feature in features.items() if isinstance(feature, kind)]
         found.append(names if len(names) == 1 else [key for key in names if key in supervised])
     if any(len(names) != 1 for names in found) or None in features[found[0][0]].shape:
-        remedy = "choose one that has an image of one size and a class label"
+        remedy = "choose one with an image of fixed size and a class label"
         raise InputError(f"TFDS data set {name!r} has the features {', '.join(features)}; {remedy}")
     return found[0][0], found[1][0]
 
 
 def _require_preparable(builder: Any, title: str) -> None:
-    """Says at once what TFDS would find out after minutes of retries: no TensorFlow, or no network."""
+    """Raises InputError at once without TensorFlow or network, where TFDS would retry for minutes."""
     where = f"{title} is not prepared as array_record in {builder.data_dir}"
     remedy = ("use data source 'bundled', or " if title == "MNIST" else "or ") + "name a data dir where it is prepared"
     if importlib.util.find_spec("tensorflow") is None:

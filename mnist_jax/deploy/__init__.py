@@ -1,1 +1,1 @@
-"""A trained network at work: pictures in, other formats out."""
+"""Uses of a trained network: reading pictures, and exports to other formats."""

@@ -1,6 +1,6 @@
-"""From a grey picture to digits as MNIST has them: the ink, its parts, and each digit in 28x28.
+"""From a grey picture to digits in MNIST's form: finds the ink, splits it into digits, fits each into 28x28 pixels.
 
-The page to draw on does the same steps in `templates/digits.js`.
+`templates/digits.js` does the same on the page to draw on.
 """
 
 import itertools
@@ -13,16 +13,16 @@ from scipy import ndimage
 from mnist_jax.models import IMAGE_SHAPE
 
 _BOX, _SIZE = 20, IMAGE_SHAPE[0]
-_FINE = 4 * _BOX  # Long side at which strokes are thickened.
-_FAINT = 8  # Grey levels out of 255 by which ink must stand out from the paper.
-_THIN = 0.1  # Of a digit's long side: thinner strokes are thickened to it.
-_SMALL = 0.04  # Of the main part's area: a smaller part is a speck.
-_NEAR = 0.25  # Of the main part's long side: a part farther away is of something else.
-_EDGE = 0.2  # What an area at the picture's edge counts.
-_TALL = 0.6  # Of the main part's height: what a digit of a row has at least, and its inverse at most.
-_OVER = 0.25  # Of the narrower one's width: parts that lie one above the other by more are of one digit.
-_TIGHT = 0.05  # Of a row's height: less between two digits leaves it open where one ends.
-_WIDE = 1.3  # Of a row's height: a wider digit may be two that touch.
+_FINE = 4 * _BOX  # Long side of a digit, in pixels, when its strokes are thickened.
+_FAINT = 8  # Ink differs from the paper by at least this many grey levels out of 255.
+_THIN = 0.1  # Strokes are thickened to this fraction of the digit's long side.
+_SMALL = 0.04  # Specks are smaller than this fraction of the main part's area.
+_NEAR = 0.25  # Parts of a digit are at most this fraction of the main part's long side away.
+_EDGE = 0.2  # Weight of the area of parts at the picture's edge.
+_TALL = 0.6  # Digits of a row are at least this fraction of the main part's height, and at most 1 / _TALL.
+_OVER = 0.25  # Parts of one digit overlap horizontally by more than this fraction of the narrower one's width.
+_TIGHT = 0.05  # Below this fraction of the row's height, a gap is too narrow to be sure where a digit ends.
+_WIDE = 1.3  # A digit wider than this multiple of its height may be two that touch.
 
 
 class Row(NamedTuple):
@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
     Attributes:
       digits: uint8 [28, 28, 1] each.
-      uncertain: whether it is open where one ends: two nearly touch, or one is as wide as two.
+      uncertain: whether the split is uncertain: two digits nearly touch, or one is as wide as two.
     """
 
     digits: tuple[np.ndarray, ...]
@@ -38,9 +38,19 @@ class Row(NamedTuple):
 
 
 def to_digit(grey: np.ndarray) -> np.ndarray | None:
-    """The one digit of a picture, float [H, W], 0 for black to 255: uint8 [28, 28, 1]; None if nothing stands out.
+    """Finds the one digit of a picture and converts it to MNIST's form.
 
-    What is in MNIST's form already passes unchanged.
+    Args:
+      grey: float [H, W], 0 for black to 255, dark on light or light on dark.
+
+    Returns:
+      uint8 [28, 28, 1], light on black; None if nothing stands out. A picture in MNIST's form is returned unchanged.
+
+    Example:
+      >>> page = np.full((90, 60), 255.0)
+      >>> page[20:70, 28:33] = 0
+      >>> digits.to_digit(page).shape
+      (28, 28, 1)
     """
     if in_mnist_form(grey):
         return grey.astype(np.uint8)[..., None]
@@ -49,7 +59,20 @@ def to_digit(grey: np.ndarray) -> np.ndarray | None:
 
 
 def to_row(grey: np.ndarray) -> Row | None:
-    """The digits that stand side by side in a picture, as `to_digit` gives them; None if nothing stands out."""
+    """Finds digits side by side in a picture and converts each to MNIST's form.
+
+    Args:
+      grey: as for `to_digit`, float [H, W].
+
+    Returns:
+      The digits, each as `to_digit` returns it; None if nothing stands out.
+
+    Example:
+      >>> page = np.full((90, 150), 255.0)
+      >>> page[20:70, 28:33] = page[20:70, 78:83] = 0
+      >>> len(digits.to_row(page).digits)
+      2
+    """
     if in_mnist_form(grey):
         return Row((grey.astype(np.uint8)[..., None],))
     ink = find_ink(grey)
@@ -71,7 +94,7 @@ def _wide(ink):
 
 
 def in_mnist_form(grey: np.ndarray) -> bool:
-    """Whether a picture is 28x28, light on black, in a box of 20x20 whose mass is in the middle."""
+    """Whether a picture is 28x28, light on black, in a box of 20x20, with its center of mass in the middle."""
     if grey.shape != (_SIZE, _SIZE) or grey.max() < 128 or grey[[0, 0, -1, -1], [0, -1, 0, -1]].any():
         return False
     height, width = (np.ptp(np.flatnonzero(grey.any(axis))) + 1 for axis in (1, 0))
@@ -80,17 +103,17 @@ def in_mnist_form(grey: np.ndarray) -> bool:
 
 
 def find_ink(grey: np.ndarray) -> np.ndarray | None:
-    """Ink, float [H, W] from 0 to 1, of what differs from the paper; None if nothing stands out.
+    """Separates ink, float [H, W] from 0 to 1, from the paper; None if nothing stands out.
 
-    The paper is a plane through the upper quartiles of the four edges, or the lower where it is dark. Ink is told from
-    it by Otsu's threshold: "A threshold selection method from gray-level histograms", 1979.
+    The paper is a plane through the upper quartiles of the four edges, or the lower ones if it is dark. The threshold
+    is that of Otsu, "A threshold selection method from gray-level histograms", 1979.
     """
     paper = np.median(_border(grey))
     apart = grey - paper
     # On grey paper the ink is on the side that differs more.
     light = paper >= 160 or (paper >= 64 and (apart * np.abs(apart)).sum() <= 0)
     level = grey if light else 255 - grey
-    # Three quarters up each edge there is paper, even where a digit touches it.
+    # The upper quartile of an edge is paper, even where a digit touches the edge.
     top, bottom, left, right = (np.percentile(edge, 75) for edge in (level[0], level[-1], level[:, 0], level[:, -1]))
     height, width = grey.shape
     level = level - (bottom - top) * _ramp(height)[:, None] - (right - left) * _ramp(width)
@@ -112,7 +135,7 @@ def _ramp(length):
 
 
 def _otsu(values):
-    """The threshold, a whole number, that parts values in [0, 255] into two classes of greatest variance between."""
+    """The integer threshold that maximizes the variance between two classes of values in [0, 255]."""
     counts = np.bincount(values.astype(np.int64).ravel(), minlength=256)
     below, sums = np.cumsum(counts), np.cumsum(counts * np.arange(256))
     above = below[-1] - below
@@ -122,7 +145,7 @@ def _otsu(values):
 
 
 def _parts(ink):
-    """Connected parts: labels from 1, and for each its box, slices, and its area; one at the edge counts for less."""
+    """Connected parts: their labels from 1, and each one's box (slices) and area, reduced at the picture's edge."""
     labeled: Any = ndimage.label(ink > 0, np.ones((3, 3)))
     labels, count = labeled
     boxes = ndimage.find_objects(labels)
@@ -136,7 +159,7 @@ def _length(side):
 
 
 def _overlap(side, other):
-    """By how many pixels two ranges overlap; negative for the gap between them."""
+    """The overlap of two ranges in pixels; negative for a gap."""
     return min(side.stop, other.stop) - max(side.start, other.start)
 
 
@@ -145,7 +168,7 @@ def _near(box, other, gap):
 
 
 def _main_part(ink, parts):
-    """Ink without specks, print and whatever else is not of the largest connected part or near it."""
+    """The ink of the largest connected part and of parts near it, without specks."""
     labels, boxes, areas = parts
     main = int(areas.argmax())
     near = _NEAR * max(map(_length, boxes[main]))
@@ -154,7 +177,7 @@ def _main_part(ink, parts):
 
 
 def _groups(ink, parts):
-    """The ink of each digit of a row: parts as tall as the largest and beside it, each with what lies near it."""
+    """The ink of each digit of a row: parts beside the largest and similarly tall, each with the parts near it."""
     labels, boxes, areas = parts
     main = int(areas.argmax())
     height, standing = boxes[main][0], []
@@ -179,16 +202,17 @@ def _groups(ink, parts):
 
 
 def _only(members, labels, ink):
-    """The ink of some parts; a look-up is sooner done than `np.isin`."""
+    """The ink of some parts; a look-up is faster than `np.isin`."""
     kept = np.zeros(labels.max() + 1)
     kept[np.array(members) + 1] = 1
     return ink * kept[labels]
 
 
 def fit_box(ink: np.ndarray) -> np.ndarray:
-    """Ink, float [H, W] from 0 to 1, scaled to a box of 20x20, its shape kept, and placed by its center of mass.
+    """Scales ink, float [H, W] from 0 to 1, into a box of 20x20 and centers it: uint8 [28, 28, 1].
 
-    Thin strokes are thickened and its dark end is white: uint8 [28, 28, 1], with the mass at pixel (14, 14).
+    The aspect ratio stays, thin strokes are thickened, the strongest ink becomes 255, and the center of mass lies at
+    pixel (14, 14).
 
     Reference: LeCun, Cortes, Burges, "The MNIST database of handwritten digits".
     """
@@ -199,7 +223,7 @@ def fit_box(ink: np.ndarray) -> np.ndarray:
     corner = []
     for axis, length in enumerate(small.shape):
         middle = (small.sum(1 - axis) * np.arange(length)).sum() / mass
-        # What is symmetric lies at a half, which goes up however its sum is rounded.
+        # A symmetric digit lies at a half, which must round up whatever the rounding of its sum.
         corner.append(int(np.clip(np.floor(_SIZE / 2 - middle + 0.500001), 0, _SIZE - length)))
     down, right = corner
     placed[down : down + small.shape[0], right : right + small.shape[1]] = np.floor(small + 0.5)
@@ -219,10 +243,10 @@ def _resize(ink, long_side):
 
 
 def _thicken(ink):
-    """Dilates strokes thinner than a tenth of the long side by a disc, until they are as thick."""
+    """Dilates strokes thinner than a tenth of the long side, by a disc, to that thickness."""
     drawn = np.pad(ink >= 0.5, 1)
     outline = (drawn[1:] != drawn[:-1]).sum() + (drawn[:, 1:] != drawn[:, :-1]).sum()
-    thickness = 2 * drawn.sum() / max(1, outline * np.pi / 4)  # Of a long stroke; a slanted outline has more steps.
+    thickness = 2 * drawn.sum() / max(1, outline * np.pi / 4)  # For long strokes; pi / 4 corrects slanted outlines.
     radius = (_THIN * max(ink.shape) - thickness) / 2
     if radius <= 0:
         return ink

@@ -1,4 +1,4 @@
-"""Trained networks for others to load: StableHLO, ONNX, and a page to draw on that needs nothing but a browser."""
+"""Exports of trained networks: StableHLO, ONNX, and a page to draw on that needs only a browser."""
 
 import base64
 import importlib
@@ -25,9 +25,20 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def to_stablehlo(trained: Trained) -> bytes:
-    """A program from images uint8 [batch, H, W, C], any number of them, to logits float32 [batch, classes].
+    """Exports a network as a StableHLO program for CPU, CUDA and TPU, with its weights.
 
-    For CPU, CUDA and TPU, weights inside; `jax.export.deserialize(data).call(images)` runs it.
+    The program maps images uint8 [batch, H, W, C], of any batch size, to logits float32 [batch, classes].
+
+    Args:
+      trained: the network, a `Trained`.
+
+    Returns:
+      The serialized program; `jax.export.deserialize(data).call(images)` runs it.
+
+    Example:
+      >>> program = jax.export.deserialize(export.to_stablehlo(trained))
+      >>> program.call(data.test.images[:4]).shape
+      (4, 3)
     """
     shape = export.symbolic_shape("batch, " + ", ".join(map(str, trained.image_shape)))
     exported = export.export(jax.jit(_predict(trained)), platforms=PLATFORMS)
@@ -35,9 +46,21 @@ def to_stablehlo(trained: Trained) -> bytes:
 
 
 def to_onnx(trained: Trained) -> bytes:
-    """An ONNX model, weights inside: `images` uint8 [batch, H, W, C] to `logits` float32 [batch, classes].
+    """Exports a network as an ONNX model with its weights, by jax2onnx, which the extra `onnx` installs.
 
-    Raises ImportError if the converter, jax2onnx, is not installed.
+    The model maps `images` uint8 [batch, H, W, C] to `logits` float32 [batch, classes].
+
+    Args:
+      trained: the network, a `Trained`.
+
+    Returns:
+      The serialized model.
+
+    Raises:
+      ImportError: jax2onnx is not installed.
+
+    Example:
+      >>> model = export.to_onnx(trained)
     """
     jax2onnx = importlib.import_module("jax2onnx")
     converted = jax2onnx.to_onnx(
@@ -52,7 +75,7 @@ def to_onnx(trained: Trained) -> bytes:
 
 
 def _plain(trained: Trained) -> Any:
-    """The network in Flax's own layers, if it is ours: what others can read."""
+    """The network in Flax's layers, which exporters can read, if it is one of the package."""
     return trained.model.clone(layers=FLAX) if isinstance(trained.model, Network) else trained.model
 
 
@@ -64,9 +87,10 @@ def _predict(trained: Trained) -> Callable[[jax.Array], jax.Array]:
 class Op(NamedTuple):
     """One operation on the activations [height, width, channels] of an image.
 
-    `conv`, with a kernel [height, width, in, out] and a padding; `depthwise`, with [height, width, channels] and a
-    padding; both have the name of their layer; `affine`, with a factor and then a summand for each channel, float
-    [2, channels]; `relu`; `pool`, 2x2; `crop`, which takes `padding` pixels off each side; `sum` over the image.
+    - `conv`: kernel [height, width, in, out], with padding and the layer's name.
+    - `depthwise`: kernel [height, width, channels], with padding and the layer's name.
+    - `affine`: a factor and a summand for each channel, float [2, channels].
+    - `relu`; `pool`, 2x2; `crop`, of `padding` pixels on each side; `sum` over the image.
     """
 
     kind: str
@@ -76,10 +100,10 @@ class Op(NamedTuple):
 
 
 def operations(trained: Trained) -> list[Op]:
-    """What a network does to a standardized image, one operation after the other, read off its own trace.
+    """Reads a network's operations on a standardized image off its trace, in order.
 
-    Whatever does not depend on the image, such as the scales of a batch norm, is computed here. Raises
-    NotImplementedError if the network does something that no `Op` can say.
+    Values that do not depend on the image, such as the scales of a batch norm, are computed here. Raises
+    NotImplementedError if the network has an operation without an `Op`.
     """
     plain = _plain(trained)
     image = jax.ShapeDtypeStruct((1, *trained.image_shape), jnp.float32)
@@ -90,7 +114,7 @@ def operations(trained: Trained) -> list[Op]:
 
 
 def _follow(jaxpr: Any, consts: Any, inputs: list, found: list[Op]) -> list:
-    """Computes what is known and appends an operation for what is not; None stands for the activations."""
+    """Computes known values and appends operations for the others; None stands for the activations."""
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs], strict=True))
 
     def read(atom):
@@ -140,7 +164,7 @@ def _translate(name: str, values: list, equation: Any) -> list[Op]:
 
 
 def _merge(ops: list[Op]) -> list[Op]:
-    """Neighbouring affine operations as one."""
+    """Merges neighboring affine operations."""
     merged: list[Op] = []
     for op in ops:
         match [*merged[-1:], op]:
@@ -152,17 +176,23 @@ def _merge(ops: list[Op]) -> list[Op]:
 
 
 def to_page(networks: Sequence[Trained], image: np.ndarray, doubts: Sequence[Doubt | None] = ()) -> str:
-    """A page on which a person draws a digit and sees what networks make of it; it needs nothing but a browser.
+    """Renders a page on which one draws a digit and sees what networks make of it. It needs only a browser.
 
     Args:
-      networks: of one data set of 28x28 images with one channel.
-      image: uint8 [28, 28, 1], what is there before the first stroke.
-      doubts: for each network what tells no digit, or None.
+      networks: networks of one data set of 28x28 images with one channel.
+      image: uint8 [28, 28, 1], shown before the first stroke.
+      doubts: doubt of each network, or None.
 
     Returns:
-      HTML, with 20 bits of each weight in it: rounded by a part in 2^20 of the largest of its output channel.
+      HTML, with 20 bits of each weight: the rounding error is about 2^-20 of an output channel's largest weight.
 
-    Raises InputError for networks of other images, or of several data sets.
+    Raises:
+      InputError: a network has other images, or they are of several data sets.
+
+    Example:
+      >>> html = export.to_page([mj.load_pretrained("gap")], mj.load_dataset("mnist").test.images[0])
+      >>> "gap" in html
+      True
     """
     first = networks[0]
     for other in networks:
@@ -191,9 +221,9 @@ def to_page(networks: Sequence[Trained], image: np.ndarray, doubts: Sequence[Dou
 
 
 def _packed(weights: np.ndarray | None) -> dict[str, Any]:
-    """The shape, and in base64 a scale for each output channel, float32, and the weights in units of it.
+    """The shape, and in base64 a float32 scale for each output channel and the weights in units of it, 20 bits each.
 
-    Of their 20 bits the upper 16 come first, and then the lower 4, two to a byte.
+    The upper 16 bits of all weights come first, then the lower 4, two weights to a byte.
     """
     if weights is None:
         return {"shape": (), "weights": ""}

@@ -1,4 +1,4 @@
-"""Pictures in files: found, opened safely, and made grey."""
+"""Finds picture files, opens them safely, and converts them to grey."""
 
 import functools
 import importlib
@@ -17,11 +17,25 @@ T = TypeVar("T")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "HEIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".pgm", ".ppm", ".avif", ".heic")
 MAX_PIXELS = 25_000_000
-_LONGEST = 600  # Pixels: more would not tell more of a digit, and takes longer.
+_LONGEST = 600  # Pixels of the long side; more takes longer and shows no more of a digit.
 
 
 def find_images(path: Path) -> list[Path]:
-    """The picture itself, or the pictures in a folder by name; raises InputError if the folder has none."""
+    """Lists a picture, or the pictures in a folder.
+
+    Args:
+      path: a file or a folder.
+
+    Returns:
+      The file itself, or the picture files of the folder, sorted by name.
+
+    Raises:
+      InputError: the folder has no pictures.
+
+    Example:
+      >>> [path.name for path in images.find_images(Path("."))]
+      ['seven.png']
+    """
     if not path.is_dir():
         return [path]
     found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
@@ -31,15 +45,41 @@ def find_images(path: Path) -> list[Path]:
 
 
 def load_image(path: Path) -> np.ndarray:
-    """Makes of a picture of one digit, dark on light or light on dark, what MNIST would have: uint8 [28, 28, 1].
+    """Loads a picture of one digit, dark on light or light on dark, in MNIST's form.
 
-    Raises InputError as `load_grey`, and if it shows nothing.
+    Args:
+      path: the file.
+
+    Returns:
+      uint8 [28, 28, 1], light on black.
+
+    Raises:
+      InputError: as `load_grey`, or the picture shows nothing.
+
+    Example:
+      >>> seven = images.load_image(Path("seven.png"))
+      >>> int(mj.predict(mj.load_pretrained("accurate-held-out"), seven[None]).argmax())
+      7
     """
     return _found(path, to_digit(load_grey(path)))
 
 
 def load_row(path: Path) -> Row:
-    """As `load_image`, for one digit or several side by side."""
+    """Loads a picture of one digit or several side by side.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The digits from left to right, each in MNIST's form.
+
+    Raises:
+      InputError: as `load_image`.
+
+    Example:
+      >>> len(images.load_row(Path("seven.png")).digits)
+      1
+    """
     return _found(path, to_row(load_grey(path)))
 
 
@@ -50,21 +90,32 @@ def _found(path: Path, shown: T | None) -> T:
 
 
 def load_grey(path: Path) -> np.ndarray:
-    """The picture as float [H, W], 0 for black to 255, reduced to 600 pixels at most; of several frames the first.
+    """Loads a picture in grey, the first frame of several, turned as its EXIF says.
 
-    Turned as its EXIF says. What is transparent takes the color of the paper. HEIC needs pillow-heif.
+    Transparent pixels take the color of the paper. HEIC needs pillow-heif.
 
-    Raises InputError if it is no regular file, cannot be read, is of another format, or too large.
+    Args:
+      path: a PNG, JPEG, WebP, GIF, TIFF, BMP, PPM, AVIF or HEIC file of up to 25 million pixels.
+
+    Returns:
+      float [H, W], 0 for black to 255, reduced to at most 600 pixels on the long side.
+
+    Raises:
+      InputError: the file is not a regular file, cannot be read, has another format, or is too large.
+
+    Example:
+      >>> images.load_grey(Path("seven.png")).shape
+      (112, 112)
     """
     remedy = "give a PNG, JPEG, WebP, GIF, TIFF or BMP file"
-    if path.exists() and not path.is_file():  # A named pipe would be waited for.
-        raise InputError(f"image {str(path)!r} is no regular file; {remedy}")
+    if path.exists() and not path.is_file():  # Reading a named pipe would block.
+        raise InputError(f"image {str(path)!r} is not a regular file; {remedy}")
     formats = _formats()
     if path.suffix.lower() == ".heic" and "HEIF" not in formats:
         remedy = "pip install pillow-heif"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Of large pictures: the cap below is the lower one. Of odd metadata.
+            warnings.simplefilter("ignore")  # Of large pictures, because MAX_PIXELS is lower, and of odd metadata.
             with Image.open(path, formats=formats) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise InputError(
@@ -76,8 +127,8 @@ def load_grey(path: Path) -> np.ndarray:
         raise
     except Image.DecompressionBombError:
         raise InputError(f"image {str(path)!r} is too large; make it smaller, up to {MAX_PIXELS:,} pixels") from None
-    except Exception as error:  # Decoders raise whatever a damaged file makes them stumble over.
-        reason = getattr(error, "strerror", None) or "it is no intact picture"
+    except Exception as error:  # Decoders of damaged files raise errors of any kind.
+        reason = getattr(error, "strerror", None) or "it is not an intact picture"
         raise InputError(f"image {str(path)!r} cannot be read: {reason}; {remedy}") from error
     factor = -(-max(grey.shape) // _LONGEST)
     return np.asarray(Image.fromarray(grey.astype(np.float32)).reduce(factor), np.float64) if factor > 1 else grey
@@ -85,7 +136,7 @@ def load_grey(path: Path) -> np.ndarray:
 
 @functools.cache
 def _formats() -> list[str]:
-    """The formats that this installation reads."""
+    """The formats that this installation can read."""
     if importlib.util.find_spec("pillow_heif"):
         importlib.import_module("pillow_heif").register_heif_opener()
     Image.init()
@@ -93,14 +144,14 @@ def _formats() -> list[str]:
 
 
 def _grey(image: Image.Image) -> np.ndarray:
-    """Float [H, W], 0 for black to 255.
+    """Converts to grey, float [H, W], 0 for black to 255.
 
-    What is transparent takes the paper's color: the median of the rest where that is most of the picture; else the
-    rest is the drawing, and the paper its opposite.
+    Transparent pixels take the paper's color. If most of the picture is opaque, that is the median of the opaque
+    pixels. Otherwise these are the drawing, and the paper is white for a dark drawing, black for a light one.
     """
-    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip.
+    if image.mode.startswith("I"):  # Pillow would clip 16 bits.
         return np.asarray(image, np.float64) / 257
-    if image.mode == "F":  # Floats, of a TIFF: in [0, 1], or to 255.
+    if image.mode == "F":  # A TIFF of floats in [0, 1] or [0, 255].
         values = np.nan_to_num(np.asarray(image, np.float64))
         return values * 255 if values.max() <= 1 else np.clip(values, 0, 255)
     if not image.has_transparency_data:

@@ -1,4 +1,4 @@
-"""How right a network is about pictures by people: by person, and how sure it may be of that."""
+"""Accuracy on pictures by people: by person, with an interval, confusions and calibration."""
 
 import base64
 import io
@@ -16,14 +16,14 @@ from mnist_jax.deploy.reading import Answer
 from mnist_jax.errors import InputError
 from mnist_jax.reports import render
 
-SURE = 0.9  # Probability from which an answer counts as sure.
+SURE = 0.9  # An answer with at least this probability counts as sure.
 _BINS = 10
 _RESAMPLES = 10_000
 _SHOWN = 160  # Pixels of a picture's long side on the page.
 
 
 class Picture(NamedTuple):
-    """A picture of one digit: its file, who drew it, and the class it is of."""
+    """A picture of one digit: its file, the person who drew it, and its class."""
 
     file: Path
     person: str
@@ -31,14 +31,14 @@ class Picture(NamedTuple):
 
 
 class Score(NamedTuple):
-    """How right answers are.
+    """Scores of answers.
 
     Attributes:
-      pictures: how many in all; one that could not be read counts as wrong.
-      accuracy: fraction that is right.
-      interval: 95% interval of the accuracy over people, by resampling people.
-      people: pictures and right ones of each person.
-      confusions: how often each class was taken for each other one, most often first; "-" for no answer.
+      pictures: number of pictures; unreadable ones count as wrong.
+      accuracy: fraction of right answers.
+      interval: 95% interval of the accuracy, by resampling people.
+      people: number of pictures and of right answers of each person.
+      confusions: class, wrong answer and count, most frequent first; "-" for no answer.
       sure_and_wrong: wrong answers with a probability of 0.9 or more.
       calibration_error: expected calibration error, in ten bins of confidence.
     """
@@ -52,19 +52,19 @@ class Score(NamedTuple):
     calibration_error: float
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, but for the people."""
+        """The fields for JSON, with the number of people instead of their scores."""
         values = self._asdict()
         return values | {"people": len(values["people"])}
 
 
 def find_pictures(folder: Path, classes: Sequence[str]) -> list[Picture]:
-    """Pictures `PERSON/LABEL_*.png` of a folder, or `LABEL_*.png` of one person.
+    """Finds the pictures `PERSON/LABEL_*.png` of a folder, or `LABEL_*.png` of one person.
 
     Raises InputError if there are none, or a name does not begin with a class.
     """
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
-        raise InputError(f"folder {str(folder)!r} holds no pictures; give one of PERSON/LABEL_*.png")
+        raise InputError(f"folder {str(folder)!r} holds no pictures; give one with PERSON/LABEL_*.png")
     found = [Picture(file, file.parent.name, file.stem.partition("_")[0]) for file in files]
     for picture in found:
         if picture.label not in classes:
@@ -74,9 +74,9 @@ def find_pictures(folder: Path, classes: Sequence[str]) -> list[Picture]:
 
 
 def score(pictures: Sequence[Picture], answers: Sequence[Answer | None]) -> Score:
-    """Scores answers, in the pictures' order; None where there is none.
+    """Scores answers, given in the order of the pictures; None stands for no answer.
 
-    The interval resamples people, because pictures of one person are alike. Reference of the calibration error: Guo,
+    The interval resamples people, because pictures of one person are alike. The calibration error is that of Guo,
     Pleiss, Sun, Weinberger, "On calibration of modern neural networks", 2017.
     """
     said = [answer.text if answer else "-" for answer in answers]
@@ -109,7 +109,7 @@ def page(
     rows: Mapping[Path, Row],
     score: Score,
 ) -> str:
-    """A page of the errors, each picture beside what the network saw of it, and the score."""
+    """Renders a page with the score and the errors, each picture beside the digits the network got."""
     errors = []
     for picture, answer in zip(pictures, answers, strict=True):
         if answer and answer.text == picture.label:

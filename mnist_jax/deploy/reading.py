@@ -1,4 +1,4 @@
-"""What a network says of pictures: digits, how probable they are, and where there is reason for doubt."""
+"""Reads pictures with a network: digits, their probabilities, and remarks of doubt."""
 
 import functools
 import json
@@ -14,19 +14,19 @@ from mnist_jax.deploy.digits import Row
 from mnist_jax.scoring import predict
 from mnist_jax.steps import Trained
 
-_NEAR = 0.1  # Probability from which a runner-up is named.
-_QUANTILE = 0.99  # Of held-out digits, this share is taken for digits.
+_NEAR = 0.1  # A runner-up with at least this probability is named.
+_QUANTILE = 0.99  # This share of held-out digits is accepted as digits.
 DOUBT = Path(__file__).parent.parent / "pretrained" / "doubt.json"
 
 
 class Doubt(NamedTuple):
-    """How logits of digits lie, to tell what is none.
+    """Statistics of the logits of digits, to detect pictures of something else.
 
     Attributes:
-      means: of the logits of each class, float [classes, classes].
+      means: mean logits of each class, float [classes, classes].
       precision: inverse of their covariance within a class, float [classes, classes].
       spread: standard deviation of the largest logit.
-      limit: a doubt above it is of no digit.
+      limit: doubts above it mean that a picture shows no digit.
     """
 
     means: Any
@@ -35,10 +35,16 @@ class Doubt(NamedTuple):
     limit: float
 
     def of(self, logits: Float[np.ndarray, "N classes"]) -> Float[np.ndarray, " N"]:
-        """The doubt whether logits are of a digit: the distance to the nearest class, less how large the largest is.
+        """Computes the doubt that logits are of a digit: the distance to the nearest class minus the largest logit.
 
         The distance is that of Lee, Lee, Lee, Shin, "A simple unified framework for detecting out-of-distribution
-        samples", 2018; the largest logit is Hendrycks et al., "Scaling out-of-distribution detection", 2022.
+        samples", 2018; the largest logit is that of Hendrycks et al., "Scaling out-of-distribution detection", 2022.
+
+        Args:
+          logits: float [N, classes].
+
+        Returns:
+          float [N].
         """
         apart = logits[:, None] - np.asarray(self.means)
         squares = np.einsum("nci,ij,ncj->nc", apart, np.asarray(self.precision), apart)
@@ -46,7 +52,21 @@ class Doubt(NamedTuple):
 
 
 def calibrate(logits: Float[np.ndarray, "N classes"], labels: Int[np.ndarray, " N"]) -> Doubt:
-    """The doubt of a network from its logits of held-out images; one in a hundred of these comes above the limit."""
+    """Calibrates the doubt of a network on held-out images, with the limit above 99% of them.
+
+    Args:
+      logits: float [N, classes].
+      labels: int [N]; every class occurs.
+
+    Returns:
+      The `Doubt`.
+
+    Example:
+      >>> labels = rng.integers(0, 3, 300)
+      >>> doubt = reading.calibrate(rng.normal(size=(300, 3)) + 9 * np.eye(3)[labels], labels)
+      >>> bool(doubt.of(np.zeros((1, 3)))[0] > doubt.limit)
+      True
+    """
     classes = range(logits.shape[1])
     means = np.stack([logits[labels == label].mean(0) for label in classes])
     precision = np.linalg.inv(np.cov((logits - means[labels]).T) + 1e-3 * np.eye(len(classes)))
@@ -56,17 +76,25 @@ def calibrate(logits: Float[np.ndarray, "N classes"], labels: Int[np.ndarray, " 
 
 @functools.cache
 def load_doubts() -> dict[str, Doubt]:
-    """The doubts of the shipped weights by their names; `scripts/calibrate.py` writes them."""
+    """Loads the doubts of the package's weights, written by `scripts/calibrate.py`.
+
+    Returns:
+      The doubts by name of the weights.
+
+    Example:
+      >>> sorted(reading.load_doubts())
+      ['accurate', 'accurate-held-out', 'basic', 'bn_dropout', 'gap', 'lighter', 'small', 'swift']
+    """
     return {name: Doubt(**values) for name, values in json.loads(DOUBT.read_text(encoding="utf-8")).items()}
 
 
 class Answer(NamedTuple):
-    """What a picture shows.
+    """The answer to a picture.
 
     Attributes:
       text: the classes from left to right, such as "7" or "427".
-      probabilities: of all classes for each digit, float32 [digits, classes].
-      remarks: where there is reason for doubt, in words.
+      probabilities: probability of each class for each digit, float32 [digits, classes].
+      remarks: reasons for doubt, in words.
     """
 
     text: str
@@ -75,12 +103,27 @@ class Answer(NamedTuple):
 
     @property
     def confidence(self) -> float:
-        """The probability that the network gives its answer: the product over the digits, in [0, 1]."""
+        """The probability of the whole answer, the product over its digits, in [0, 1]."""
         return float(self.probabilities.max(-1).prod())
 
 
 def read(trained: Trained, rows: Sequence[Row], doubt: Doubt | None = None) -> list[Answer]:
-    """Reads rows of digits, all in one batch; `doubt` says what is no digit."""
+    """Reads rows of digits, all in one batch.
+
+    Args:
+      trained: the network, a `Trained`.
+      rows: one or more, as `to_row` or `load_row` return them.
+      doubt: detects pictures of something else, from `load_doubts`; None for no such remarks.
+
+    Returns:
+      One `Answer` per row.
+
+    Example:
+      >>> reader, doubt = mj.load_pretrained("accurate-held-out"), reading.load_doubts()["accurate-held-out"]
+      >>> (answer,) = reading.read(reader, [images.load_row(Path("seven.png"))], doubt)
+      >>> answer.text, answer.remarks
+      ('7', ())
+    """
     logits = predict(trained, np.concatenate([np.stack(row.digits) for row in rows]))
     probabilities = softmax(logits, axis=-1)
     strange = np.zeros(len(logits), bool) if doubt is None else doubt.of(logits) > doubt.limit
@@ -92,7 +135,7 @@ def read(trained: Trained, rows: Sequence[Row], doubt: Doubt | None = None) -> l
 def answer_of(
     classes: tuple[str, ...], row: Row, probabilities: Float[np.ndarray, "digits classes"], strange: bool
 ) -> Answer:
-    """The answer of a row from the probabilities of its digits; `strange` if one of them is no digit."""
+    """Makes the answer of a row from the probabilities of its digits; `strange` if one of them may be no digit."""
     remarks = []
     for shares in probabilities:
         second, first = np.argsort(shares)[-2:]

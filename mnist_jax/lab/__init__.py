@@ -1,1 +1,1 @@
-"""What is measured: trials, statistics, speed, and the tables made of them."""
+"""Measurements: trials, speed, estimates, and the tables and figures made from them."""

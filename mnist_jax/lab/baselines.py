@@ -1,4 +1,4 @@
-"""The networks and the notebook's recipe in PyTorch, for tests and benchmarks; needs torch."""
+"""The networks and the exercise's recipe in PyTorch, for tests and benchmarks; needs torch."""
 
 import importlib
 import time
@@ -39,7 +39,7 @@ def torch_network(arch: str, dropout: float = 0.05) -> Any:
 
 
 def _torch_stack(blocks: Sequence[Block]) -> Iterator[Any]:
-    """The layers of a layout; where kernels are shared, the same object again."""
+    """The layers of a layout; shared kernels are the same object."""
     nn = importlib.import_module("torch.nn")
 
     convolutions, channels = [], 1
@@ -54,7 +54,7 @@ def _torch_stack(blocks: Sequence[Block]) -> Iterator[Any]:
             rest = {"kernel_size": 1, "bias": False} if block.separable else size
             convolutions.append([*depthwise, nn.Conv2d(channels, block.channels, **rest)])
         norm = nn.BatchNorm2d(block.channels)
-        norm.weight.requires_grad_(False)  # Ones: there is no scale.
+        norm.weight.requires_grad_(False)  # Stays 1, because our batch norm has no scale.
         for layer in (*convolutions[-1], norm) if block.fixed else ():
             layer.requires_grad_(False)
         yield from (*convolutions[-1], norm, nn.ReLU(), *([nn.MaxPool2d(2)] if block.pool else []))
@@ -63,7 +63,7 @@ def _torch_stack(blocks: Sequence[Block]) -> Iterator[Any]:
 
 
 def variables_of(network: Any, like: dict[str, Any]) -> dict[str, Any]:
-    """A PyTorch network's tensors in a tree like `like`, of Flax: views in Flax's layout, to be read or written."""
+    """A PyTorch network's tensors as a tree like Flax's `like`: writable views in Flax's layout."""
     nn = importlib.import_module("torch.nn")
 
     kinds = ("conv", "depthwise", "bn")
@@ -71,7 +71,7 @@ def variables_of(network: Any, like: dict[str, Any]) -> dict[str, Any]:
     found.sort(key=lambda name: int(name.lstrip("abcdefghijklmnopqrstuvwxyz")))
     names = {kind: iter([name for name in found if name.startswith(kind)]) for kind in kinds}
     params, statistics = {}, {}
-    for module in dict.fromkeys(network):  # Each once, however often it is used.
+    for module in dict.fromkeys(network):  # Each module once, even if used again.
         if isinstance(module, nn.Conv2d):
             layer = next(names["conv" if module.groups == 1 else "depthwise"])
             params[layer] = {"kernel": module.weight.detach().permute(2, 3, 1, 0)}
@@ -84,17 +84,17 @@ def variables_of(network: Any, like: dict[str, Any]) -> dict[str, Any]:
 
 
 def epoch_seconds(arch: str, batch_size: int) -> dict[str, float]:
-    """Seconds of one epoch as the notebook has it, on images read one by one through a `DataLoader`.
+    """Times one epoch as in the exercise's notebook, with images read one by one through a `DataLoader`.
 
     Returns:
-      `train_seconds` and `test_seconds` of an epoch.
+      `train_seconds` and `test_seconds` of the epoch.
     """
     from PIL import Image
 
     torch = importlib.import_module("torch")
 
     class Images(torch.utils.data.Dataset):
-        """What torchvision's MNIST with `ToTensor` and `Normalize` does for each image."""
+        """Does what torchvision's MNIST with `ToTensor` and `Normalize` does for each image."""
 
         def __init__(self, split: Split) -> None:
             self.images, self.labels = torch.from_numpy(split.images[..., 0]), split.labels.tolist()

@@ -1,7 +1,7 @@
 """Times a training step and scoring against plain Flax and PyTorch.
 
-Each contender runs in a process of its own, so that none inherits another's threads, allocator settings or caches.
-Contenders take turns: machines drift, so ratios are taken within a round, and their median over the rounds is quoted.
+Each contender runs in its own process, so that none inherits another's threads, allocator settings or caches.
+Contenders take turns, because machines drift: ratios are taken within a round, and their median is quoted.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ def _ours(config: Config, data: Dataset, distortion: Distortion | None = None) -
 
 
 def _flax(config: Config, data: Dataset) -> Contender:
-    """Flax's own layers under a plain `jax.jit`, as in its documentation."""
+    """Flax's layers under a plain `jax.jit`, as in its documentation."""
     setup = make_setup(config, data)
     setup = setup._replace(model=setup.model.clone(layers=FLAX))
     step = jax.jit(partial(train_step, setup=setup))
@@ -80,7 +80,7 @@ def _flax(config: Config, data: Dataset) -> Contender:
 
 
 def _torch(config: Config, data: Dataset, channels_last: bool) -> Contender:
-    """The notebook's network and loop in eager PyTorch, on images that are standardized beforehand."""
+    """The exercise's network and loop in eager PyTorch, on images standardized beforehand."""
     torch = importlib.import_module("torch")
     torch.set_num_threads(len(cores()))
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -132,7 +132,7 @@ def run(
     """
     workers, timings = {}, {}
     with contextlib.ExitStack() as stack:
-        os.environ["MNIST_JAX_LEAVE_PROCESS"] = "1"  # Else importing the package would give all what "ours" sets.
+        os.environ["MNIST_JAX_LEAVE_PROCESS"] = "1"  # Else importing the package gives every contender our settings.
         stack.callback(os.environ.pop, "MNIST_JAX_LEAVE_PROCESS")
 
         def ask(name: str, call: Callable[..., Any], *arguments: Any) -> Any:
@@ -141,7 +141,7 @@ def run(
         for name in contenders:
             born = time.time()
             workers[name] = stack.enter_context(jobs.process(cores()[:threads]))
-            start = ask(name, _start, name, config, steps, born)  # Nothing else runs while one starts and compiles.
+            start = ask(name, _start, name, config, steps, born)  # Nothing else runs until the answer.
             timings[name] = Timing(start=start, step_seconds=[], score_seconds=[], peak_bytes=0)
         for i in range(rounds):
             for name, timing in timings.items():
@@ -153,7 +153,7 @@ def run(
     return Speed(config.arch, config.batch_size, timings, steps, threads, measured_on())
 
 
-# In a contender's process ---------------------------------------------------------------------------------------------
+# Runs in a contender's process ----------------------------------------------------------------------------------------
 
 
 @cache
@@ -162,18 +162,18 @@ def _contender(name, config):
 
 
 def _start(name, config, steps, born):
-    """Compiles; gives the seconds from the start of the process to the end of its first step."""
+    """Compiles; returns the seconds from the start of the process to the end of its first step."""
     contender = _contender(name, config)
     contender.steps(1)
     start = {"first_step": time.time() - born}
-    contender.steps(steps)  # Compiles again where the number of steps is part of a shape.
+    contender.steps(steps)  # Compiles again if the number of steps is part of a shape.
     contender.score()
     return start
 
 
 def _turn(name, config, method, *arguments):
     contender = _contender(name, config)
-    contender.steps(1)  # Back into the caches before the clock starts.
+    contender.steps(1)  # Fills the caches before the clock starts.
     start = time.perf_counter()
     getattr(contender, method)(*arguments)
     return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""Many trainings at once on a Dask cluster. Dask itself repeats the tasks of a dead worker."""
+"""Many trainings at once on a Dask cluster, which repeats the tasks of dead workers."""
 
 import collections
 import functools
@@ -24,12 +24,12 @@ from mnist_jax.recipes.values import load_data
 from mnist_jax.runtime import __version__
 
 _CONNECT_SECONDS = 10
-_LOST = "the scheduler is lost; the same command goes on from what is finished"
+_LOST = "the scheduler is lost; the same command continues after the finished trials"
 
 
 @contextmanager
 def connect(address: str, config: Config, cached: bool) -> Iterator[Pool]:
-    """The workers of a Dask scheduler; each takes one task at a time, with all its threads.
+    """The workers of a Dask scheduler. Each takes one task at a time, with all its threads.
 
     Raises LostError if the scheduler cannot be reached; InputError if `distributed` is not installed, or a worker has
     another version of this package or other data than this process.
@@ -38,10 +38,10 @@ def connect(address: str, config: Config, cached: bool) -> Iterator[Pool]:
         raise InputError("--scheduler needs distributed, which is not installed: pip install 'mnist-jax[cluster]'")
     import distributed.versions
 
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # The errors below say it in one line.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # The errors below are one line.
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)  # Trials keep versions.
+            warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)  # Trials record versions.
             client: Any = distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -79,7 +79,7 @@ def connect(address: str, config: Config, cached: bool) -> Iterator[Pool]:
         client.subscribe_topic("all", hear)
         try:
             yield Pool(submit, size, distributed.KilledWorker, died)
-        except StorageError:  # An OSError, but of this process.
+        except StorageError:  # An OSError of this process, not of the cluster.
             raise
         except (CancelledError, OSError) as error:
             raise LostError(_LOST) from error
@@ -101,11 +101,11 @@ def _require(worker, found, wanted):
         raise InputError(f"worker {worker} cannot take part: {' '.join(str(found).split())[:300]}") from found
     for name, value in wanted.items():
         if found[name] != value:
-            raise InputError(f"worker {worker} has {name} {found[name]}, and this process {value}; give both the same")
+            raise InputError(f"worker {worker} has {name} {found[name]}, but this process {value}; give both the same")
 
 
 def identity(config: Config) -> dict[str, str]:
-    """What all workers of a series must share: this package, by version and sources, and the data."""
+    """Version and sources of this package, and hash of the data: equal for all workers of a series."""
     return _identity(Config(dataset=config.dataset, data_source=config.data_source, data_dir=config.data_dir))
 
 

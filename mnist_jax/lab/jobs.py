@@ -1,4 +1,4 @@
-"""Many trainings at once, by workers that may die: this process, or processes that share the cores of this machine."""
+"""Many trainings at once, in this process or in worker processes that share its cores. Workers may die."""
 
 import collections
 import contextlib
@@ -26,7 +26,7 @@ from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.values import load_data, part_of
 from mnist_jax.runtime import cores
 
-ATTEMPTS = 3  # A task whose workers die this often is given up.
+ATTEMPTS = 3  # A task is given up when its workers have died this often.
 
 
 class Task(NamedTuple):
@@ -108,7 +108,7 @@ def train(task: Task, stop: Callable[[], bool] = lambda: False) -> Result:
 
 
 def dataset(config: Config) -> Dataset:
-    """What a config trains on and scores, loaded once per process; raises as `load_data` and `part_of`."""
+    """The data that a config trains on and scores, loaded once per process; raises as `load_data` and `part_of`."""
     place = {name: getattr(config, name) for name in ("dataset", "data_source", "data_dir", "held_out")}
     return _dataset(Config(**place))
 
@@ -122,7 +122,7 @@ def _dataset(config):
 
 
 def default_jobs(archs: Iterable[str]) -> int:
-    """One training per core, as far as memory allows; a container's limit counts."""
+    """One training per core, or fewer if memory, or a container's limit, is short."""
     free = [psutil.virtual_memory().available]
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):
@@ -133,7 +133,7 @@ def default_jobs(archs: Iterable[str]) -> int:
 
 @contextmanager
 def here(stop: Callable[[], bool]) -> Iterator[Pool]:
-    """This process as the only worker; it asks `stop` after every step."""
+    """This process as the only worker; calls `stop` after every step."""
 
     def submit(task: Task) -> Future:
         future = Future()
@@ -178,7 +178,7 @@ def process(share: Sequence[int], cached: bool = True) -> Iterator[Executor]:
     context = multiprocessing.get_context("spawn")
     leash, end = context.Pipe(duplex=False)
     executor = ProcessPoolExecutor(1, context, _begin, (leash, share, cached))
-    # The new process inherits the mask. Ctrl-C goes to both, and only this one answers it.
+    # The new process inherits the mask, so that only this one handles Ctrl-C.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     executor.submit(int)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,4 +1,4 @@
-"""Pictures made to measure what a network says of them: letters, noise, shapes, and rows of test digits."""
+"""Generated pictures to test networks on: letters, noise, shapes, and rows of test digits."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ _SIDE = 100
 
 
 def letter(rng: np.random.Generator) -> np.ndarray:
-    """A letter that is not shaped like a digit, in one of the fonts that matplotlib brings: grey uint8 [H, W]."""
+    """A letter unlike any digit, in one of matplotlib's fonts: grey uint8 [H, W]."""
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{rng.choice(FONTS)}.ttf"
     image = Image.new("L", (_SIDE, _SIDE), 255)
     font = ImageFont.truetype(str(path), 60)
@@ -69,7 +69,7 @@ KINDS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {"letters": lett
 
 
 def row(rng: np.random.Generator, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, str]:
-    """Two to five digits side by side, 2 to 10 pixels apart, dark on light: grey uint8 [H, W], and what it says."""
+    """Two to five digits side by side, 2 to 10 pixels apart, dark on light: grey uint8 [H, W], and its text."""
     chosen = rng.integers(len(images), size=int(rng.integers(2, 6)))
     parts = []
     for image in images[chosen, :, :, 0]:

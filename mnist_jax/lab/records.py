@@ -1,4 +1,4 @@
-"""What is kept in `results/`: trials, one per line, and measurements, each read as it was written."""
+"""The records in `results/`: trials, one per line, and measurements, each read as it was written."""
 
 import dataclasses
 import json
@@ -19,17 +19,17 @@ class Trial(NamedTuple):
     """One config trained to the end; fields that a file lacks have their default.
 
     Attributes:
-      config: the settings by name, as they were written; today's `Config` may have others.
-      multiply_adds: of the convolutions, for one image.
-      history: one entry per epoch, none if the training diverged.
-      train_loss: of the final weights on the training images, without distortion or dropout; so is `train_accuracy`.
+      config: the settings by name, as written; today's `Config` may have others.
+      multiply_adds: multiply-adds of the convolutions for one image.
+      history: one entry per epoch; empty if the training diverged.
+      train_loss: loss of the final weights on the training images, without distortion or dropout; `train_accuracy` too.
       errors: indices of the scored images that the final weights get wrong.
-      seconds: of training with a score after every epoch; of all seeds of the program, if there are several.
+      seconds: seconds to train and score every epoch; for all seeds of the program, if there are several.
       together: number of seeds in the program, if there are several.
       diverged: the message, if the training diverged.
       attempt: settings of code that was not kept.
-      dataset: name of the data; `sha256` is that of its arrays. Trials from before they were written are of MNIST.
-      version: of the format; 0 in trials from before it was written.
+      dataset: name of the data; `sha256` is its hash. Early trials have neither, and were on MNIST.
+      version: version of the format; 0 in trials that have none.
     """
 
     config: dict[str, Any]
@@ -50,7 +50,7 @@ class Trial(NamedTuple):
 
 
 class Timing(TypedDict):
-    """One contender: seconds from its process's start to the end of its first step, and of each round's turn."""
+    """One contender: seconds from the start of its process to the end of its first step, and of each turn."""
 
     start: dict[str, float]
     step_seconds: list[float]
@@ -59,7 +59,7 @@ class Timing(TypedDict):
 
 
 class Speed(NamedTuple):
-    """Contenders that took turns: `benchmark-ARCH.json`."""
+    """Timings of contenders that took turns: `benchmark-ARCH.json`."""
 
     arch: str
     batch_size: int
@@ -71,7 +71,7 @@ class Speed(NamedTuple):
 
 
 class Pictures(NamedTuple):
-    """How pictures are read by each shipped network: `pictures.json`, by `scripts/measure_pictures.py`."""
+    """How each shipped network reads pictures: `pictures.json`, by `scripts/measure_pictures.py`."""
 
     networks: dict[str, dict[str, Any]]
     seed: int
@@ -81,7 +81,7 @@ class Pictures(NamedTuple):
 
 
 class TimeToTarget(NamedTuple):
-    """Seconds of whole runs, one value per round: `time-to-target*.json`; no `torch_arch` is the same network."""
+    """Seconds of whole runs, one value per round: `time-to-target*.json`; without `torch_arch`, the same network."""
 
     arch: str
     epochs: int
@@ -96,7 +96,7 @@ class TimeToTarget(NamedTuple):
 
 
 class Estimate(TypedDict):
-    """Estimates for one compiled program: cycles of one step of its loop, bytes per device."""
+    """Estimates for one compiled program: cycles per step of its loop, bytes per device."""
 
     cycles: int
     temporary_bytes: int
@@ -115,14 +115,14 @@ class TpuEstimates(NamedTuple):
 
 
 def measured_on() -> dict[str, Any]:
-    """The environment of a measurement of time."""
+    """The environment of a time measurement."""
     return environment() | {"load_average": os.getloadavg()}
 
 
 def read_trials(path: Path) -> list[Trial]:
-    """The trials of a file, none where there is none; an incomplete last line is left out.
+    """Reads the trials of a file, none if it does not exist; skips an incomplete last line.
 
-    Raises InputError for another line that is no trial, or whose version is newer than this package.
+    Raises InputError if another line is not a trial, or its version is newer than this package.
     """
     if not path.exists():
         return []
@@ -130,11 +130,11 @@ def read_trials(path: Path) -> list[Trial]:
         lines = [{"version": 0, **json.loads(line)} for line in _whole(path.read_bytes()).splitlines()]
         return [_trial(**require_known(path, line)) for line in lines]
     except (TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"results {str(path)!r} cannot be read ({error}); mend or remove the line") from error
+        raise InputError(f"results {str(path)!r} cannot be read ({error}); repair or remove the line") from error
 
 
 def prepare_trials(path: Path) -> None:
-    """Makes the file if it is missing and cuts off an incomplete last line; raises InputError if it is not writable."""
+    """Makes the file if it is missing, and cuts off an incomplete last line; raises InputError if not writable."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
@@ -149,7 +149,7 @@ def prepare_trials(path: Path) -> None:
 
 
 def append_trials(path: Path, *trials: Trial) -> None:
-    """Adds trials to a file that `prepare_trials` made, all of them or none; raises StorageError if it cannot."""
+    """Adds all trials or none to a file that `prepare_trials` made; raises StorageError if it cannot be written."""
     text = "".join(json.dumps(_written(trial)) + "\n" for trial in trials)
     try:
         size = path.stat().st_size
@@ -161,15 +161,15 @@ def append_trials(path: Path, *trials: Trial) -> None:
             raise
     except OSError as error:
         raise StorageError(
-            f"cannot write to results {str(path)!r} ({error.strerror}); what was there is intact; make room or "
-            "mend the permissions, then run the same command again"
+            f"cannot write to results {str(path)!r} ({error.strerror}); what was there is intact; free space or "
+            "correct the permissions, then run the same command again"
         ) from error
 
 
 def settings(config: Mapping[str, Any], **changes: Any) -> frozenset[tuple[str, Any]]:
-    """The settings of a trial, to be compared.
+    """The settings of a trial, for comparison.
 
-    A setting that is newer than the trial has its recipe's value. One that was retired since keeps what was written.
+    Settings newer than the trial have its recipe's values. Settings that were removed keep the values written.
     """
     recipe, arch = config.get("recipe", "default"), config.get("arch", "bn_dropout")
     today = {field.name: field.default for field in dataclasses.fields(Config)}
@@ -178,7 +178,7 @@ def settings(config: Mapping[str, Any], **changes: Any) -> frozenset[tuple[str, 
 
 
 def _whole(text: bytes) -> bytes:
-    """The whole lines: a last one without newline is left out if it is not JSON, for its writer was killed."""
+    """The whole lines, without a last one that has no newline and is not JSON: its writer was killed."""
     last = text.rpartition(b"\n")[2]
     try:
         json.loads(last)

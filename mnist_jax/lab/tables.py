@@ -5,10 +5,13 @@ import json
 import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from mnist_jax.lab import records
+from mnist_jax.lab.cards import WEIGHTS, card_table
+from mnist_jax.lab.exercise import layers_table, result_table
 from mnist_jax.lab.records import Pictures, Speed, TimeToTarget, TpuEstimates, Trial, read_trials
 from mnist_jax.models import ARCHS, make_model
 from mnist_jax.objective import PARAMETER_LIMIT, epoch_line
@@ -262,13 +265,16 @@ TABLES: dict[str, Callable[[Path], Iterator[str]]] = {
     "speed": lambda results: speed_table(_read(Speed, (results / f"benchmark-{arch}.json" for arch in ARCHS))),
     "time": lambda results: time_table(_read(TimeToTarget, sorted(results.glob("time-to-target*.json")))),
     "pictures": lambda results: pictures_table(next(_read(Pictures, [results / "pictures.json"]))),
+    **{f"layers-{arch}": lambda results, arch=arch: layers_table(arch) for arch in ARCHS},
+    **{f"result-{arch}": lambda results, arch=arch: result_table(arch, results, NOTEBOOKS.get(arch)) for arch in ARCHS},
+    **{f"card-{name}": partial(card_table, name) for name in WEIGHTS},
     "tpu": lambda results: tpu_table(_read(TpuEstimates, (results / f"tpu-{arch}.json" for arch in ARCHS))),
 }
 
 
 def pages(folder: Path) -> list[Path]:
-    """README and the pages of the documentation in a checkout, those that have tables."""
-    found = [folder / "README.md", *sorted((folder / "docs").glob("*.md"))]
+    """The pages of a checkout that have tables: README, the documentation, the cards of the weights."""
+    found = [folder / "README.md", *sorted((folder / "docs").glob("*.md")), folder / "mnist_jax/pretrained/README.md"]
     return [page for page in found if page.exists() and "<!-- table: " in page.read_text("utf-8")]
 
 

@@ -1,7 +1,7 @@
 """The TPU compiler's estimates of a program, without a TPU.
 
-The package `libtpu` compiles for a named topology on any Linux machine. The compiled text says how many cycles each
-operation is estimated to take; nothing is timed.
+The package `libtpu` compiles for a named topology on any Linux machine. The compiled text has an estimate of the cycles
+of each operation. Nothing is timed.
 """
 
 import collections
@@ -40,12 +40,12 @@ def make_mesh(topology: str) -> Mesh:
     if importlib.util.find_spec("libtpu") is None:
         raise InputError("the TPU's compiler is not installed: pip install libtpu (0.5 GB, Linux)")
     jax.config.update("jax_platforms", "cpu")
-    # Without these, libtpu asks the network what machine this is and waits; and only one process may load it.
+    # Without these, libtpu waits for an answer from the network, and only one process may load it.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    except Exception as error:  # Of several kinds, by version.
+    except Exception as error:  # The kind depends on the version.
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"topology {topology!r} cannot be compiled for ({reason}); try v5e:1x1 or v5e:2x2") from error
     return Mesh(np.array(described.devices), (devices.AXIS,), axis_types=(AxisType.Auto,))
@@ -54,13 +54,13 @@ def make_mesh(topology: str) -> Mesh:
 def compile_program(
     program: str, config: Config, mesh: Mesh, seeds: int = 0, layers: Layers = FAST
 ) -> tuple[jax.stages.Compiled, float]:
-    """Compiles what `fit` runs on a TPU for all of MNIST; gives it and the seconds that took.
+    """Compiles a program that `fit` runs on a TPU for MNIST; returns it and the seconds to compile.
 
     Args:
       program: "epoch" of training, or "scoring" of the test images.
-      config: the run it belongs to.
-      mesh: the devices to compile for; they share the batches, or the seeds.
-      seeds: length of the axis of seeds, 0 for none.
+      config: the config of the run.
+      mesh: devices to compile for; they share the batches, or the seeds.
+      seeds: length of the axis of seeds; 0 for none.
       layers: the network's layers.
     """
     lead, split = ((seeds,), 0) if seeds else ((), None)
@@ -99,7 +99,7 @@ def compile_program(
 
 
 def estimate(program: str, config: Config, mesh: Mesh, seeds: int = 0, layers: Layers = FAST) -> Estimate:
-    """Compiles a program as `compile_program` does; gives the compiler's estimates."""
+    """Compiles a program by `compile_program`; returns the compiler's estimates."""
     compiled, seconds = compile_program(program, config, mesh, seeds, layers)
     memory: Any = compiled.memory_analysis()
     cycles = _step_cycles(compiled.as_text() or "")
@@ -107,7 +107,7 @@ def estimate(program: str, config: Config, mesh: Mesh, seeds: int = 0, layers: L
 
 
 def _step_cycles(text: str) -> int:
-    """The cycles of the loop over the steps: the body with most of them in a compiled text."""
+    """Cycles of the loop over the steps, the loop body with the most cycles in a compiled text."""
     cycles, name = collections.Counter(), ""
     for line in text.splitlines():
         if begins := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\) -> .*\{$", line):

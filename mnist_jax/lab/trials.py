@@ -21,9 +21,9 @@ from mnist_jax.summary import layers_of
 def run(
     config: Config, seeds: Sequence[int], data: Dataset, stop: Callable[[], bool] = lambda: False
 ) -> list[tuple[Trial, dict[str, Any]]]:
-    """Trains and scores a config with each seed; gives the trials and the final variables. Stops and raises as `fit`.
+    """Trains and scores a config with each seed; returns trials and final variables. Stops and raises as `fit`.
 
-    Several seeds are trained in one program by `fit_seeds`.
+    `fit_seeds` trains several seeds in one program.
     """
     start = time.perf_counter()
     if len(seeds) == 1:

@@ -1,11 +1,11 @@
 """Convolution, pooling, ReLU, batch norm and dropout, with fast forms for each platform.
 
 Arguments, defaults, parameter trees, values and gradients are those of `nn.Conv`, `nn.BatchNorm`, `nn.Dropout`, 2x2
-`nn.max_pool` and `nn.relu`, but for rounding and for the bits that dropout draws. Where an argument has no fast form,
-Flax's or XLA's own is used. Images are `[batch, height, width, channels]`, kernels `[height, width, in, out]`.
+`nn.max_pool` and `nn.relu`, except for rounding and the bits that dropout draws. Arguments without a fast form use
+Flax's or XLA's. Images are `[batch, height, width, channels]`, kernels `[height, width, in, out]`.
 
-The fast forms are differentiable in reverse mode only (`jax.custom_vjp`). The same network with `layers=FLAX` has
-the same parameters, and forward mode too.
+The fast forms have reverse-mode derivatives only (`jax.custom_vjp`). The same network with `layers=FLAX` has the same
+parameters, and forward mode too.
 """
 
 from collections.abc import Callable
@@ -26,11 +26,12 @@ class Layers(NamedTuple):
 
     Attributes:
       conv: takes the arguments of `nn.Conv`.
-      batch_norm: those of `nn.BatchNorm`.
-      batch_norm_max_pool: those of `nn.BatchNorm` but `use_scale`; no scale, and a 2x2 max pool after it.
-      dropout: those of `nn.Dropout`.
+      batch_norm: takes the arguments of `nn.BatchNorm`.
+      batch_norm_max_pool: batch norm without scale, then a 2x2 max pool; takes the arguments of `nn.BatchNorm` except
+        `use_scale`.
+      dropout: takes the arguments of `nn.Dropout`.
       max_pool: 2x2 max pool of [..., H, W, C].
-      relu: of any shape.
+      relu: ReLU of any shape.
     """
 
     conv: Callable[..., nn.Module]

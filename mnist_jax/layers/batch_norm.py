@@ -38,7 +38,7 @@ def _cpu_channel_sums(a, b):
     # Rows first, with columns and channels merged: the inner loop is then wide enough for the vector unit.
     a, b = (z.reshape(z.shape[0], z.shape[1], -1) for z in (a, b))
     a, b = lax.reduce((a, b), zeros, add, (1,))
-    # Then columns, then images: long running sums would lose digits.
+    # Then columns, then images, because long running sums lose digits.
     a, b = (z.reshape(len(z), -1, channels) for z in (a, b))
     a, b = lax.reduce((a, b), zeros, add, (1,))
     return tuple(lax.reduce((a, b), zeros, add, (0,)))
@@ -46,11 +46,10 @@ def _cpu_channel_sums(a, b):
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _batch_norm(x, scale, bias, epsilon, pool=False):
-    """`(x - mean) / sqrt(var + epsilon) * scale + bias` with the batch's own mean and biased variance.
+    """`(x - mean) / sqrt(var + epsilon) * scale + bias` with the batch's mean and biased variance.
 
-    With `pool`, the 2x2 max pool of that, for a scale of 1, which might else be negative: normalization is increasing
-    then and commutes with the maximum. Only the largest values, a quarter of all, are normalized, and only they have a
-    gradient to sum.
+    With `pool`, the scale must be 1, and a 2x2 max pool follows. Normalization then is increasing and commutes with the
+    maximum, so only a quarter of the values is normalized and has a gradient to sum.
 
     `x: [b, h, w, c]`, `scale, bias: [c]`, all float32. Returns the output, the mean and the variance.
     """
@@ -78,7 +77,7 @@ def _batch_norm_backward(pool, residuals, cotangents):
     # dx = scale * inverse * (g - mean(g) - z * mean(g * z)) + (dmean + 2 * (x - mean) * dvar) / count
     # as one multiply-add in g and x.
     slope = scale * inverse
-    # The two are equal but for rounding.
+    # Both forms are equal except for rounding.
     bend = inverse**3 * (product - mean * total) if pool else slope * inverse * dscale
     tilt = (bend - 2 * dvar) / count
     dx = g * _spread(slope)
@@ -93,8 +92,8 @@ _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 class BatchNorm(nn.BatchNorm):
     """`nn.BatchNorm` with fewer passes over memory: same fields, defaults, variables and results.
 
-    The fast form is for `[b, h, w, c]` with statistics in float32 over all but the last axis. Every other input, and
-    every field or argument that asks for more (`mask`, `axis_name`, ...), takes Flax's own form.
+    The fast form takes `[b, h, w, c]` and has float32 statistics over all axes but the last. Other inputs, and fields
+    or arguments that ask for more (`mask`, `axis_name`, ...), use Flax's form.
 
     Attributes:
       pool: whether a 2x2 max pool follows.
@@ -106,7 +105,7 @@ class BatchNorm(nn.BatchNorm):
     def __call__(
         self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
     ) -> jax.Array:
-        """Normalizes `x`; [B, H, W, C] to the same, or to [B, H // 2, W // 2, C] with `pool`."""
+        """Normalizes [B, H, W, C]; with `pool` returns [B, H // 2, W // 2, C]."""
         types = x.dtype, self.param_dtype, x.dtype if self.dtype is None else self.dtype
         if not (
             x.ndim == 4
@@ -119,7 +118,7 @@ class BatchNorm(nn.BatchNorm):
             and self.force_float32_reductions
             and not (self.pool and self.use_scale)
         ):
-            call = inspect.unwrap(nn.BatchNorm.__call__)  # `super().__call__` would be recorded as a second call.
+            call = inspect.unwrap(nn.BatchNorm.__call__)  # Flax would record `super().__call__` as a second call.
             y = call(self, x, use_running_average, mask=mask)
             return max_pool(y) if self.pool else y
         average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)

@@ -1,4 +1,4 @@
-"""Convolution at stride 1: XLA's own on GPU and TPU; on CPU the fastest form measured for each shape."""
+"""Convolution with stride 1: XLA's form on GPU and TPU, the fastest form measured for each shape on CPU."""
 
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ def _identity(x):
 def materialize(x: jax.typing.ArrayLike) -> jax.Array:
     """Returns `x`, and keeps XLA:CPU from fusing its computation into every operation that reads it.
 
-    XLA removes an optimization barrier before it fuses. It keeps a call that must not be inlined, at no cost.
+    XLA removes optimization barriers before it fuses. A call that must not be inlined stays, and costs nothing.
     """
     with set_xla_metadata(inlineable="false"):
         return _identity(x)
@@ -36,7 +36,7 @@ def _xla_conv(x, kernel, padding):
 
 
 def _as_matrix(x, size, padding):
-    """The image as a matrix with a row for each output pixel, if each input pixel is in one row only; else None."""
+    """The images as a matrix with one row per output pixel; None unless each input pixel is in one row only."""
     if any(map(any, padding)):
         return None
     if size == (1, 1):
@@ -77,7 +77,7 @@ def _cpu_conv(x, kernel, padding):
     if (matrix := _as_matrix(x, kernel.shape[:2], padding)) is not None:
         return (matrix @ kernel.reshape(-1, outputs)).reshape(batch, out_height, out_width, outputs)
     if inputs == 1 and kernel.shape[0] * kernel.shape[1] <= 9:
-        # With one input channel a matrix product would sum over one element: add shifted images instead.
+        # With one input channel a matrix product would sum over one element. Adding shifted images is faster.
         x = jnp.pad(x[..., 0], ((0, 0), *padding))
         y = sum(
             x[:, i : i + out_height, j : j + out_width, None] * kernel[i : i + 1, j : j + 1]
@@ -86,7 +86,7 @@ def _cpu_conv(x, kernel, padding):
         )
         return materialize(y)
     if inputs <= 16 and outputs <= 16 and kernel.shape[1] == 3 and not (width % 2 or out_width % 2 or left % 2):
-        # Narrow layers underuse the matrix unit. Two columns at a time take a third more arithmetic but less time.
+        # Narrow layers underuse the matrix unit. Pairs of columns take a third more arithmetic but less time.
         paired, (before, after) = _pair_columns(kernel, left)
         after -= (width - out_width) // 2
         x = x.reshape(batch, height, width // 2, 2 * inputs)
@@ -96,7 +96,7 @@ def _cpu_conv(x, kernel, padding):
 
 
 def _cpu_kernel_gradient(x, g, size, padding):
-    """Gradient of `sum(g * conv(x, kernel))` with respect to the kernel, of this size."""
+    """Gradient of `sum(g * conv(x, kernel))` with respect to a kernel of this size."""
     if (matrix := _as_matrix(x, size, padding)) is not None:
         return (matrix.T @ g.reshape(-1, g.shape[3])).reshape(*size, x.shape[3], g.shape[3])
     return lax.conv_general_dilated(x, g, (1, 1), padding, dimension_numbers=_KERNEL_GRADIENT)
@@ -106,7 +106,7 @@ def _cpu_kernel_gradient(x, g, size, padding):
 
 
 def _shifted_rows(x, kernel_size, padding):
-    """The shifted image that each tap of a kernel multiplies, as `[b, h, w * c]`.
+    """The shifted images `[b, h, w * c]` that the taps of a kernel multiply.
 
     Merging columns and channels makes the inner loop wide enough for the vector unit.
     """
@@ -133,7 +133,7 @@ def _cpu_depthwise(x, kernel, padding):
 
 
 def _cpu_depthwise_kernel_gradient(x, g, size, padding):
-    """Sums over rows first, two taps in a pass: with more sums at once XLA vectorizes only some widths."""
+    """Sums over rows first, two taps per pass, because XLA vectorizes only some widths of more sums."""
     rows, (batch, height, width, channels) = _shifted_rows(x, size, padding), g.shape
     g = g.reshape(batch, height, -1)
 
@@ -184,7 +184,7 @@ _conv.defvjp(_conv_forward, _conv_backward)
 
 
 def _fast_padding(x, kernel, strides, padding, dimension_numbers=None, feature_group_count=1, **others):
-    """The padding as pairs, or None for a convolution that is left to XLA's own form."""
+    """The padding as pairs; None for a convolution without a fast form."""
     dilations = [others.pop(name, None) for name in ("lhs_dilation", "rhs_dilation")]
     if not (
         x.ndim == kernel.ndim == 4
@@ -212,10 +212,10 @@ def _fast_padding(x, kernel, strides, padding, dimension_numbers=None, feature_g
 def conv_general_dilated(
     lhs: jax.Array, rhs: jax.Array, window_strides: Any, padding: Any, **options: Any
 ) -> jax.Array:
-    """`lax.conv_general_dilated`, for `nn.Conv(conv_general_dilated=...)`; takes the same arguments.
+    """`lax.conv_general_dilated` with the same arguments, for `nn.Conv(conv_general_dilated=...)`.
 
     2-D convolutions with stride 1 and no dilation, dense or depthwise, padded by less than the kernel's size, have a
-    fast form. All others are XLA's own, as are those with a `precision` or a `preferred_element_type`.
+    fast form. All others use XLA's, also those with a `precision` or a `preferred_element_type`.
     """
     pairs = _fast_padding(lhs, rhs, window_strides, padding, **options)
     if pairs is None:

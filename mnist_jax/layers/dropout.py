@@ -1,4 +1,4 @@
-"""Dropout whose mask is a hash of positions, cheap enough to be computed again in the backward pass."""
+"""Dropout whose mask is a hash of positions, cheap enough to recompute in the backward pass."""
 
 import math
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ def _mix(h):
 def keep_mask(key: jax.Array, rate: float, shape: Sequence[int]) -> jax.Array:
     """Boolean array, True with probability `1 - rate`, independently at each position. The key is consumed.
 
-    Each position hashes its own number with the key. These few integer operations fuse into the reader of the mask,
-    so that the backward pass computes it again rather than loading it from memory.
+    Each position hashes its index with the key. These few integer operations fuse into the code that reads the mask, so
+    the backward pass recomputes it instead of loading it from memory.
     """
     data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     position = lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
@@ -34,7 +34,7 @@ def keep_mask(key: jax.Array, rate: float, shape: Sequence[int]) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _dropout(x, key, rate, broadcast_dims=()):
-    """Zero with probability `rate`, below 1, else `x / (1 - rate)`. The key is consumed.
+    """Zero with probability `rate` < 1, else `x / (1 - rate)`. The key is consumed.
 
     All positions along `broadcast_dims` share one draw.
     """
@@ -57,11 +57,11 @@ _dropout.defvjp(_dropout_forward, _dropout_backward)
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout` with cheaper random bits, and so another mask: same fields and arguments."""
+    """`nn.Dropout` with cheaper random bits: same fields and arguments, other masks."""
 
     @nn.compact
     def __call__(self, inputs: jax.Array, deterministic: bool | None = None, rng: jax.Array | None = None) -> jax.Array:
-        """Floating point of any shape to the same. Raises InputError for a rate outside [0, 1]."""
+        """Drops elements of a float array of any shape. Raises InputError for a rate outside [0, 1]."""
         if not 0 <= self.rate <= 1:
             raise InputError(f"dropout rate {self.rate} is not a probability; choose one in [0, 1]")
         if nn.merge_param("deterministic", self.deterministic, deterministic) or self.rate == 0:

@@ -1,4 +1,4 @@
-"""2x2 max pooling and ReLU, each with a gradient for each platform."""
+"""2x2 max pooling and ReLU, with a gradient for each platform."""
 
 import flax.linen as nn
 import jax
@@ -7,15 +7,15 @@ from jax import lax
 
 
 def flax_max_pool(x: jax.Array) -> jax.Array:
-    """2x2 max pool by `nn.max_pool`, a window search."""
+    """2x2 max pool by `nn.max_pool`."""
     return nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
 
 
 def max_pool(x: jax.Array) -> jax.Array:
     """`nn.max_pool(x, (2, 2), (2, 2))`: `[..., h, w, c] -> [..., h // 2, w // 2, c]`; an odd edge is dropped.
 
-    The gradient goes to the first of equal largest values, rows before columns, as Flax's does. On CPU, four
-    dimensions have a fast form: the maximum of four strided views.
+    The gradient goes to the first of equal largest values, in row-major order, as Flax's does. On CPU, arrays of rank 4
+    have a fast form: the maximum of four strided views.
     """
     return _max_pool(x) if x.ndim == 4 else flax_max_pool(x)
 
@@ -40,7 +40,7 @@ def _corners(x):
 def _max_pool_forward(x):
     a, b, c, d = _corners(x)
     first = jnp.where(jnp.maximum(a, b) >= jnp.maximum(c, d), jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3))
-    return _max_pool(x), (first.astype(jnp.int8), x)  # Each platform keeps what its gradient reads.
+    return _max_pool(x), (first.astype(jnp.int8), x)  # XLA drops the one that a platform's gradient does not read.
 
 
 def _cpu_max_pool_gradient(first, x, g):
@@ -63,7 +63,7 @@ _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def relu(x: jax.Array) -> jax.Array:
-    """`max(x, 0)`; at 0 the gradient is 0, as that of `nn.relu`."""
+    """`max(x, 0)`, with gradient 0 at 0, as `nn.relu`."""
     return _relu(x)
 
 
@@ -79,7 +79,7 @@ def _relu_forward(x):
 
 def _relu_backward(y, g):
     def tpu(y, g):
-        # Not a comparison with 0: the compiler would pack its result into bits, which takes longer than it saves.
+        # The compiler would pack the result of a comparison with 0 into bits, which takes longer than it saves.
         return g * jnp.sign(y)
 
     return (lax.platform_dependent(y, g, tpu=tpu, default=lambda y, g: jnp.where(y > 0, g, jnp.zeros_like(g))),)

@@ -1,1 +1,1 @@
-"""Every setting of a run, the named recipes, and the fits of the values made of them."""
+"""The settings of a run, the named recipes, and the fits of configs."""

@@ -15,7 +15,7 @@ from mnist_jax.optimizers import OPTIMIZERS, SCHEDULES
 
 PRECISIONS = ("float32", "bfloat16")
 
-# Settings of earlier versions, with the values at which they changed nothing.
+# Settings of earlier versions, with the values that had no effect.
 RETIRED = {"low_resolution": 20, "low_resolution_epochs": 0}
 
 
@@ -59,7 +59,7 @@ class Config:
     """
 
     arch: str = "bn_dropout"
-    recipe: str = dataclasses.field(default="default", kw_only=False)  # The first argument, as of `make_config`.
+    recipe: str = dataclasses.field(default="default", kw_only=False)  # Positional, as in `make_config`.
     epochs: int = 14
     batch_size: int = 128
     optimizer: str = "muon"
@@ -104,7 +104,7 @@ class Config:
                     raise InputError(_unusable(name, getattr(self, name), wanted))
 
 
-# Numbers, the least that each may be, and what it must be below.
+# Minimum and exclusive bound of the numbers, and how errors describe the range.
 _RANGES = {
     "epochs eval_batch_size": (1, 10_001, "1 to 10000"),
     "batch_size": (1, math.inf, "1 to the number of training images"),
@@ -147,9 +147,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 
-# What a recipe sets otherwise for a network other than `bn_dropout`. Without batch norm a step changes the network's
-# function by more, and the best learning rate is smaller. Smoothed labels spare `swift` a fourth epoch; its `default`
-# is its `fast`. `accurate` comes to know the training images by heart unless they are distorted further.
+# What a recipe sets differently for networks other than `bn_dropout`. Without batch norm a step changes the network's
+# function more, and the best learning rate is smaller. Label smoothing saves `swift` a fourth epoch; its `default` is
+# its `fast`. `accurate` memorizes the training images unless they are distorted more.
 ARCH_RECIPES: dict[tuple[str, str], dict[str, Any]] = (
     {
         (recipe, arch): {"learning_rate": rate}
@@ -165,15 +165,28 @@ P = ParamSpec("P")
 
 
 def _typed_as(config: Callable[P, Config]) -> Callable[[Callable[..., Config]], Callable[P, Config]]:
-    """Gives a function the parameters of `config`, for type checkers."""
+    """A decorator that gives a function the parameters of `config`, for type checkers."""
     return lambda function: function
 
 
 @_typed_as(Config)
 def make_config(recipe: str = "default", arch: str = "bn_dropout", **settings: Any) -> Config:
-    """The config of a named recipe, for instance `make_config("reference", arch="gap", seed=2)`.
+    """Makes the config of a named recipe.
 
-    `settings` are fields of `Config`. Raises InputError for an unknown recipe or setting, or an unusable value.
+    Args:
+      recipe: a name in `RECIPES`.
+      arch: a name in `ARCHS`, or a layout; a recipe may have other values for some networks.
+      settings: fields of `Config`, which override the recipe.
+
+    Returns:
+      The config.
+
+    Raises:
+      InputError: the recipe or a setting is unknown, or a value cannot be used.
+
+    Example:
+      >>> mj.make_config("reference", arch="gap", seed=2).learning_rate
+      0.01
     """
     _one_of("recipe", recipe, RECIPES)
     for name in settings:
@@ -190,13 +203,13 @@ _KINDS: dict[Any, tuple[Any, str]] = {
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
-    """The value as `int`, `float`, `bool` or text, whatever number or path it came as."""
+    """Converts a number or path of any type to `int`, `float`, `bool` or text."""
     if value is None and kind == str | None:
         return None
     abstract, wanted = _KINDS.get(kind, ((str, os.PathLike), "text"))
     if not isinstance(value, abstract) or (isinstance(value, bool) and kind is not bool):
         raise InputError(_unusable(name, repr(value), wanted))
-    # A path given as such stays one as text: it begins with a slash.
+    # As absolute text a `Path` still counts as a path, not as a name.
     return kind(value) if kind in _KINDS else str(Path(value).absolute() if isinstance(value, Path) else value)
 
 

@@ -32,7 +32,20 @@ def _never() -> bool:
 
 
 def start(config: Config, data: Dataset, **parts: Unpack[Parts]) -> Progress[EpochMetrics]:
-    """A run before its first step; `parts` and errors are those of `make_setup`."""
+    """Makes the progress of a run before its first step.
+
+    Args:
+      config: every setting of the run, a `Config`.
+      data: the images to train on and to score, a `Dataset`.
+      parts: `model`, `optimizer`, `augment` and `loss`, as for `make_setup`.
+
+    Returns:
+      The progress, with the initial state.
+
+    Example:
+      >>> mj.start(config, data).state
+      TrainState(step=0, 104 parameters)
+    """
     return begin(make_setup(config, data, **parts), Lanes([Streams.from_seed(config.seed)]))
 
 
@@ -54,27 +67,33 @@ def fit(
 ) -> tuple[TrainState, list[EpochMetrics]]:
     """Trains a network and scores it on `data.test` after every epoch.
 
-    On one machine the same arguments give the same bits on CPU, however often a run has stopped and gone on.
+    On the same machine's CPU, equal arguments give equal bits, however often the run was stopped and continued.
 
     Args:
-      config: every setting of the run.
-      data: what to train on and what to score.
-      progress: where to go on from, else from scratch; it stays usable.
-      mesh: the devices to split every batch over; None for the default device.
-      on_step: called as `on_step(epoch, i, totals)` after step i of an epoch (CPU only), with its metrics so far.
+      config: every setting of the run, a `Config`.
+      data: the images to train on and to score, a `Dataset`.
+      progress: the `Progress` to continue from, which stays usable; None to begin.
+      mesh: devices that share each batch, from `mnist_jax.devices.make_mesh`; None for the default device.
+      on_step: on a CPU, called as `on_step(epoch, i, totals)` after step i, with the metrics of the epoch so far.
       on_epoch: called as `on_epoch(progress)` after each epoch, whose metrics are `progress.history[-1]`. The progress
         stays usable. A true result ends the training.
-      stop: asked whether to stop; on CPU, in a process by itself, after every step, else after every epoch.
-      parts: `model`, `optimizer`, `augment` and `loss`, in place of the config's, as `make_setup` takes them.
+      stop: called after every step on a CPU, after every epoch on other devices or with several processes. A true
+        result stops the run.
+      parts: `model`, `optimizer`, `augment` and `loss` instead of the config's, as for `make_setup`.
 
     Returns:
-      The final state and the history, one entry per epoch.
+      The final state and the history, a list of `EpochMetrics`.
 
     Raises:
-      InputError: as `make_setup`; batches cannot be split over the mesh; or `progress` is of another training.
-      DivergedError: a loss or gradient is no longer finite.
-      Stopped: `stop` said so, or there was a Ctrl-C on the main thread, before the last epoch was done. Its `progress`
-        goes on from there. A second Ctrl-C raises KeyboardInterrupt at once.
+      InputError: as `make_setup`, the mesh cannot split a batch, or `progress` is of another training.
+      DivergedError: a loss or gradient is not finite.
+      Stopped: `stop` returned true, or Ctrl-C was pressed on the main thread. Its `progress` continues the run.
+        (A second Ctrl-C raises KeyboardInterrupt at once.)
+
+    Example:
+      >>> state, history = mj.fit(config, data)
+      >>> state, len(history)
+      (TrainState(step=4, 104 parameters), 1)
     """
     lanes = Lanes([Streams.from_seed(config.seed)])
     reached = _train(config, data, parts, lanes, stop, progress=progress, mesh=mesh, on_step=on_step, on_epoch=on_epoch)
@@ -93,16 +112,34 @@ def fit_seeds(
     stop: Callable[[], bool] = _never,
     **parts: Unpack[Parts],
 ) -> tuple[TrainState, list[list[EpochMetrics]]]:
-    """As `fit`, for one network for each seed, all in one program under `jax.vmap`.
+    """Trains one network per seed, all in one program under `jax.vmap`.
 
-    Each seed has the shuffles, distortions and dropout that it would have alone; results differ from those by rounding.
-    A mesh shards the seeds. An entry of a progress's history has the metrics of every seed; their `seconds` are those
-    of all seeds together.
+    Each seed has the shuffles, distortions and dropout that it has alone. Results differ by rounding.
+
+    Args:
+      config: every setting of the runs, a `Config`; its seed is not used.
+      data: the images to train on and to score, a `Dataset`.
+      seeds: one or more, in 0..2^32-1.
+      progress: as for `fit`; an entry of its history has the metrics of every seed.
+      mesh: devices that share the seeds.
+      on_step: as for `fit`, with metrics [seeds].
+      on_epoch: as for `fit`.
+      stop: as for `fit`.
+      parts: as for `fit`.
 
     Returns:
-      The final states, each array with a leading axis of seeds, and each seed's history.
+      The final states, each array with a leading axis of seeds, and the list of the seeds' histories. Their `seconds`
+      are those of all seeds together.
 
-    Raises as `fit`, and InputError if there are no seeds or they cannot be split over the mesh.
+    Raises:
+      InputError: as `fit`, there are no seeds, or the mesh cannot split them.
+      DivergedError: as `fit`.
+      Stopped: as `fit`.
+
+    Example:
+      >>> states, histories = mj.fit_seeds(config, data, seeds=[1, 2])
+      >>> states.params["conv1"]["kernel"].shape, len(histories)
+      ((2, 3, 3, 1, 8), 2)
     """
     if not isinstance(seeds, Iterable) or not (configs := [dataclasses.replace(config, seed=seed) for seed in seeds]):
         raise InputError(f"seeds {seeds} cannot be used; give one or more, as [1, 2]")
@@ -122,13 +159,29 @@ def fit_many(
 ) -> tuple[TrainState, list[list[EpochMetrics]]]:
     """Trains many settings: on a GPU or TPU in one program, on a CPU one after the other.
 
-    The configs may differ in their seed and in numbers that shape no array: learning rate, momentum, beta 2, weight
-    decay, and those of the distortion. `progress` is that of a `Stopped`: on a CPU one for each config that was begun.
+    Args:
+      configs: one `Config` or more. They may differ in their seed, learning rate, momentum, beta 2, weight decay, and
+        the numbers of the distortion.
+      data: the images to train on and to score, a `Dataset`.
+      progress: the `progress` of a `Stopped`; None to begin.
+      mesh: devices that share the configs; on CPUs, each batch.
+      stop: as for `fit`.
+      parts: as for `fit`.
 
     Returns:
-      The final states, each array with a leading axis of configs, and each config's history, in the configs' order.
+      The final states, each array with a leading axis of configs, and the list of their histories, in the order of the
+      configs.
 
-    Raises as `fit`, and InputError if there are no configs or they differ in anything else.
+    Raises:
+      InputError: as `fit`, there are no configs, or they differ in another setting.
+      DivergedError: as `fit`.
+      Stopped: as `fit`.
+
+    Example:
+      >>> configs = [dataclasses.replace(config, learning_rate=rate, seed=2) for rate in (0.01, 0.02)]
+      >>> states, histories = mj.fit_many(configs, data)
+      >>> [len(history) for history in histories]
+      [1, 1]
     """
     configs = [*configs] if isinstance(configs, Iterable) else configs
     varied = _varied(configs, parts)
@@ -138,7 +191,7 @@ def fit_many(
         done: list[Progress[EpochMetrics]] = []
         begun = [*(progress or ()), *[None] * len(configs)]
         for config, make, stream, before in zip(configs, makers, streams, begun, strict=False):
-            # SGD of an array has a state of the same structure whether there is weight decay or none.
+            # With an array as weight decay, the state of SGD has the same structure with and without decay.
             decays = "weight_decay" in varied and config.optimizer == "sgd"
             setup = make({"weight_decay": jnp.float32(config.weight_decay)} if decays else {})
             try:
@@ -154,7 +207,7 @@ def fit_many(
 
 
 def _varied(configs, parts):
-    """The numbers in which configs differ; refuses what is no list of some, and another difference."""
+    """The numbers in which configs differ. Raises InputError for an empty list, or for another difference."""
     if not isinstance(configs, list) or not configs:
         raise InputError(f"configs {configs!r:.60} cannot be used; give a list of one or more")
     names = [name for name in Config.__dataclass_fields__ if name != "seed"]
@@ -184,6 +237,6 @@ def _train(config, data, parts, lanes, stop, setup=None, **options) -> Progress[
             raise InputError(
                 "the loss calls apply under jax.jit, vmap, checkpoint or lax.map; call it outside, or under jax.grad"
             ) from error
-        if interrupted():  # In the last epoch: whoever fits in a loop is to stop too.
+        if interrupted():  # Ctrl-C in the last epoch must also end a loop of fits.
             raise Stopped(reached)
         return reached

@@ -1,4 +1,4 @@
-"""The values that a config, and own parts in place of its own, make: data, network, optimizer, setup."""
+"""Makes data, network, optimizer and setup from a config and from own parts."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ _OPTIMIZER_SETTINGS = ("optimizer", "schedule", "warmup", "nesterov", *OPTIMIZER
 
 
 class Parts(TypedDict, total=False):
-    """Own parts in place of a config's, as `make_setup` takes them."""
+    """Own parts instead of a config's, as for `make_setup`."""
 
     model: nn.Module | None
     optimizer: optax.GradientTransformation | None
@@ -41,22 +41,22 @@ class Parts(TypedDict, total=False):
 
 
 def load_data(config: Config) -> Dataset:
-    """The whole of the data a config names; raises as `load_dataset`."""
+    """The whole data set that a config names; raises as `load_dataset`."""
     return load_dataset(config.dataset, data_dir=config.data_dir, source=config.data_source)
 
 
 def part_of(config: Config, data: Dataset) -> Dataset:
-    """What a config trains on and scores: all of its data, or without the images it holds out; raises as `hold_out`."""
+    """The data that a config trains on and scores, with its held-out images in `test`; raises as `hold_out`."""
     return hold_out(data, config.held_out) if config.held_out else data
 
 
 def total_steps(config: Config, data: Dataset) -> int:
-    """Steps of a whole run; raises InputError if a batch is above the number of training images."""
+    """Number of steps of a run; raises InputError if the batch size is above the number of training images."""
     return steps_per_epoch(len(data.train.labels), config.batch_size) * config.epochs
 
 
 def network_of(config: Config, num_classes: int = 10) -> Network:
-    """The network a config asks for."""
+    """The network of a config."""
     return models.make_model(
         config.arch,
         num_classes=num_classes,
@@ -66,17 +66,29 @@ def network_of(config: Config, num_classes: int = 10) -> Network:
     )
 
 
-# Cached so that runs that differ elsewhere, as in their seed, get the same object, and `jax.jit` compiles once.
+# Cached, so that runs with equal optimizer settings get the same object and `jax.jit` compiles once.
 _optimizer_of = functools.cache(optimizers.optimizer_of)
 
 
 def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransformation:
-    """The optimizer a config asks for, its learning-rate schedule laid over `total_steps`."""
+    """Makes the optimizer of a config.
+
+    Args:
+      config: a `Config`; its optimizer, schedule and their numbers are used.
+      total_steps: number of steps of the run, for the schedule.
+
+    Returns:
+      The optimizer.
+
+    Example:
+      >>> optimizer = mj.make_optimizer(config, total_steps=4)
+      >>> clipped = optax.chain(optax.clip_by_global_norm(1.0), optimizer)
+    """
     return _optimizer_of(total_steps=total_steps, **{name: getattr(config, name) for name in _OPTIMIZER_SETTINGS})
 
 
 def make_distortion(config: Config) -> Distortion | None:
-    """How far a config's augmentation goes; None where no epoch has any."""
+    """The distortion of a config; None if no epoch has any."""
     distortion = Distortion(config.rotation, config.shift, config.scale, config.shear, config.elastic)
     return distortion if any(distortion) and config.plain_epochs < config.epochs else None
 
@@ -93,26 +105,34 @@ def make_setup(
     """Builds the static part of a training step. Equal configs give equal, hashable results.
 
     Args:
-      config: every setting of the run.
-      data: what it trains on; its length, classes and shape of image count.
-      model: in place of the config's network: a module called as `model(images, train=...)`, of float32 [B, H, W, C] to
+      config: every setting of the run, a `Config`.
+      data: the `Dataset` to train on; its length, classes, statistics and image shape are used.
+      model: replaces the network: a Flax module called as `model(images, train=...)`, from float32 [B, H, W, C] to
         logits [B, classes], with any collections and random streams.
-      optimizer: in place of the config's: needs `update(grads, state, params)` and no more.
-      augment: in place of the config's distortion: `(key, images) -> images`, float32 [B, H, W, C], 0 to 255. It acts
-        in every epoch.
-      loss: in place of the cross-entropy, see `losses`.
+      optimizer: replaces the optimizer; needs `update(grads, state, params)` and no more.
+      augment: replaces the distortion, in every epoch: `(key, images) -> images`, float32 [B, H, W, C], 0 to 255.
+      loss: replaces the cross-entropy, see `mnist_jax.losses`.
 
-    Raises InputError if the images are too small for the network or too few for a batch, the network does not give a
-    logit for each class, the optimizer needs more, a part cannot be hashed, or `loss` is beside label smoothing.
+    Returns:
+      The `Setup`.
+
+    Raises:
+      InputError: the images are too small for the network or too few for a batch, the network does not return one logit
+        per class, the optimizer needs more arguments, a part cannot be hashed, or `loss` comes with label smoothing.
+
+    Example:
+      >>> adam = mj.make_setup(config, data, optimizer=optax.adam(1e-3))
+      >>> adam.image_shape, adam.classes
+      ((12, 12, 1), ('a', 'b', 'c'))
     """
     require(data, Dataset, "data", "make a Dataset of it, by Dataset.from_arrays")
-    require(model, nn.Module | None, "model", "give a Flax module; a network of the package has its name in the config")
+    require(model, nn.Module | None, "model", "give a Flax module; name networks of the package by arch in the config")
     for name, part in (("model", model), ("optimizer", optimizer), ("augment", augment), ("loss", loss)):
-        with refusing(f"{name} cannot be hashed (", "), which compiling it needs; keep arrays and lists in a closure"):
+        with refusing(f"{name} cannot be hashed (", "), which compiling needs; keep arrays and lists in a closure"):
             hash(part)
     if loss is not None and config.label_smoothing:
         raise InputError(
-            f"label smoothing {config.label_smoothing} is part of the loss that is replaced; choose label_smoothing=0"
+            f"label smoothing {config.label_smoothing} belongs to the loss that is replaced; choose label_smoothing=0"
         )
     network = network_of(config, len(data.classes)) if model is None else model
     _require_fit(network, data, optimizer)
@@ -130,11 +150,11 @@ def make_setup(
 
 
 def _require_fit(network: nn.Module, data: Dataset, optimizer: optax.GradientTransformation | None) -> None:
-    """Refuses a network that the data does not fit, and an optimizer that needs more than a step has."""
+    """Raises InputError if the network does not fit the data, or the optimizer needs more than a step has."""
     ours = isinstance(network, Network) and network.arch in models.ARCHS
-    if ours and optimizer is None and data.image_shape == models.IMAGE_SHAPE:  # Known to fit, and tracing takes time.
+    if ours and optimizer is None and data.image_shape == models.IMAGE_SHAPE:  # Known to fit; tracing takes time.
         return
-    # Flax's layers, because the fast ones assume that there are pixels.
+    # Flax's layers, because the fast ones need at least one pixel.
     plain = network.clone(layers=FLAX) if isinstance(network, Network) else network
     images = jax.ShapeDtypeStruct((2, *data.image_shape), jnp.float32)
     initialize = functools.partial(plain.init_with_output, train=False)
@@ -151,14 +171,14 @@ def _require_fit(network: nn.Module, data: Dataset, optimizer: optax.GradientTra
 
 @dataclasses.dataclass(frozen=True)
 class Vary:
-    """Makes of a config's numbers, scalar arrays by name, the setup that has them in place of its own."""
+    """Makes a config's setup with other numbers, scalar arrays by name."""
 
     config: Config
     setup: Setup
     total_steps: int
 
     def __call__(self, numbers: dict[str, jax.Array]) -> Setup:
-        """The setup with these numbers, inside a program."""
+        """The setup with these numbers, inside a jitted program."""
         setup = self.setup
         value_of: dict[str, Any] = vars(self.config) | numbers
         if not numbers.keys().isdisjoint(OPTIMIZER_NUMBERS):

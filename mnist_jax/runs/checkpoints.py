@@ -1,8 +1,8 @@
-"""How a run goes on after an interruption.
+"""Checkpoints, from which a run continues after an interruption.
 
-RUN_DIR/checkpoints/STEP/ has the train state and all that came before it, by Orbax; STEP.sha256 beside it the hashes
-of its files, as `sha256sum` does. A checkpoint counts once they are written: what a crash, a full disk or a flipped bit
-leaves behind is noticed, named and passed over for the checkpoint before it.
+Orbax writes the train state and the history to RUN_DIR/checkpoints/STEP/. STEP.sha256 beside it has the hashes of its
+files, in the format of `sha256sum`, and is written last. So a checkpoint that a crash, a full disk or a flipped bit has
+damaged is noticed, named, and skipped for the one before it.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ from mnist_jax.training import EpochMetrics, Progress
 
 CHECKPOINTS = "checkpoints"
 
-# Settings that a run may go on with otherwise: they change where it reads and how it scores, not what it computes.
+# Settings that may change when a run is resumed: they change where it reads and how it scores, not what it computes.
 MAY_CHANGE = ("dataset", "data_source", "data_dir", "eval_batch_size", "run_dir")
 
 
 class Resumed(NamedTuple):
-    """What a run goes on from: `progress`, None for the very start, and a line for each damaged checkpoint."""
+    """Where a run continues: `progress`, None for the start, and a line for each damaged checkpoint."""
 
     progress: Progress[EpochMetrics] | None
     damaged: tuple[str, ...]
@@ -42,14 +42,14 @@ class Resumed(NamedTuple):
 def save_checkpoint(
     run_dir: Path, config: Config, progress: Progress[EpochMetrics], num_examples: int, keep: int = 3
 ) -> None:
-    """Writes a checkpoint to a locked run and waits until it is on disk; of the older ones, `keep - 1` stay.
+    """Writes a checkpoint to a locked run and waits until it is on disk; keeps the `keep` newest.
 
-    Raises StorageError if it cannot be written; the checkpoints before it stay.
+    Raises StorageError if it cannot be written; older checkpoints stay.
     """
-    import orbax.checkpoint as ocp  # Takes a second to import.
+    import orbax.checkpoint as ocp  # The import takes a second.
 
     step, directory = int(progress.state.step), run_dir / CHECKPOINTS
-    if (directory / f"{step}.sha256").exists():  # Stopped just after it was saved.
+    if (directory / f"{step}.sha256").exists():  # The run was stopped just after saving it.
         return
     tensors = {name: np.asarray(leaf) for name, leaf in _named(progress).items()}
     record = {
@@ -75,11 +75,11 @@ def save_checkpoint(
 
 
 def resume(run_dir: Path, config: Config, data: Dataset) -> Resumed:
-    """The newest intact checkpoint of a locked run; damaged ones that are newer are set aside as `STEP.damaged`.
+    """Restores the newest intact checkpoint of a locked run; renames newer damaged ones to `STEP.damaged`.
 
-    Only its hashes say whether a checkpoint is damaged. One that is intact and cannot be read stays where it is.
+    Only the hashes decide whether a checkpoint is damaged. An intact one that cannot be read is not renamed.
 
-    Raises InputError if a setting differs that may not, the number of training images differs, an intact checkpoint
+    Raises InputError if a setting differs that must not, the number of training images differs, an intact checkpoint
     cannot be read, or every checkpoint is damaged.
     """
     _require_same(load_config(run_dir), config)
@@ -92,11 +92,11 @@ def resume(run_dir: Path, config: Config, data: Dataset) -> Resumed:
                 return Resumed(_restore(run_dir, step, config, data), tuple(damaged))
         except InputError:
             raise
-        except Exception as error:  # Orbax and TensorStore raise whatever they stumble over.
+        except Exception as error:  # Orbax and TensorStore raise errors of any kind.
             what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise InputError(
                 f"checkpoint {checkpoint} cannot be read ({what}), though its hashes are right; "
-                "resume with the versions that wrote it, or remove it to go on from the one before"
+                "resume with the versions that wrote it, or remove it to resume from the one before"
             ) from error
         damaged.append(f"checkpoint {checkpoint} is damaged: {reason}")
         with storing(run_dir):
@@ -109,7 +109,7 @@ def resume(run_dir: Path, config: Config, data: Dataset) -> Resumed:
 
 
 def share(progress: Progress[EpochMetrics] | None, config: Config, data: Dataset) -> Progress[EpochMetrics] | None:
-    """What the writing process goes on from, for every process; the others give None."""
+    """The progress of the writing process, for every process; the others pass None."""
     if jax.process_count() == 1:
         return progress
     epochs = int(from_writer(np.int32(-1 if progress is None else len(progress.history))))
@@ -117,14 +117,14 @@ def share(progress: Progress[EpochMetrics] | None, config: Config, data: Dataset
         return None
     mine = progress or jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_progress(config, data))
     history = np.array(mine.history) if mine.history else np.zeros((epochs, len(EpochMetrics._fields)))
-    # As bytes: JAX would make float32 of float64.
+    # Bytes, because JAX would convert float64 to float32.
     arrays, shared = from_writer((mine._replace(history=()), history.view(np.uint8)))
     rows = np.asarray(shared).view(np.float64)
     return arrays._replace(history=tuple(EpochMetrics(int(row[0]), *map(float, row[1:])) for row in rows))
 
 
 def _restore(run_dir: Path, step: int, config: Config, data: Dataset) -> Progress:
-    """The progress of an intact checkpoint; raises InputError if its config or its number of images is another."""
+    """The progress of an intact checkpoint; raises InputError if its config or number of images differs."""
     import orbax.checkpoint as ocp
 
     items = {"state": ocp.args.StandardRestore(), "record": ocp.args.JsonRestore()}
@@ -152,7 +152,7 @@ def _named(progress: Progress) -> dict[str, Any]:
 
 
 def _hashes(checkpoint: Path) -> dict[str, str]:
-    """SHA-256 of every file of a checkpoint, by its path from the directory above."""
+    """SHA-256 of each file of a checkpoint, by its path relative to the directory above."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     return {
         path.relative_to(checkpoint.parent).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
@@ -160,26 +160,26 @@ def _hashes(checkpoint: Path) -> dict[str, str]:
 
 
 def _damage(checkpoint: Path) -> str:
-    """Why a checkpoint is damaged; empty if every file is what was saved."""
+    """Why a checkpoint is damaged; empty if it is intact."""
     hashes = checkpoint.with_name(checkpoint.name + ".sha256")
     if not hashes.exists():
-        return "it was not saved to the end"
+        return "saving it was interrupted"
     try:
         lines = hashes.read_text(encoding="utf-8")[:-1].split("\n")
         saved = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     except ValueError:
-        return f"{hashes.name} is not what was saved"
+        return f"{hashes.name} was changed"
     found = _hashes(checkpoint)
     for name in sorted(saved.keys() | found.keys()):
         if saved.get(name) != found.get(name):
-            return f"{name} is {'missing' if name not in found else 'not what was saved'}"
+            return f"{name} {'is missing' if name not in found else 'was changed'}"
     return ""
 
 
 def _manager(run_dir: Path, keep: int | None = None) -> Any:
     import orbax.checkpoint as ocp
 
-    # Of several processes one writes, and waits for no other.
+    # One process writes, and does not wait for the others.
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="writer"
     )
@@ -193,8 +193,8 @@ def _manager(run_dir: Path, keep: int | None = None) -> Any:
 
 
 def _require_same(trained: Config, config: Config) -> None:
-    """Refuses to go on with another setting than the run was begun with, unless it may change."""
-    # Unless it is constant, the learning rate of every step depends on how many there are.
+    """Raises InputError if a setting differs from the run's that must not."""
+    # Unless it is constant, the learning rate of every step depends on the number of steps.
     free = {*MAY_CHANGE, *(["epochs"] if trained.schedule == "constant" else [])}
     differing = [
         f"{field.name} is {getattr(config, field.name)!r}, but the run was begun with {getattr(trained, field.name)!r}"
@@ -207,7 +207,7 @@ def _require_same(trained: Config, config: Config) -> None:
 
 @contextlib.contextmanager
 def _quiet_threads() -> Iterator[None]:
-    """Silences Orbax's threads in the block. After a failed write, they report their closed event loop even later."""
+    """Silences Orbax's threads in the block. After a failed write, they report a closed event loop even after it."""
     hook, level = sys.unraisablehook, logging.root.manager.disable
 
     def unless_closed(unraisable: Any) -> None:

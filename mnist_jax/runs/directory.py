@@ -1,4 +1,4 @@
-"""A run on disk: what it was set to, what it came to, and one writer at a time.
+"""A run on disk: its settings, its results, and a lock for its one writer.
 
 RUN_DIR/config.json          every setting
 RUN_DIR/dataset.json         name and hash of the data
@@ -39,11 +39,11 @@ class Summary(NamedTuple):
     """The result of a run: `summary.json`.
 
     Attributes:
-      epoch: how many there were; the next four are the metrics of the last.
-      scored_on: which images are scored, "test" or "held-out".
-      seconds: of the whole process; `seconds_of` has its parts.
+      epoch: number of epochs; the next four are the metrics of the last one.
+      scored_on: the scored images, "test" or "held-out".
+      seconds: seconds of the whole process; `seconds_of` has its parts.
       objective: the exercise's conditions, each with its name, value, target and whether it is met.
-      version: of the format; 0 in summaries from before it was written.
+      version: version of the format; 0 in summaries that have none.
     """
 
     epoch: int
@@ -61,7 +61,7 @@ class Summary(NamedTuple):
 
 
 class DatasetRecord(NamedTuple):
-    """Name and hash of a run's data: `dataset.json`. Runs from before there were others have none: it was MNIST."""
+    """Name and hash of a run's data: `dataset.json`. Early runs have none, and were trained on MNIST."""
 
     name: str = "mnist"
     sha256: str | None = None
@@ -69,7 +69,7 @@ class DatasetRecord(NamedTuple):
 
 
 def read_record(path: Path, kind: type[T]) -> T:
-    """A named tuple from a JSON file as it was written; what the file lacks has its default.
+    """Reads a named tuple from a JSON file; fields that the file lacks have their default.
 
     Raises InputError if it cannot be read, or its version is newer than this package.
     """
@@ -77,7 +77,7 @@ def read_record(path: Path, kind: type[T]) -> T:
         record = require_known(path, {"version": 0, **json.loads(path.read_text(encoding="utf-8"))})
         return kind(**{name: record[name] for name in kind._fields if name in record})
     except (OSError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{str(path)!r} cannot be read ({error}); mend or remove it") from error
+        raise InputError(f"{str(path)!r} cannot be read ({error}); repair or remove it") from error
 
 
 def require_known(path: Path, record: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def require_known(path: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def create_run(run_dir: Path, config: Config) -> None:
-    """Makes a run directory with its config; raises InputError if it has one already, or cannot be written."""
+    """Makes a run directory with its config; raises InputError if it holds a run or cannot be written."""
     if (run_dir / CONFIG).exists():
         raise InputError(f"run dir {str(run_dir)!r} already holds a run; resume it, or name another")
     try:
@@ -99,7 +99,7 @@ def create_run(run_dir: Path, config: Config) -> None:
 
 
 def load_config(run_dir: Path) -> Config:
-    """The config of a run; raises InputError if `run_dir` holds no run, or its config cannot be used."""
+    """Reads the config of a run; raises InputError if `run_dir` holds no run, or its config cannot be used."""
     path = run_dir / CONFIG
     try:
         return config_of(json.loads(path.read_text(encoding="utf-8")))
@@ -110,14 +110,14 @@ def load_config(run_dir: Path) -> Config:
 
 
 def config_of(settings: dict[str, Any]) -> Config:
-    """The config that a run was begun with, by whatever version; raises InputError if it asks for what is retired."""
+    """Reads the config of a run of any version; raises InputError if it uses a setting that was removed."""
     if dict(settings).get("low_resolution_epochs"):
-        raise InputError("low_resolution_epochs is no setting any more; use the version that began the run")
+        raise InputError("low_resolution_epochs was removed; use the version that began the run")
     return make_config(**{name: value for name, value in settings.items() if name not in RETIRED})
 
 
 def require_same_data(run_dir: Path, data: Dataset, remedy: str = "give the run its own data") -> None:
-    """Raises InputError, with a remedy, if a run was begun with other data; one without a record is of MNIST."""
+    """Raises InputError, with a remedy, if a run was begun with other data. Runs without a record were on MNIST."""
     name, digest, _ = _dataset_record(run_dir)
     if (data.sha256 != digest) if digest else (data.name != name):
         raise InputError(
@@ -133,9 +133,9 @@ def load_run_data(
     data_dir: str | Path | None = None,
     source: str | None = None,
 ) -> tuple[Dataset, str | None]:
-    """The whole of a run's own data, or of other data where it is named, and then a line that says so.
+    """Loads the run's whole data set, or the named one and a line that says so.
 
-    Raises InputError if it has the run's name and another hash, other data has other classes, or it cannot be had.
+    Raises InputError if the data cannot be loaded, has the run's name but another hash, or has other classes.
     """
     config = load_config(run_dir)
     if dataset is None:
@@ -152,7 +152,7 @@ def load_run_data(
 
 
 def require_classes(trained: Trained, data: Dataset) -> None:
-    """Raises InputError if data has other classes, or images of another shape, than a network was trained on."""
+    """Raises InputError if data has other classes or another image shape than a network was trained on."""
     for what, found, expected in (
         ("classes", data.classes, trained.classes),
         ("images of shape", data.image_shape, trained.image_shape),
@@ -160,7 +160,7 @@ def require_classes(trained: Trained, data: Dataset) -> None:
         if found != expected:
             here, there = (", ".join(map(str, each)) for each in (found, expected))
             raise InputError(
-                f"data set {data.name!r} has {what} {here}, and the network was trained on {there}; name other data"
+                f"data set {data.name!r} has {what} {here}, but the network was trained on {there}; name other data"
             )
 
 
@@ -171,9 +171,9 @@ def _dataset_record(run_dir: Path) -> DatasetRecord:
 
 @contextlib.contextmanager
 def lock(run_dir: Path) -> Iterator[None]:
-    """Keeps other processes from writing to a run; the system lets go of it when this one ends, however it ends.
+    """Locks a run against other writers. The system releases the lock when this process ends, in whatever way.
 
-    Raises InputError if another process has it, StorageError if the directory cannot be written.
+    Raises InputError if another process holds the lock, StorageError if the directory cannot be written.
     """
     owner = run_dir / OWNER
     with contextlib.ExitStack() as stack:
@@ -197,7 +197,7 @@ def save_json(run_dir: Path, name: str, content: Any) -> None:
 
 
 def save_epochs(run_dir: Path, history: Sequence[EpochMetrics]) -> None:
-    """Writes the lines of all finished epochs; a reader finds whole lines only, each epoch once.
+    """Writes the lines of all finished epochs. Readers always find whole lines, each epoch once.
 
     Raises StorageError if they cannot be written.
     """
@@ -212,7 +212,21 @@ def load_epochs(run_dir: Path) -> list[EpochMetrics]:
 
 
 def load_run(run_dir: str | Path) -> Trained:
-    """The trained network of a finished run; raises InputError as `load_config` and `load_weights`."""
+    """Loads the trained network of a finished run.
+
+    Args:
+      run_dir: the run's directory.
+
+    Returns:
+      The network, a `Trained`.
+
+    Raises:
+      InputError: the directory holds no finished run, or its weights are damaged.
+
+    Example:
+      >>> mj.load_run("runs/swift")
+      Trained(swift, 9,910 parameters, images 28x28x1, 10 classes)
+    """
     load_config(Path(run_dir))
     return load_weights(Path(run_dir) / WEIGHTS)
 
@@ -222,13 +236,13 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file, so that a reader sees the old text or the new, whole."""
+    """Replaces a file at once: a reader sees the whole old text or the whole new one."""
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 @contextlib.contextmanager
 def storing(run_dir: Path) -> Iterator[None]:
-    """Raises a `StorageError` for what goes wrong while writing to a run."""
+    """Turns any exception in the block into a StorageError."""
     try:
         yield
     except Exception as error:  # TensorStore reports a full disk as a ValueError.
@@ -238,6 +252,6 @@ def storing(run_dir: Path) -> Iterator[None]:
 def _unwritable(run_dir: Path, error: Exception) -> StorageError:
     reason = " ".join(str(error).split())[:300]
     return StorageError(
-        f"cannot write to run dir {str(run_dir)!r}: {reason}; what was saved before is intact: make room or mend the "
+        f"cannot write to run dir {str(run_dir)!r}: {reason}; what was saved is intact: free space or correct the "
         "permissions, then resume the run"
     )

@@ -1,4 +1,4 @@
-"""A run with a life: `with session(config, ...) as run: run.fit(data); run.finish(summary)`."""
+"""A run on disk from start to end: `with session(config, data) as run: run.fit(tell=...); run.finish(...)`."""
 
 import contextlib
 import dataclasses
@@ -33,10 +33,10 @@ from mnist_jax.training import EpochMetrics, Progress, Stopped
 
 
 class Clock:
-    """Where the seconds of a process go, from its start on."""
+    """Measures the parts of a process's time, from its start."""
 
     def __init__(self) -> None:
-        """Ends the part `starting`; compilations are noted from here on."""
+        """Ends the part `starting`; compilations are recorded from now on."""
         compilations()
         now = time.perf_counter()
         self._moments = {"begin": psutil.Process().create_time() - time.time() + now, "starting": now}
@@ -46,9 +46,9 @@ class Clock:
         self._moments[part] = time.perf_counter()
 
     def seconds(self) -> dict[str, Any]:
-        """`seconds` in all, and `seconds_of` each part that has ended.
+        """`seconds` in all, and `seconds_of` each finished part.
 
-        `training` includes the epochs' scores and checkpoints, but not compiling, which is a part of its own.
+        `training` includes the epochs' scores and checkpoints. `compiling` is separate.
         """
         moments = self._moments
         spent = {name: end - begin for (_, begin), (name, end) in itertools.pairwise(moments.items())}
@@ -60,18 +60,18 @@ class Clock:
 
 @dataclasses.dataclass
 class Session:
-    """A run that is being written; `session` makes it.
+    """A run that is being written; made by `session`.
 
     Attributes:
       config: every setting of the run.
-      data: what it trains on and scores.
+      data: the data it trains on and scores.
       run_dir: its directory.
-      keep: how many checkpoints stay.
-      checkpoint_every: epochs from one checkpoint to the next; the last epoch always has one.
-      clock: where the seconds go; `fit` and `finish` end the parts `data`, `training`, `saving` and `report`.
-      progress: where the run goes on from; None for the very start.
-      damaged: a line for each damaged checkpoint that was passed over.
-      received: the signals that came during `fit`.
+      keep: number of checkpoints to keep.
+      checkpoint_every: epochs between checkpoints; the last epoch always has one.
+      clock: measures time; `fit` and `finish` end the parts `data`, `training`, `saving` and `report`.
+      progress: where the run continues; None for the start.
+      damaged: a line for each damaged checkpoint that was skipped.
+      received: signals received during `fit`.
       background: the thread that saves; free for other work until the first epoch ends.
     """
 
@@ -89,7 +89,7 @@ class Session:
     def fit(
         self, *, tell: Callable[[EpochMetrics], None], tensorboard: bool = False, **options: Any
     ) -> tuple[TrainState, list[EpochMetrics]]:
-        """The `fit` of this run; saves every epoch while the next one runs.
+        """Trains by `fit`; saves every epoch while the next one runs.
 
         Args:
           tell: called with the metrics of each epoch, from another thread, once the epoch is on disk.
@@ -97,7 +97,7 @@ class Session:
           options: more arguments of `fit`.
 
         Raises:
-          Stopped: SIGINT or SIGTERM came, here or in another process; where the run stands is saved.
+          Stopped: SIGINT or SIGTERM arrived, here or in another process. The progress is saved.
           StorageError: the run cannot be written.
           LostError: another process is lost.
         """
@@ -114,7 +114,7 @@ class Session:
                 tell(metrics)
 
             def on_epoch(progress: Progress) -> None:
-                """Has an epoch saved, then told of, while the next one runs: what was told of is never lost."""
+                """Saves an epoch and then reports it, while the next one runs. So no reported epoch is lost."""
                 nonlocal saved
                 saved.result()
                 saved = background.submit(finish, progress)
@@ -133,11 +133,11 @@ class Session:
                 self.progress = stopped.progress
                 self._save(stopped.progress)
                 raise
-            except (jax.errors.JaxRuntimeError, ValueError) as error:  # Of either kind, by the moment of the loss.
+            except (jax.errors.JaxRuntimeError, ValueError) as error:  # The kind depends on the moment of the loss.
                 if jax.process_count() == 1 or isinstance(error, InputError):
                     raise
                 raise LostError(
-                    f"another process is lost; resume {str(self.run_dir)!r} in all of them to go on from the last epoch"
+                    f"another process is lost; resume {str(self.run_dir)!r} in all of them to continue"
                 ) from error
         return state, history
 
@@ -146,9 +146,7 @@ class Session:
     ) -> tuple[Summary, Path | None]:
         """Writes the final weights and summary.json, then a report: `write_report(run_dir, data)` returns its page.
 
-        `last` are the metrics of the last epoch.
-
-        Returns the summary as it was written last, and the page, if any.
+        `last` are the metrics of the last epoch. Returns the last summary written, and the page, if any.
         """
         conditions = objective(state.params, self.config.epochs, last.test_accuracy, self.scored_on)
         facts = {
@@ -177,13 +175,13 @@ class Session:
 
     @property
     def scored_on(self) -> str:
-        """Which images are scored: "test" or "held-out"."""
+        """The scored images: "test" or "held-out"."""
         return "held-out" if self.config.held_out else "test"
 
     @property
     def status(self) -> int:
-        """The exit status of a process that was stopped: 128 and the signal."""
-        return 128 + (self.received[0] if self.received else signal.SIGTERM)  # Another process was told to.
+        """The exit status of a stopped process: 128 plus the signal."""
+        return 128 + (self.received[0] if self.received else signal.SIGTERM)  # Without one, another process got it.
 
     def _save(self, progress: Progress, checkpoint: bool = True) -> None:
         if devices.is_writer():
@@ -192,14 +190,14 @@ class Session:
             directory.save_epochs(self.run_dir, progress.history)
 
     def _event_writer(self) -> Any:
-        """A writer of TensorBoard's event files; events of epochs that are trained again are dropped."""
+        """A writer of TensorBoard's event files, which drops events of epochs that are trained again."""
         writer = importlib.import_module("tensorboardX").SummaryWriter
         purge = len(self.progress.history) + 1 if self.progress else None
         with directory.storing(self.run_dir):
             return writer(str(self.run_dir / "tensorboard"), purge_step=purge)
 
     def _write_events(self, events: Any, metrics: EpochMetrics) -> None:
-        """Writes losses and accuracies of an epoch, and the learning rate of its last step."""
+        """Writes the losses and accuracies of an epoch, and the learning rate of its last step."""
         config, steps = self.config, total_steps(self.config, self.data)
         schedule = make_schedule(config.schedule, config.learning_rate, config.warmup, steps)
         rate = schedule(steps // config.epochs * metrics.epoch - 1)
@@ -213,19 +211,19 @@ class Session:
 
 @contextlib.contextmanager
 def session(config: Config, whole: Dataset, *, resume: Path | None = None, **options: Any) -> Iterator[Session]:
-    """A run on disk, from its directory to its summary; no other process can write to it meanwhile.
+    """A run on disk, from its directory to its summary, locked against other processes.
 
     Args:
-      config: every setting; `config.run_dir` is where to write, by default runs/TIME-ARCH-RECIPE.
-      whole: the data that the config names, with what it holds out.
-      resume: in place of a new run, the directory of one to go on with.
+      config: every setting; `config.run_dir` is the directory, by default runs/TIME-ARCH-RECIPE.
+      whole: the whole data set of the config, including held-out images.
+      resume: directory of a run to resume, instead of a new run.
       options: `keep`, `checkpoint_every` and `clock` of the `Session`.
 
-    Raises InputError if the directory holds a run already, cannot be written, is in use, the data
-    does not fit or is not what the run was begun with, or as `checkpoints.resume`.
+    Raises InputError if the directory holds a run already, cannot be written or is in use, if the data does not fit or
+    is not the run's, or as `checkpoints.resume`.
     """
     data = part_of(config, whole)
-    make_setup(config, data)  # Whether the data fits the network, ahead of writing anything.
+    make_setup(config, data)  # Raises if the data does not fit, before anything is written.
     run = Session(config, data, resume or Path(config.run_dir or _new_run_dir(config)), **options)
     writer = devices.is_writer()
     if writer and not resume:
@@ -244,7 +242,7 @@ def session(config: Config, whole: Dataset, *, resume: Path | None = None, **opt
 
 
 def _new_run_dir(config: Config) -> Path:
-    """A directory named after the time, and numbered if another run has begun in the same second."""
+    """A directory named after the time, with a number if another run began in the same second."""
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.arch}-{config.recipe}"
     names = (name if i == 1 else f"{name}-{i}" for i in itertools.count(1))
     return next(path for path in map(Path("runs").joinpath, names) if not path.exists())

@@ -22,7 +22,7 @@ from mnist_jax.summary import abstract_variables
 
 FORMAT = 2  # 1 had the network's name and the weights only: they are of MNIST.
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
-READER = "accurate-held-out"  # What reads pictures: doubt is calibrated on images that the weights have not seen.
+READER = "accurate-held-out"  # Reads pictures: doubt is calibrated on images that these weights have not seen.
 
 _MNIST = {
     "mean": [MEAN],
@@ -34,10 +34,20 @@ _MNIST = {
 
 
 def save_weights(path: str | Path, trained: Trained) -> None:
-    """Writes a trained network as safetensors, its variables named like `params/conv1/kernel`, with a hash of all.
+    """Writes a trained network as safetensors, with a hash.
 
-    An own module's class is not written: `load_weights` has to be given it. Raises StorageError if the file cannot be
-    written.
+    Variables have names such as `params/conv1/kernel`. The class of an own module is not written: `load_weights` needs
+    the module.
+
+    Args:
+      path: the file; an existing one is replaced.
+      trained: the network, a `Trained`.
+
+    Raises:
+      StorageError: the file cannot be written.
+
+    Example:
+      >>> mj.save_weights("letters.safetensors", trained)
     """
     flat = flatten_dict(trained.variables, sep="/")
     tensors = {name: np.asarray(value) for name, value in flat.items()}
@@ -51,7 +61,7 @@ def save_weights(path: str | Path, trained: Trained) -> None:
         "dtype": str(jnp.dtype(trained.model.dtype if isinstance(trained.model, Network) else jnp.float32)),
     }
     about["sha256"] = _sha256(tensors, about)
-    # One entry: safetensors writes several in an order that changes, and equal weights are to be equal files.
+    # One entry, because safetensors writes several in random order, and equal weights should give equal files.
     metadata = {"mnist_jax": json.dumps(about)}
     try:
         replace_file(Path(path), lambda temporary: save_file(tensors, temporary, metadata))
@@ -60,13 +70,22 @@ def save_weights(path: str | Path, trained: Trained) -> None:
 
 
 def load_weights(path: str | Path, *, model: nn.Module | None = None) -> Trained:
-    """Reads what `save_weights` wrote.
+    """Reads a file of `save_weights`.
 
     Args:
       path: the file.
-      model: the network, where it is an own module; else it is made by the name or layout in the file.
+      model: the network, if it is an own module; None to build it from the name or layout in the file.
 
-    Raises InputError if it is no weights file, damaged, of another network, or has a weight that is not finite.
+    Returns:
+      The network, a `Trained`.
+
+    Raises:
+      InputError: the file is damaged, not of `save_weights`, of another network, or a weight is not finite.
+
+    Example:
+      >>> mj.save_weights("letters.safetensors", trained)
+      >>> mj.load_weights("letters.safetensors")
+      Trained(8-pool, 104 parameters, images 12x12x1, 3 classes)
     """
     try:
         with safe_open(path, framework="numpy") as file:
@@ -82,7 +101,7 @@ def load_weights(path: str | Path, *, model: nn.Module | None = None) -> Trained
     about = _MNIST | about
     if model is None:
         if not about["arch"]:
-            raise InputError(f"weights {str(path)!r} are of an own module; give it, as load_weights(path, model=...)")
+            raise InputError(f"weights {str(path)!r} are of an own module; give it: load_weights(path, model=...)")
         model = make_model(about["arch"], num_classes=len(about["classes"]), dtype=jnp.dtype(about["dtype"]))
     arch = _arch(model)
     if arch != about["arch"]:
@@ -102,23 +121,34 @@ def load_weights(path: str | Path, *, model: nn.Module | None = None) -> Trained
     if found != wanted:
         raise InputError(
             f"weights {str(path)!r} are damaged: expected SHA-256 {wanted}, found {found}; "
-            "get them again, or train again"
+            "download them again, or train again"
         )
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise InputError(f"weights {str(path)!r}: {name} is not finite everywhere; train again")
-    # Put, not `jnp.asarray`, which compiles a program for each shape.
+    # `jnp.asarray` would compile a program for each shape.
     variables = jax.device_put(unflatten_dict({paths[name]: tensor for name, tensor in tensors.items()}))
     numbers = tuple(about["mean"]), tuple(about["deviation"])
     return Trained(model, variables, *numbers, tuple(about["classes"]), image_shape)
 
 
 def load_pretrained(name: str) -> Trained:
-    """A trained network as shipped, by its name: the `default` recipe's seed 1, a seed fixed beforehand.
+    """Loads a trained network of the package: the `default` recipe with seed 1, which was fixed beforehand.
 
     `accurate-held-out` is `accurate` trained without the last 10,000 training images, which calibrate its doubt.
 
-    Raises InputError if no weights of that name are shipped, or the file in the package is damaged.
+    Args:
+      name: a name in `ARCHS`, or "accurate-held-out".
+
+    Returns:
+      The network, a `Trained`.
+
+    Raises:
+      InputError: the package has no weights of that name, or the file is damaged.
+
+    Example:
+      >>> mj.load_pretrained("small")
+      Trained(small, 3,936 parameters, images 28x28x1, 10 classes)
     """
     names = (*ARCHS, READER)
     if name not in names:
@@ -127,12 +157,12 @@ def load_pretrained(name: str) -> Trained:
 
 
 def _arch(model: nn.Module) -> str | None:
-    """Name or layout of one of our networks; None of an own module."""
+    """Name or layout of a network of the package; None for an own module."""
     return model.arch or None if isinstance(model, Network) else None
 
 
 def _sha256(tensors: dict[str, np.ndarray], about: dict[str, Any]) -> str:
-    """SHA-256 of names, types, shapes and contents, in the order of the names, and of what is said about them."""
+    """SHA-256 of names, types, shapes and contents, in the order of the names, and of the metadata."""
     digest = hashlib.sha256()
     if about["format"] > 1:
         digest.update(json.dumps({name: about[name] for name in about if name != "sha256"}, sort_keys=True).encode())
@@ -148,9 +178,9 @@ def _describe(array: Any) -> str:
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Has `write` write beside `path`, and renames: a reader sees the old file or the new one, never a part.
+    """Lets `write` write a file beside `path` and renames it, so that a reader sees the old file or the whole new one.
 
-    The file has the mode that the umask gives, whatever mode `write` gives its own (safetensors: 0600).
+    The file's mode is that of the umask, even if `write` sets another (safetensors: 0600).
     """
     temporary = path.with_name(path.name + ".tmp")
     temporary.unlink(missing_ok=True)
