@@ -19,13 +19,19 @@ MADE = HERE / "_made"  # What is made for the site; git ignores it.
 
 project = "mnist_jax"
 author = copyright = "The mnist_jax developers"  # noqa: A001
-version = release = "0.2.0"
+version = release = mnist_jax.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"
+default_role = "py:obj"
+autodoc_typehints = "none"  # The text of the arguments has shapes and dtypes.
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Attributes", "params_style")]
 
 html_theme = "furo"
 html_title = "mnist_jax"
