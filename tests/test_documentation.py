@@ -50,7 +50,16 @@ ITSELF = ["uv", "run", "pytest"]  # This is it.
 def test_no_command_is_left_out():
     assert len(SCRIPTS) >= 20
     rest = [line for line in LINES if line not in TOOLS and not ours(line)]
-    programs = {"git clone", "pip install", ".ci/run", "uv run", "sphinx-build -W", "dask scheduler", "dask worker"}
+    programs = {
+        "git clone",
+        "pip install",
+        "uvx pre-commit",
+        ".ci/run",
+        "uv run",
+        "sphinx-build -W",
+        "dask scheduler",
+        "dask worker",
+    }
     assert {" ".join(line[:2]) for line in rest} == programs
 
 

@@ -4,8 +4,7 @@ import pytest
 from conftest import ROOT
 
 from mnist_jax import ARCHS, layers_of, make_model
-from mnist_jax.lab.exercise import layers_table, result_table
-from mnist_jax.lab.tables import NOTEBOOKS, ladder_table
+from mnist_jax.lab.exercise import layers_table
 
 PAGE = (ROOT / "docs" / "exercise.md").read_text("utf-8")
 
@@ -41,13 +40,3 @@ def test_the_page_of_the_exercise_has_every_network_as_it_is(arch):
         f"{sum(each):,}" for each in zip(*((x.params, x.multiply_adds) for x in layers), strict=True)
     )
     assert table[-1] == f"| sum | | | | | {parameters} | {products} |"
-    result = list(result_table(arch, ROOT / "results", NOTEBOOKS.get(arch)))
-    assert on_the_page(f"result-{arch}") == ["\n".join(result)]
-
-
-def test_results_are_those_of_the_ladder():
-    ladder = "\n".join(ladder_table(ROOT / "results"))
-    for arch in ARCHS:
-        for row in list(result_table(arch, ROOT / "results"))[2:]:
-            recipe, seeds, epochs, last = [cell.strip() for cell in row.split("|")[1:5]]
-            assert f"| {recipe} | {seeds} | {epochs} | {last} |" in ladder

@@ -1,19 +1,15 @@
-"""The tables of `docs/exercise.md`: each network layer by layer, and what it reached."""
+"""The tables of `docs/exercise.md`: each network layer by layer."""
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mnist_jax.lab.records import read_trials
 from mnist_jax.layers import FLAX
 from mnist_jax.models import IMAGE_SHAPE, make_model
-from mnist_jax.recipes.config import RECIPES
-from mnist_jax.statistics import SeedStatistics, seed_statistics
 from mnist_jax.summary import count_params
 
 
@@ -40,36 +36,6 @@ def layers_table(arch: str) -> Iterator[str]:
         cells = (row.size, row.field, " + ".join(f"{size:,}" for size in row.params), f"{own:,}" if own else "")
         yield f"| {row.name} | {row.kernel} | {row.channels} | " + " | ".join(map(str, cells)) + " |"
     yield f"| sum | | | | | {sum(sum(row.params) for row in rows):,} | {products:,} |"
-
-
-def result_table(arch: str, results: Path, notebook: tuple[float, float, float] | None = None) -> Iterator[str]:
-    """Accuracy in percent of a network with every recipe, mean and standard deviation over seeds.
-
-    Args:
-      arch: the network.
-      results: folder with `RECIPE-ARCH.jsonl`.
-      notebook: the notebook's test accuracy in its best epoch and in its last, and training accuracy in its last.
-    """
-    yield "| recipe | seeds | epochs | test, last epoch | min to max | seeds at 99.40 or above | best epoch | train |"
-    yield "|---|---|---|---|---|---|---|---|"
-    if notebook:
-        best, last, train = notebook
-        yield f"| notebook | 1 | 15 | {last:.2f} | | | {best:.2f} | {train:.2f} |"
-    for recipe in RECIPES:
-        seeds = read_trials(results / f"{recipe}-{arch}.jsonl")
-        if seeds:
-            reached = seed_statistics([seed.history[-1].test_accuracy for seed in seeds])
-            best_epoch = seed_statistics([max(epoch.test_accuracy for epoch in seed.history) for seed in seeds])
-            trained = seed_statistics([seed.train_accuracy for seed in seeds])
-            yield (
-                f"| {recipe} | {reached.n} | {len(seeds[0].history)} | {_percent(reached)} "
-                f"| {100 * reached.min:.2f} to {100 * reached.max:.2f} | {reached.share:.0%} "
-                f"| {_percent(best_epoch)} | {_percent(trained)} |"
-            )
-
-
-def _percent(accuracy: SeedStatistics) -> str:
-    return f"{100 * accuracy.mean:.2f}" + ("" if accuracy.std is None else f" ± {100 * accuracy.std:.2f}")
 
 
 def _rows(arch: str) -> list[Row]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from mnist_jax.lab import records
 from mnist_jax.lab.cards import WEIGHTS, card_table
-from mnist_jax.lab.exercise import layers_table, result_table
+from mnist_jax.lab.exercise import layers_table
 from mnist_jax.lab.records import Pictures, Speed, TimeToTarget, TpuEstimates, Trial, read_trials
 from mnist_jax.models import ARCHS, make_model
 from mnist_jax.objective import PARAMETER_LIMIT, epoch_line
@@ -128,6 +128,13 @@ def ladder_table(results: Path) -> Iterator[str]:
                 f"| {100 * (statistics.fmean(trained) - result.mean):+.2f} "
                 f"| {statistics.median(seed.seconds for seed in seeds):.0f} |"
             )
+
+
+def result_table(arch: str, results: Path) -> Iterator[str]:
+    """The rows of one network in the ladder, with fewer columns."""
+    rows = [row.split("|") for row in ladder_table(results)]
+    mine = rows[:2] + [row for row in rows if row[1].strip() == f"`{arch}`"]
+    yield from ("|".join(row[i] for i in (0, 2, 3, 5, 6, 8, 9, 10, 11, 14)) for row in mine)
 
 
 def errors_table(results: Path) -> Iterator[str]:
@@ -266,7 +273,7 @@ TABLES: dict[str, Callable[[Path], Iterator[str]]] = {
     "time": lambda results: time_table(_read(TimeToTarget, sorted(results.glob("time-to-target*.json")))),
     "pictures": lambda results: pictures_table(next(_read(Pictures, [results / "pictures.json"]))),
     **{f"layers-{arch}": lambda results, arch=arch: layers_table(arch) for arch in ARCHS},
-    **{f"result-{arch}": lambda results, arch=arch: result_table(arch, results, NOTEBOOKS.get(arch)) for arch in ARCHS},
+    **{f"result-{arch}": partial(result_table, arch) for arch in ARCHS},
     **{f"card-{name}": partial(card_table, name) for name in WEIGHTS},
     "tpu": lambda results: tpu_table(_read(TpuEstimates, (results / f"tpu-{arch}.json" for arch in ARCHS))),
 }
