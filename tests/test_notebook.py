@@ -1,42 +1,121 @@
-"""The Colab notebook, from top to bottom, on the package as it is checked out."""
+"""The notebooks, from top to bottom, on the package as it is checked out."""
 
+import hashlib
 import importlib.util
-import json
+import re
+import sys
 import tomllib
+from types import SimpleNamespace
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
+import nbformat
 import pytest
-from conftest import ROOT
+from conftest import ROOT, part
 
-NOTEBOOK = ROOT / "notebooks" / "colab_tpu.ipynb"
-CONTENT = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
-CELLS = [cell for cell in CONTENT["cells"] if cell["cell_type"] == "code"]
-CODE = ["".join(cell["source"]) for cell in CELLS]
+import mnist_jax
+
+NAMES = ("tour", "colab_tpu")
+PATHS = {name: ROOT / "notebooks" / f"{name}.ipynb" for name in NAMES}
+BOOKS = {name: nbformat.read(path, as_version=4) for name, path in PATHS.items()}
+CELLS = {name: [cell for cell in book.cells if cell.cell_type == "code"] for name, book in BOOKS.items()}
+
+
+def run(name):
+    """Runs a notebook's cells, and gives its names and, for each cell, the figures that it leaves open."""
+    names, figures = {"__name__": "__main__"}, []
+    with mpl.rc_context({"backend": "template"}):  # It draws nothing.
+        for i, cell in enumerate(CELLS[name]):
+            exec(compile(cell.source, f"{name}, cell {i}", "exec"), names)
+            figures.append([plt.figure(number) for number in plt.get_fignums()])
+            plt.close("all")
+    return names, figures
+
+
+def assert_labeled(figure):
+    """It has a title, and so has every axis that numbers are read from."""
+    assert figure.get_suptitle() or figure.axes[0].get_title()
+    for axis in (axis for axis in figure.axes if axis.axison and len(axis.get_xticks())):
+        assert axis.get_xlabel()
+        assert axis.get_ylabel()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_valid_and_its_headings_are_in_order(name):
+    nbformat.validate(BOOKS[name])
+    prose = "\n\n".join(cell.source for cell in BOOKS[name].cells if cell.cell_type == "markdown")
+    levels = [len(marks) for marks in re.findall(r"^(#+) ", prose, re.MULTILINE)]
+    assert levels == [1] + [2] * (len(levels) - 1)
+    assert len(levels) >= 7
+    assert not re.findall(r"!\[\]", prose)
 
 
 @pytest.mark.slow
-def test_it_runs_from_top_to_bottom(monkeypatch, tmp_path, capsys):
+def test_the_tour_runs_from_top_to_bottom(quick_compiler, mnist, monkeypatch, capsys):
+    monkeypatch.setattr(mnist_jax, "load_dataset", lambda name: part(mnist, 256, 256))
+    names, figures = run("tour")
+    said = capsys.readouterr().out
+    assert "parameters: 9,910 (fewer than 10,000), met" in said
+    assert re.findall(r"^375 .*%$", said, re.MULTILINE)
+    assert re.findall(r"^. .*no digit\?$", said, re.MULTILINE)
+    assert {name: len(values) for name, values in names["accuracies"].items()} == {"cross-entropy": 5, "focal loss": 5}
+    assert sum(map(len, figures)) == 7
+    for cell, drawn in zip(CELLS["tour"], figures, strict=True):
+        for figure in drawn:
+            assert_labeled(figure)
+        shown = [output for output in cell.outputs if "image/png" in output.get("data", {})]
+        assert len(shown) == len(drawn)
+        for output in shown:
+            assert output.metadata["image/png"]["alt"] == cell.metadata["mystnb"]["image"]["alt"]
+            assert len(cell.metadata["mystnb"]["image"]["alt"]) > 60
+
+
+def test_the_tours_outputs_are_those_of_its_code():
+    """`scripts/execute_tour.py` writes them."""
+    cells = CELLS["tour"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    code = "\n".join(cell.source for cell in cells)
+    assert BOOKS["tour"].metadata.executed_code_sha256 == hashlib.sha256(code.encode()).hexdigest()
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert {output.output_type for output in outputs} == {"stream", "display_data"}
+    streams = [output for output in outputs if output.output_type == "stream"]
+    assert {output.name for output in streams} == {"stdout"}
+    said = "".join(output.text for output in streams)
+    assert len(re.findall(r"\), met$", said, re.MULTILINE)) == 4
+    assert not re.findall(r"(?:^|[\s'\"(])/\w|\r|\x1b|Warning", said)  # A path of whoever ran it, a progress bar.
+    assert PATHS["tour"].stat().st_size < 700_000
+
+
+@pytest.mark.slow
+def test_the_colab_notebook_runs_from_top_to_bottom(quick_compiler, mnist, monkeypatch, tmp_path, capsys):
+    """On few images too it learns, says how far it is, and shows figures with texts."""
+    shown = []
+    stub = SimpleNamespace(publish_display_data=lambda data: shown.append(data["text/html"]))
+    monkeypatch.setitem(sys.modules, "IPython.display", stub)
+    monkeypatch.setattr(mnist_jax, "load_dataset", lambda name: part(mnist, 512, 500))
     for name, value in {"EPOCHS": "1", "SEEDS": "2", "IMAGES": "256"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
-    names = {"__name__": "__main__"}
-    with mpl.rc_context({"backend": "template"}):  # It draws nothing.
-        for i, code in enumerate(CODE):
-            exec(compile(code, f"cell {i}", "exec"), names)
+    names, figures = run("colab_tpu")
     said = capsys.readouterr().out
-    assert "epoch  1  test accuracy" in said
-    assert "parameters: 9,920 (fewer than 10,000) - met" in said
+    assert len(re.findall(r"^\w+, .* epochs: 1; compiling first", said, re.MULTILINE)) == 3
+    assert len(re.findall(r"^epoch  1  (?:mean )?test accuracy", said, re.MULTILINE)) == 3
+    assert "parameters: 9,910 (fewer than 10,000), met" in said
     assert "2 seeds in" in said
-    assert (tmp_path / "runs" / "colab" / "bn_dropout.safetensors").exists()
+    assert names["swift_history"][-1].test_accuracy > 0.3
+    assert (tmp_path / "runs" / "colab" / "accurate.safetensors").exists()
+    assert not any(figures)  # They are shown by `show`.
+    assert len(shown) == 4
+    assert all(re.match(r'<img alt="[^"]{40,}\." src="data:image/png;base64,iVBOR', image) for image in shown)
 
 
 def test_it_has_no_outputs_its_address_is_the_projects_and_one_that_fails_says_what_to_set(monkeypatch, tmp_path):
     address = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
-    path = f"{address.removeprefix('https://')}/blob/main/{NOTEBOOK.relative_to(ROOT)}"
+    path = f"{address.removeprefix('https://')}/blob/main/{PATHS['colab_tpu'].relative_to(ROOT)}"
     assert path.replace("github.com", "colab.research.google.com/github") in (ROOT / "README.md").read_text("utf-8")
-    assert CONTENT["metadata"]["accelerator"] == "TPU"
-    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in CELLS)
-    first = CODE[0]
+    assert BOOKS["colab_tpu"].metadata["accelerator"] == "TPU"
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in CELLS["colab_tpu"])
+    first = CELLS["colab_tpu"][0].source
     assert f'"git+{address}"' in first
     absent = str(tmp_path / "absent")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
