@@ -63,8 +63,8 @@ def test_a_run_is_quoted_as_it_was_printed(tmp_path):
     write(tmp_path / "default-bn_dropout.jsonl", line(2, 0.97), line(1, 0.99, 0.9812))
     assert list(tables.run_text(tmp_path)) == [
         "```",
-        "epoch  1/2  train loss 0.1000 accuracy 98.00%  test loss 0.1000 accuracy 99.00%  1.0 s",
-        "epoch  2/2  train loss 0.1000 accuracy 98.00%  test loss 0.1000 accuracy 98.12%  1.0 s",
+        "epoch 1/2  train 98.00% (loss 0.1000)  test 99.00% (loss 0.1000)  1.0 s",
+        "epoch 2/2  train 98.00% (loss 0.1000)  test 98.12% (loss 0.1000)  1.0 s",
         "```",
     ]
 

@@ -51,6 +51,11 @@ def load_trained(run_dir: Path | None, arch: str | None) -> Trained:
     return load_run(run_dir) if run_dir else load_pretrained(str(arch))
 
 
+def counted(count: int, noun: str) -> str:
+    """A number and its noun, as `1 epoch` and `2 epochs`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def require_at_least(least: int, options: Any, *names: str) -> None:
     """Raises InputError if one of these options is below `least`."""
     for name in names:
