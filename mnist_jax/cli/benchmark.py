@@ -30,15 +30,15 @@ class Options:
     batch_size: int = 128
     """Images per training step."""
     contenders: tuple[str, ...] = ()
-    """Which to compare: ours, "ours augmented", flax, torch, "torch channels-last"; if none, all that can run."""
+    """Any of ours, "ours augmented", flax, torch, "torch channels-last". If not given: all that can run here."""
     rounds: int = 15
-    """How often each contender has its turn."""
+    """Number of turns of each contender."""
     steps: int = 20
     """Training steps in a turn."""
     threads: int = len(cores())
     """Cores each contender may use."""
     json: Path | None = None
-    """File to write every measurement to."""
+    """File for all measurements."""
 
 
 def main(options: Options) -> None:

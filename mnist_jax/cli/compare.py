@@ -32,9 +32,9 @@ class Options:
     dataset: str | None = None
     """Other data than the first run's: mnist, another name of TensorFlow Datasets, or a path."""
     data_source: str | None = None
-    """Where mnist comes from: bundled (in the package), or tfds (TensorFlow Datasets); if not given, as the run."""
+    """Where mnist comes from: bundled (in the package), or tfds (TensorFlow Datasets). If not given: as the run."""
     data_dir: Path | None = None
-    """Data directory of TensorFlow Datasets; if not given, as the run."""
+    """Data directory of TensorFlow Datasets. If not given: as the run."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache directory for the next start."""
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import ClassVar
 
 import tyro
 from rich.console import Console
@@ -25,13 +26,18 @@ class Options:
     Example: mnist-jax estimate-tpu --arch gap --topology v5e:1x1
     """
 
+    UNUSED: ClassVar = (
+        *("dataset", "data_source", "data_dir", "held_out", "run_dir"),
+        *("epochs", "plain_epochs", "kernel_init", "seed"),
+    )
+
     config: tyro.conf.OmitArgPrefixes[Config]
     topology: str = "v5e:1x1"
-    """What to compile for: v5e:1x1 as on Colab, v5e:2x2, or others by their name."""
+    """TPU to compile for: v5e:1x1 as on Colab, v5e:2x2, or the name of another topology."""
     seeds: int = 8
-    """How many seeds to train in one program."""
+    """Number of seeds that one program trains."""
     json: Path | None = None
-    """File to write every estimate to."""
+    """File for all estimates."""
 
 
 def main(options: Options) -> None:

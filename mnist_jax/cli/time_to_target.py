@@ -22,8 +22,8 @@ class Options:
 
     Ours is the whole of `train --recipe fast`, with the compilation cache empty (cold) and filled (warm).
     The notebook's 15 epochs are scaled from one: a training epoch through its data loader and a pass over the test
-    images; the start of its process is not counted. In turns; run it with nothing else running. A network that is none
-    of the notebooks' is timed against the last of theirs, bn_dropout.
+    images; the start of its process is not counted. They take turns; run it with nothing else running. A network that
+    is not in the notebooks is timed against the last of theirs, bn_dropout. Needs PyTorch.
 
     Exit status: 0 done, 2 bad input, 4 cannot write.
 
@@ -33,9 +33,9 @@ class Options:
     arch: str = "bn_dropout"
     """Network, by name or by its layout."""
     rounds: int = 3
-    """How often each has its turn."""
+    """Number of turns of each side."""
     json: Path | None = None
-    """File to write every measurement to."""
+    """File for all measurements."""
 
 
 def main(options: Options) -> None:
