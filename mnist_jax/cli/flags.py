@@ -88,16 +88,15 @@ def _wording(unused: Collection[str], flags: dict[str, str]) -> tyro.constructor
             return dataclasses.replace(field, helptext="")
         text = field.helptext() if callable(field.helptext) else field.helptext
         text, options = " ".join(str(text or "").split()), {}
-        left_out = field.default is None or field.default == ()
-        if left_out or isinstance(field.default, bool):
-            options["help_behavior_hint"] = ""
         if field.default is True:
             text = f"Do not {text[:1].lower()}{text[1:]}"
         positional = typing.get_origin(field.type) is Annotated
         kinds = typing.get_args(typing.get_args(field.type)[0] if positional else field.type)
-        if left_out:  # The first is the type, the other None or an ellipsis.
-            name = kinds[0].__name__.upper() + (" ..." if field.default == () else "")
-            options["metavar"] = f"[{name}]" if positional else name
+        if kinds and kinds[1:] in ((type(None),), (...,)):
+            name = kinds[0].__name__.upper() + (" ..." if kinds[1] is ... else "")
+            options["metavar"] = f"[{name}]" if positional and field.default is None else name
+        if "metavar" in options or isinstance(field.default, bool):
+            options["help_behavior_hint"] = ""
         kind = Annotated[field.type, tyro.conf.arg(help=text, **options)]
         if field.name in unused:
             return dataclasses.replace(field, type=tyro.conf.Suppress[kind])
