@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from mnist_jax import devices
-from mnist_jax.cli.program import called, counted, require_at_least
+from mnist_jax.cli.program import called, counted, require_at_least, typed
 from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.objective import epoch_line
@@ -110,7 +111,8 @@ def main(options: Options) -> int:
             console.print(called("train", "--resume", run.run_dir))
             return run.status
 
-        summary, page = run.finish(state, history[-1], reports and reports.result().write_report)
+        write = partial(reports.result().write_report, command=typed("train")) if reports else None
+        summary, page = run.finish(state, history[-1], write)
     marks = {False: "[bold red]not met[/]", True: "[bold green]met[/]"}
     columns = ("condition", "value", "asked for", "")
     table = Table(*columns, title=f"objective {marks[summary.objective_met]}", box=box.SIMPLE_HEAD, pad_edge=False)
