@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import ClassVar
 
 import tyro
-from rich.console import Console
 
-from mnist_jax.cli.program import report, require_at_least, require_folder
+from mnist_jax.cli.program import report, require_at_least, require_folder, telling
 from mnist_jax.lab import tables, tpu
 from mnist_jax.lab.records import TpuEstimates
 from mnist_jax.recipes.config import Config
@@ -47,11 +46,12 @@ def main(options: Options) -> None:
     mesh, config = tpu.make_mesh(options.topology), options.config
     programs = {"epoch": 0, f"epoch of {options.seeds} seeds": options.seeds, "scoring": 0}
     found = {}
-    with Console().status("compiling") as status:
+    with telling() as tell:
         for name, seeds in programs.items():
-            status.update(f"compiling {name}")
-            program = name.split()[0]
-            found[name] = {key: tpu.estimate(program, config, mesh, seeds, tpu.LAYERS[key]) for key in tpu.LAYERS}
+            found[name] = {}
+            for key, layers in tpu.LAYERS.items():
+                tell(f"compiling {name}, {key}")
+                found[name][key] = tpu.estimate(name.split()[0], config, mesh, seeds, layers)
     settings = dataclasses.asdict(config)
     result = TpuEstimates(settings, options.topology, options.seeds, found, environment(("libtpu",)))
     report(tables.tpu_table([result]), result, options.json)

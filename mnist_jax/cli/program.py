@@ -5,7 +5,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,6 +28,12 @@ def called(command: str, *args: str | Path) -> str:
         python = "python" if Path(sys.orig_argv[0]).is_absolute() else sys.orig_argv[0]
         words = ["uv", "run", script] if "UV" in os.environ else [python, script]
     return shlex.join(map(str, [*words, *args]))
+
+
+def typed(command: str) -> str:
+    """The whole of the command that this process was called by."""
+    words = sys.argv[1:]
+    return called(command, *words[words[:1] == [command] :])
 
 
 def script_name(command: str) -> str:
@@ -78,6 +84,19 @@ def writing(path: Path, flag: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(f"cannot write {str(path)!r} ({error.strerror}); name another with {flag}") from error
+
+
+@contextlib.contextmanager
+def telling() -> Iterator[Callable[[str], Any]]:
+    """Gives a function that says on standard error what a long command is doing, in a terminal on one line."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        yield console.print
+        return
+    with console.status("starting") as status:
+        yield status.update
 
 
 def report(table: Iterable[str], record: Any, path: Path | None) -> None:

@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from mnist_jax.cli.program import report, require_at_least, require_folder
+from mnist_jax.cli.program import report, require_at_least, require_folder, telling
 from mnist_jax.errors import InputError
 from mnist_jax.lab import baselines, tables
 from mnist_jax.lab.records import TimeToTarget, measured_on
@@ -47,11 +47,13 @@ def main(options: Options) -> None:
     if importlib.util.find_spec("torch") is None:
         raise InputError("PyTorch is not installed, and it is what to compare with: pip install torch")
     seconds, torch = {"cold": [], "warm": []}, []
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory, telling() as tell:
         for i in range(options.rounds):
             cache = Path(directory) / f"cache-{i}"
             for name in seconds:
+                tell(f"round {i + 1} of {options.rounds}: ours, cache {name}")
                 seconds[name].append(ours(options.arch, Path(directory) / f"{name}-{i}", cache))
+            tell(f"round {i + 1} of {options.rounds}: the notebook in PyTorch")
             torch.append(baselines.epoch_seconds(reference.arch, reference.batch_size))
     result = TimeToTarget(
         arch=options.arch,
