@@ -20,6 +20,7 @@ from conftest import PREPARED, ROOT, assert_refused, pictures, run_command, run_
 from PIL import Image
 
 from mnist_jax import ARCHS, Config, cli, make_config
+from mnist_jax.cli import time_to_target
 from mnist_jax.cli.program import called
 from mnist_jax.lab import baselines, benchmark, trials
 
@@ -106,7 +107,7 @@ def test_tensorboard_reads_the_events(script, trained, monkeypatch):
 def test_reproduce_appends_each_seed_and_continues(script, tmp_path):
     out = tmp_path / "seeds.jsonl"
     flags = [*SMALL_DATA, "--arch", "gap", "--epochs", "1", "--batch-size", "50", "--out", out]
-    assert "1 seeds" in script("reproduce.py", *flags, "--seeds", "1")[1]
+    assert "1 seed: " in script("reproduce.py", *flags, "--seeds", "1")[1]
     (first,) = out.read_text().splitlines()
     printed = script("reproduce.py", *flags, "--seeds", "2")[1]
     lines = out.read_text().splitlines()
@@ -205,6 +206,19 @@ def test_what_cannot_be_written_is_refused_before_the_work(script, monkeypatch, 
         monkeypatch.setattr(module, name, lambda *args, **options: pytest.fail("this is the work"))
     Path("file").touch()
     assert_refused(script(*command.split()), place, "cannot be written", "name another")
+
+
+def test_time_to_target_says_what_it_does_and_refuses_without_pytorch(script, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(time_to_target, "ours", lambda *args: 17.0)
+    seconds = {"train_seconds": 9.0, "test_seconds": 1.0}
+    monkeypatch.setattr(baselines, "epoch_seconds", lambda *args: seconds)
+    status, out, err = script("time_to_target.py", "--arch", "swift", "--rounds", "1")
+    assert (status, "150 (150 to 150)" in out) == (0, True)
+    rounds = ("ours, cache cold", "ours, cache warm", "the notebook in PyTorch")
+    assert err.splitlines() == [f"round 1 of 1: {what}" for what in rounds]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert_refused(script("time_to_target.py"), "PyTorch is not installed", "pip install torch")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import ClassVar
 import jax
 import tyro
 
-from mnist_jax.cli.program import require_at_least, writing
+from mnist_jax.cli.program import counted, require_at_least, writing
 from mnist_jax.cli.series import Workers, run_trials
 from mnist_jax.errors import DivergedError, InputError
 from mnist_jax.lab import figures, jobs, records, tables
@@ -106,7 +106,7 @@ def main(options: Options) -> None:
     result = seed_statistics(tables.last_epoch(chosen))
     spread = "" if result.std is None else f" +- {result.std:.2%} (standard error {result.stderr:.3%})"
     print(
-        f"{config.arch}, {config.recipe}, last of {config.epochs} epochs, {result.n} seeds: "
+        f"{config.arch}, {config.recipe}, last of {config.epochs} epochs, {counted(result.n, 'seed')}: "
         f"mean {result.mean:.3%}{spread}, min {result.min:.2%}, max {result.max:.2%}, "
         f"{result.share:.0%} at or above {TARGET_ACCURACY:.2%}; "
         f"best epoch, for comparison: mean {seed_statistics(tables.best_epoch(chosen)).mean:.3%}"

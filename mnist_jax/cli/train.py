@@ -135,12 +135,13 @@ def layer_table(config: Config, data: Dataset) -> Table:
     )
     title = f"{config.arch}: {params:,} parameters" + (f", {given:,} of them given" if given else "")
     table = Table("layer", "type", "output", title=title, show_footer=True, box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, footer in (("trained", f"{params - given:,}"), ("given", f"{given:,}")):
-        table.add_column(name, footer, justify="right")
+    totals = {"trained": params - given, "given": given} if given else {"parameters": params}
+    for name, total in totals.items():
+        table.add_column(name, f"{total:,}", justify="right")
     table.add_column("receptive\nfield", justify="right")
     table.add_column("multiply-\nadds", f"{work:,}", justify="right")
     for layer in layers:
-        counts = [f"{count:,}" if count else "" for count in (layer.params - layer.given, layer.given)]
+        counts = [f"{count:,}" if count else "" for count in (layer.params - layer.given, layer.given)][: len(totals)]
         shape, field = ("x".join(map(str, sizes or ())) for sizes in (layer.shape, layer.receptive_field))
         adds = f"{layer.multiply_adds:,}" if layer.multiply_adds else ""
         table.add_row(layer.name, layer.kind, shape, *counts, field, adds)
