@@ -156,7 +156,7 @@ def comparison(
     sizes = [parameters for parameters, _ in groups.values()]
     if max(sizes) > 3 * min(sizes):
         left.set_xscale("log")
-        left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        left.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         left.xaxis.set_minor_formatter(NullFormatter())
     else:
         left.xaxis.set_major_locator(MaxNLocator(4, integer=True))
