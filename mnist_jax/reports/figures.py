@@ -241,6 +241,7 @@ def frontier(
         *zip(*taken, strict=True),
         ax=axis,
         expand=(1.4, 1.6),
+        iter_lim=300,  # Not a time limit, the default: the figure would depend on how busy the machine is.
         arrowprops={"arrowstyle": "-", "color": mpl.rcParams["text.color"], "lw": 0.6},
     )
     return figure
