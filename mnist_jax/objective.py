@@ -53,7 +53,8 @@ def objective(params: Any, epochs: int, accuracy: float, scored_on: str = "test"
 
 def epoch_line(metrics: EpochMetrics, epochs: int, scored: str) -> str:
     """The line that a run prints per epoch; `scored` names the scored split, "test" or "held-out"."""
+    seconds = f"{metrics.seconds:.1f}" if metrics.seconds < 100 else f"{metrics.seconds:.0f}"
     return (
-        f"epoch {metrics.epoch:2d}/{epochs}  train loss {metrics.train_loss:.4f} accuracy {metrics.train_accuracy:.2%}"
-        f"  {scored} loss {metrics.test_loss:.4f} accuracy {metrics.test_accuracy:.2%}  {metrics.seconds:.1f} s"
+        f"epoch {metrics.epoch:{len(str(epochs))}d}/{epochs}  train {metrics.train_accuracy:.2%} (loss "
+        f"{metrics.train_loss:.4f})  {scored} {metrics.test_accuracy:.2%} (loss {metrics.test_loss:.4f})  {seconds} s"
     )

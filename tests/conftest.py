@@ -3,6 +3,7 @@ import dataclasses
 import io
 import itertools
 import os
+import re
 import runpy
 import socket
 import subprocess
@@ -153,6 +154,13 @@ def begin(environment, name, *args, **options):
     command = [sys.executable, ROOT / "scripts" / name, *map(str, args)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environment, cwd=ROOT, **pipes, **options)
+
+
+def assert_accessible(page):
+    """What can be told of a page without a browser: one landmark, its language, header cells, texts for pictures."""
+    assert (page.count("<main>"), page.count("</main>"), page.count("<h1>"), page.count('<html lang="en">')) == (1,) * 4
+    assert not re.search(r"<th[^>]*>\s*</th>|<img (?![^>]*alt=\"[^\"])|<canvas (?![^>]*aria-label)", page)
+    assert len(re.findall("<th[ >]", page)) == len(re.findall('<th scope="', page))
 
 
 def finished_run(run_dir, variables, accuracies, **settings):

@@ -124,7 +124,7 @@ def test_two_processes_are_one(environment, tmp_path):
     together = finish(two(environment, *flags, "--run-dir", tmp_path / "two"))
     (out, err, status), (silent, other_err, other_status) = together
     assert (status, other_status) == (0, 0), err + other_err
-    assert "1 epochs of 3 steps of 100 on 2 x cpu" in out
+    assert "1 epoch of 3 steps of 100 images, on 2 devices: cpu" in out
     assert "epoch" not in silent  # Gloo has a word of its own.
     assert_weights_equal(tmp_path, atol=1e-5)
     metrics = [json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("one", "two")]
@@ -142,7 +142,7 @@ def test_a_lost_process_ends_the_other(environment, tmp_path):
     """Within the heartbeat, and not by hanging: the test itself would."""
     flags = ["--arch", "gap", "--recipe", "reference", "--batch-size", 100, "--epochs", 10_000]
     first, second = two(environment, *flags, "--run-dir", tmp_path / "run")
-    while "epoch  1/" not in first.stdout.readline():
+    while "1/10000" not in first.stdout.readline():
         assert first.poll() is None, first.stderr.read()
     second.kill()
     second.communicate()

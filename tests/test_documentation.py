@@ -39,7 +39,13 @@ def ours(command):
     return words if words and words[0] in {*cli.COMMANDS, *FILES} else None
 
 
-FILES = {"bundle-mnist", "calibrate", "measure-pictures", "screenshots", "execute-tour"}  # Scripts that are no commands.
+FILES = {
+    "bundle-mnist",
+    "calibrate",
+    "measure-pictures",
+    "screenshots",
+    "execute-tour",
+}  # Scripts that are no commands.
 LINES = [line for text in DOCUMENTS.values() for line in commands(text)]
 SCRIPTS = list(dict.fromkeys(tuple(words) for line in LINES if (words := ours(line))))
 ELSEWHERE = ("--scheduler", "--dataset", "--devices", *FILES)  # test_jobs.py, test_data.py, test_devices.py have these.

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import as_trained, initial_variables
+from conftest import as_trained, assert_accessible, initial_variables
 from PIL import Image, ImageDraw
 
 from mnist_jax import ARCHS, load_pretrained, make_model, models, predict
@@ -120,6 +120,7 @@ def page(networks, mnist):
 
 
 def test_the_page_is_small_and_whole_in_itself(shipped, page, mnist):
+    assert_accessible(page)
     largest = export.to_page([shipped] * 3, mnist.test.images[0], [load_doubts()["bn_dropout"]] * 3)
     assert len(largest.encode()) < 150_000
     assert not re.search(r"https?:|@import|url\(|src=|href=", page)
@@ -218,8 +219,12 @@ HANDS = """
   point("move", 1, 200, 150); point("up", 1, 200, 150); point("up", 2, 160, 250);
   found.spoken = spoken.takeRecords().filter(record => record.addedNodes.length).length;
   found.fingers = [...tell(), alpha(125, 80), alpha(165, 200)];
+  const lit = () => Array.from(document.querySelectorAll("details[open] .maps canvas"), map =>
+    map.getContext("2d").getImageData(0, 0, map.width, map.height).data.some((v, i) => v > 0 && i % 4 < 3));
+  found.lit = lit().some(any => any);
   pad.focus();
   pad.dispatchEvent(new KeyboardEvent("keydown", { key: "Delete" }));
+  found.unlit = lit().some(any => any);
   found.key = [...tell(), document.activeElement.id, alpha(165, 200)];
   point("down", 3, 140, 100); point("up", 3, 140, 100);
   found.tap = alpha(140, 100);
@@ -263,6 +268,7 @@ def test_the_page_is_drawn_on_and_given_pictures(page, mnist, tmp_path):
     assert found["spoken"] == 1
     assert found["fingers"] == ["4", "bn_dropout: 4, 100.0%", 0, 255]  # And nothing is drawn between the fingers.
     assert found["key"] == ["", "The pad is empty.", "pad", 0]
+    assert (found["lit"], found["unlit"]) == (True, False)
     assert found["tap"] == 255
     assert found["one"][0] == second
     head, *rows = found["list"]

@@ -52,6 +52,7 @@ def test_sizes_and_shapes_layer_by_layer_none_of_them_fully_connected(arch):
     work = sum(layer.multiply_adds for layer in layers.values()) / 1e6
     assert (count_params(params), work) == pytest.approx(SIZES[arch], abs=0.005)
     assert count_dense(params) == 0
+    assert sum(layer.given for layer in layers.values()) == (160 if arch == "swift" else 0)
     chex.assert_rank([layer["kernel"] for layer in params.values() if "kernel" in layer], 4)
     for i, row in enumerate(LAYERS[arch].split(", "), 1):
         size, channels, params = map(int, row.split())
@@ -61,8 +62,8 @@ def test_sizes_and_shapes_layer_by_layer_none_of_them_fully_connected(arch):
     norms = {name: layer for name, layer in layers.items() if name.startswith("bn")}
     assert list(norms) == [f"bn{i}" for i in NORMS[arch]]
     for name, norm in norms.items():
-        size, *_, channels = layers[f"conv{name[2:]}"].shape
-        assert norm.shape in ((size, size, channels), (size // 2, size // 2, channels))  # The pool is in it.
+        channels = layers[f"conv{name[2:]}"].shape[-1]
+        assert norm.shape == layers[f"conv{name[2:]}"].shape
         assert norm.params == channels * (2 if arch == "bn_dropout" else 1)
     assert sum(layer.kind == "Dropout" for layer in layers.values()) == (6 if arch == "bn_dropout" else 0)
 
@@ -113,13 +114,82 @@ def test_a_layout_names_the_layers_in_order():
     again = Block(16, 5, padded=True, separable=True, again=2)
     assert parse_layout(layout) == (Block(16), again._replace(pool=True, again=0), again, Block(8, pool=True))
     layers = layers_of(make_model(layout))
-    names = "conv1 bn1 depthwise2 conv2 bn2 depthwise2 conv2 bn3 conv4 bn4 conv5"
-    assert " ".join(layer.name for layer in layers) == names
-    shapes = [(26, 16), (26, 16), (26, 16), (26, 16), (13, 16), (13, 16), (13, 16), (13, 16), (11, 8), (5, 8), (1, 10)]
-    assert [layer.shape for layer in layers] == [(size, size, channels) for size, channels in shapes]
-    assert [layer.params for layer in layers] == [144, 16, 400, 256, 16, 0, 0, 16, 1152, 8, 80]  # Used again: once.
-    assert layers[5].multiply_adds == 400 * 13 * 13
+    names = (
+        "conv1 bn1 relu depthwise2 conv2 bn2 max_pool relu depthwise2 conv2 bn3 relu conv4 bn4 max_pool relu "
+        "global_pool conv5"
+    )
+    assert " ".join(layer.name or layer.kind for layer in layers) == names
+    sizes = [26] * 6 + [13] * 6 + [11, 11, 5, 5]
+    assert [layer.shape for layer in layers[:16]] == [(size, size, 16 if size > 11 else 8) for size in sizes]
+    named = [layer for layer in layers if layer.name]
+    assert [layer.params for layer in named] == [144, 16, 400, 256, 16, 0, 0, 16, 1152, 8, 80]  # Used again: once.
+    assert named[5].multiply_adds == 400 * 13 * 13
     assert sum(layer.params for layer in layers) == count_params(abstract_variables(make_model(layout))["params"])
+
+
+@pytest.mark.parametrize(
+    ("arch", "fields"),
+    [("basic", "3 5 7 8 12 16 16 28"), ("bn_dropout", "3 5 5 10 14 18 22 28"), ("swift", "3 8 12 16 26 26")],
+)
+def test_receptive_fields(arch, fields):
+    """Of `swift` the last sees all but the rim that is cropped."""
+    convolutions = [layer for layer in layers_of(make_model(arch)) if layer.kind == "Conv"]
+    assert [layer.receptive_field for layer in convolutions] == [(int(size),) * 2 for size in fields.split()]
+
+
+def test_the_receptive_field_is_what_a_gradient_reaches():
+    """That of the value in the middle of each average pool, of kernels that cancel nothing."""
+
+    class Pools(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train):
+            x = nn.Conv(1, (3, 5), strides=(2, 1), padding="VALID", kernel_init=nn.initializers.ones)(x[:, 1:-1])
+            first = nn.avg_pool(x, (2, 2), (2, 2))
+            x = nn.Conv(1, (3, 3), kernel_dilation=2, padding="VALID", kernel_init=nn.initializers.ones)(first)
+            return jnp.stack([first[0, 3, 6, 0], nn.avg_pool(x, (2, 2))[0, 0, 4, 0], x.mean()])
+
+    def run(images):
+        return Pools().init_with_output(jax.random.key(0), images, train=False)[0]
+
+    reached = np.array(jax.jit(jax.jacobian(run))(jnp.ones((1, 40, 36, 1))))[:, 0, ..., 0] > 0
+    spans = [tuple(int(np.ptp(np.flatnonzero(each.any(axis)))) + 1 for axis in (1, 0)) for each in reached]
+    kinds = ("avg_pool", "global_pool")
+    found = [layer.receptive_field for layer in layers_of(Pools(), (40, 36, 1)) if layer.kind in kinds]
+    assert spans == found
+
+
+class Inner(nn.Module):
+    """A module that has parameters of its own, and modules inside."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        y = nn.Dropout(0.5, deterministic=not train)(nn.Conv(4, (3, 3))(x))
+        return x + self.param("share", nn.initializers.ones, ()) * nn.silu(y)
+
+
+class Own(nn.Module):
+    """Strides, a kernel that is given, and an operation that moves pixels."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = jax.lax.stop_gradient(nn.Conv(4, (3, 5), strides=2)(x))
+        x = nn.avg_pool(Inner()(x, train), (2, 2), (2, 2))
+        x = nn.Conv(4, (1, 1), name="mixed")(jnp.flip(x, 1))
+        return nn.Dense(5)(x.reshape(len(x), -1))
+
+
+def test_the_layers_of_an_own_module():
+    """Of nested modules by their path; what is not known is left out, and no parameter is."""
+    assert [tuple(layer) for layer in layers_of(Own(), (20, 24, 3))] == [
+        ("Conv_0", "Conv", (10, 12, 4), 184, 21600, 184, (3, 5)),
+        ("Inner_0/Conv_0", "Conv", (10, 12, 4), 148, 17280, 0, (7, 9)),
+        ("Inner_0/Dropout_0", "Dropout", (10, 12, 4), 0, 0, 0, (7, 9)),
+        ("", "silu", (10, 12, 4), 0, 0, 0, (7, 9)),
+        ("", "avg_pool", (5, 6, 4), 0, 0, 0, (9, 11)),
+        ("mixed", "Conv", (5, 6, 4), 20, 480, 0, None),
+        ("Dense_0", "Dense", (5,), 605, 600, 0, None),
+        ("Inner_0", "parameters", (), 1, 0, 0, None),
+    ]
 
 
 def test_a_layout_is_the_network_by_hand(batch):

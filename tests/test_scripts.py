@@ -19,6 +19,7 @@ from conftest import PREPARED, ROOT, assert_refused, pictures, run_command, run_
 from PIL import Image
 
 from mnist_jax import ARCHS, Config, __version__, cli, make_config
+from mnist_jax.cli import time_to_target
 from mnist_jax.cli.program import called
 from mnist_jax.lab import baselines, benchmark, trials
 
@@ -46,7 +47,9 @@ def test_train_and_evaluate(script, trained):
     assert [line["epoch"] for line in lines] == [1, 2]
     for line in lines:
         assert 0 <= line["test_accuracy"] <= 1
-        assert re.search(rf"epoch {line['epoch']:2d}/2 .* accuracy {line['test_accuracy']:.2%} ", out)
+        assert re.search(rf"epoch {line['epoch']}/2 .*  test {line['test_accuracy']:.2%} ", out)
+    assert max(map(len, out.splitlines()[:-1])) <= 80
+    assert out.splitlines()[-1] == str(run_dir / "report.html")
     summary = json.loads((run_dir / "summary.json").read_text())
     assert (summary["test_accuracy"], summary["objective_met"]) == (lines[-1]["test_accuracy"], False)
     assert [condition["met"] for condition in summary["objective"]] == [False, True, True, True]
@@ -76,7 +79,7 @@ def test_held_out_scores_the_objective_and_the_default_run_directory(script, tmp
     (run_dir,) = (tmp_path / "runs").iterdir()
     assert run_dir.name.endswith("-gap-default")
     assert f"runs/{run_dir.name}" in out
-    assert re.search(r"  held-out loss \S+ accuracy ", out)
+    assert re.search(r"1 epoch of .*  held-out \S+% \(loss ", out, re.DOTALL)
     assert (status, "test" in out) == (1, False)
     assert json.loads((run_dir / "summary.json").read_text())["scored_on"] == "held-out"
 
@@ -103,7 +106,7 @@ def test_tensorboard_reads_the_events(script, trained, monkeypatch):
 def test_reproduce_appends_each_seed_and_continues(script, tmp_path):
     out = tmp_path / "seeds.jsonl"
     flags = [*SMALL_DATA, "--arch", "gap", "--epochs", "1", "--batch-size", "50", "--out", out]
-    assert "1 seeds" in script("reproduce.py", *flags, "--seeds", "1")[1]
+    assert "1 seed: " in script("reproduce.py", *flags, "--seeds", "1")[1]
     (first,) = out.read_text().splitlines()
     printed = script("reproduce.py", *flags, "--seeds", "2")[1]
     lines = out.read_text().splitlines()
@@ -145,7 +148,12 @@ train.py --recipe                           | --recipe
 train.py --epochs                           | --epochs
 train.py --held-out 60000                   | 60000 | choose
 train.py --run-dir /proc/run                | '/proc/run' | name another
-train.py --colour red                       | --colour
+train.py --colour red                       | unknown flag --colour; see --help
+train.py --lr 0.1                           | unknown flag --lr; did you mean --learning-rate? See --help
+train.py --wd=0.1                           | did you mean --weight-decay?
+train.py --batch 8                          | did you mean --batch-size?
+train.py --learningrate 0.1                 | did you mean --learning-rate?
+train.py --no-nestrov                       | did you mean --no-nesterov?
 train.py --keep 0                           | keep 0 | choose
 train.py --checkpoint-every -1              | checkpoint every -1 | choose
 train.py --resume absent                    | 'absent' | holds no run
@@ -199,6 +207,19 @@ def test_what_cannot_be_written_is_refused_before_the_work(script, monkeypatch, 
     assert_refused(script(*command.split()), place, "cannot be written", "name another")
 
 
+def test_time_to_target_says_what_it_does_and_refuses_without_pytorch(script, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(time_to_target, "ours", lambda *args: 17.0)
+    seconds = {"train_seconds": 9.0, "test_seconds": 1.0}
+    monkeypatch.setattr(baselines, "epoch_seconds", lambda *args: seconds)
+    status, out, err = script("time_to_target.py", "--arch", "swift", "--rounds", "1")
+    assert (status, "150 (150 to 150)" in out) == (0, True)
+    rounds = ("ours, cache cold", "ours, cache warm", "the notebook in PyTorch")
+    assert err.splitlines() == [f"round 1 of 1: {what}" for what in rounds]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert_refused(script("time_to_target.py"), "PyTorch is not installed", "pip install torch")
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [
@@ -215,17 +236,35 @@ def test_what_could_not_be_written_is_said_with_its_own_status(script, command, 
     assert (status, err.count("\n"), f"error: {said}" in err) == (4, 1, True)
 
 
+@pytest.mark.parametrize("columns", [80, 120])
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "scripts").glob("*.py")))
-def test_help_is_complete_and_fits(monkeypatch, name):
-    monkeypatch.setenv("COLUMNS", "100")
+def test_help_is_complete_and_fits(monkeypatch, name, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.chdir(ROOT)
     helps, command = {f"python scripts/{name}": run_script(name, "--help")}, name[:-3].replace("_", "-")
     if command in cli.COMMANDS:
         helps[f"mnist-jax {command}"] = run_command(command, "--help")
     for call, (status, out, _) in helps.items():
         assert (status, out.split(" [", 1)[0]) == (0, f"usage: {call.removeprefix('python scripts/')}")
-        assert max(map(len, out.splitlines())) <= 100
+        assert max(map(len, out.splitlines())) <= columns
         assert f"Example: {call} " in out
+        assert not re.search(r"None|default: (True|False)", out)
+
+
+def test_a_flag_says_what_it_does_and_is_listed_where_it_does_something(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    listed = {}
+    for command in ("train", "search", "reproduce", "estimate-tpu"):
+        lines = run_command(command, "--help")[1].splitlines()
+        listed[command] = dict(re.findall(r"^│ (--[a-z-]+)(?: [A-Z]+)? +(.*?) *│$", "\n".join(lines), re.MULTILINE))
+    train = listed.pop("train")
+    assert train["--no-report"] == "Do not write report.html."
+    assert train["--no-nesterov"] == "Do not use Nesterov's form of momentum."
+    assert train["--no-compilation-cache"].startswith("Do not keep compiled programs ")
+    assert {"--run-dir", "--seed"} <= set(train)
+    assert not [command for command, flags in listed.items() if "--run-dir" in flags]
+    assert [command for command, flags in listed.items() if "--seed" in flags] == ["reproduce"]
+    assert_refused(run_command("search", "--run-dir", "x"), "unknown flag --run-dir")
 
 
 def test_the_command_lists_its_commands_and_refuses_others():

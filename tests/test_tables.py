@@ -20,7 +20,7 @@ def test_the_tables_are_made_from_the_results():
         assert tables.insert_tables(text, ROOT / "results") == text, page
 
 
-FIGURES = ["ladder-light", "ladder-dark", "frontier-light", "frontier-dark", "errors-light"]
+FIGURES = ["ladder-light", "ladder-dark", "frontier-light", "frontier-dark", "errors-light", "errors-dark"]
 
 
 def test_the_figures_are_drawn_from_the_results():
@@ -41,10 +41,8 @@ def test_figures_are_written_beside_their_sources(tmp_path, monkeypatch):
             assert image.text["Source"] == before
     write(tmp_path / "reference-gap.jsonl", line(1, 0.99))
     hashes = {before, figures.sources_hash(tmp_path)}
-    for name, quoted in (("PUBLIC", tables.PUBLIC[1:]), ("NOTEBOOKS", {})):
-        monkeypatch.setattr(figures, name, quoted)
-        hashes.add(figures.sources_hash(tmp_path))
-    assert len(hashes) == 4
+    monkeypatch.setattr(figures, "PUBLIC", tables.PUBLIC[1:])
+    assert len({*hashes, figures.sources_hash(tmp_path)}) == 3
 
 
 def test_the_frontier_has_ours_and_the_public_runs_by_size(tmp_path):
@@ -66,8 +64,8 @@ def test_a_run_is_quoted_as_it_was_printed(tmp_path):
     write(tmp_path / "default-swift.jsonl", line(2, 0.97), line(1, 0.99, 0.9812))
     assert list(tables.run_text(tmp_path)) == [
         "```",
-        "epoch  1/2  train loss 0.1000 accuracy 98.00%  test loss 0.1000 accuracy 99.00%  1.0 s",
-        "epoch  2/2  train loss 0.1000 accuracy 98.00%  test loss 0.1000 accuracy 98.12%  1.0 s",
+        "epoch 1/2  train 98.00% (loss 0.1000)  test 99.00% (loss 0.1000)  1.0 s",
+        "epoch 2/2  train 98.00% (loss 0.1000)  test 98.12% (loss 0.1000)  1.0 s",
         "```",
     ]
 

@@ -4,9 +4,7 @@ import dataclasses
 import importlib.util
 from pathlib import Path
 
-from rich.console import Console
-
-from mnist_jax.cli.program import report, require_at_least, require_folder
+from mnist_jax.cli.program import report, require_at_least, require_folder, telling
 from mnist_jax.errors import InputError
 from mnist_jax.lab import benchmark, tables
 from mnist_jax.recipes.config import make_config
@@ -30,15 +28,15 @@ class Options:
     batch_size: int = 128
     """Images per training step."""
     contenders: tuple[str, ...] = ()
-    """Which to compare: ours, "ours augmented", flax, torch, "torch channels-last"; if none, all that can run."""
+    """Any of ours, "ours augmented", flax, torch, "torch channels-last". If not given: all that can run here."""
     rounds: int = 15
-    """How often each contender has its turn."""
+    """Number of turns of each contender."""
     steps: int = 20
     """Training steps in a turn."""
     threads: int = len(cores())
     """Cores each contender may use."""
     json: Path | None = None
-    """File to write every measurement to."""
+    """File for all measurements."""
 
 
 def main(options: Options) -> None:
@@ -53,13 +51,6 @@ def main(options: Options) -> None:
             raise InputError(f"contender {name!r} cannot run here; choose from {', '.join(possible)}")
     names = [name for name in possible if not options.contenders or name in options.contenders or name == "ours"]
 
-    with Console().status("starting") as status:
-        result = benchmark.run(
-            config,
-            names,
-            options.rounds,
-            options.steps,
-            options.threads,
-            on_round=lambda i: status.update(f"round {i} of {options.rounds}"),
-        )
+    with telling() as tell:
+        result = benchmark.run(config, names, options.rounds, options.steps, options.threads, tell)
     report(tables.speed_table([result]), result, options.json)

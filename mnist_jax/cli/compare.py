@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tyro
 
-from mnist_jax.cli.program import writing
+from mnist_jax.cli.program import counted, writing
 from mnist_jax.errors import InputError
 from mnist_jax.recipes.values import part_of
 from mnist_jax.reports import comparison
@@ -32,9 +32,9 @@ class Options:
     dataset: str | None = None
     """Other data than the first run's: mnist, another name of TensorFlow Datasets, or a path."""
     data_source: str | None = None
-    """Where mnist comes from: bundled (in the package), or tfds (TensorFlow Datasets); if not given, as the run."""
+    """Where mnist comes from: bundled (in the package), or tfds (TensorFlow Datasets). If not given: as the run."""
     data_dir: Path | None = None
-    """Data directory of TensorFlow Datasets; if not given, as the run."""
+    """Data directory of TensorFlow Datasets. If not given: as the run."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache directory for the next start."""
 
@@ -53,4 +53,4 @@ def main(options: Options) -> None:
         print(f"note: {remark}", file=sys.stderr)
     with writing(options.out, "--out"):
         comparison.write_comparison(options.run_dirs, part_of(directory.load_config(first), data), options.out)
-    print(f"{options.out}: {len(options.run_dirs)} runs; the figure is in {options.out.with_suffix('.png')}")
+    print(f"{options.out}: {counted(len(options.run_dirs), 'run')}; the figure is in {options.out.with_suffix('.png')}")

@@ -2,11 +2,11 @@
 
 import dataclasses
 from pathlib import Path
+from typing import ClassVar
 
 import tyro
-from rich.console import Console
 
-from mnist_jax.cli.program import report, require_at_least, require_folder
+from mnist_jax.cli.program import report, require_at_least, require_folder, telling
 from mnist_jax.lab import tables, tpu
 from mnist_jax.lab.records import TpuEstimates
 from mnist_jax.recipes.config import Config
@@ -25,13 +25,18 @@ class Options:
     Example: mnist-jax estimate-tpu --arch gap --topology v5e:1x1
     """
 
+    UNUSED: ClassVar = (
+        *("dataset", "data_source", "data_dir", "held_out", "run_dir"),
+        *("epochs", "plain_epochs", "kernel_init", "seed"),
+    )
+
     config: tyro.conf.OmitArgPrefixes[Config]
     topology: str = "v5e:1x1"
-    """What to compile for: v5e:1x1 as on Colab, v5e:2x2, or others by their name."""
+    """TPU to compile for: v5e:1x1 as on Colab, v5e:2x2, or the name of another topology."""
     seeds: int = 8
-    """How many seeds to train in one program."""
+    """Number of seeds that one program trains."""
     json: Path | None = None
-    """File to write every estimate to."""
+    """File for all estimates."""
 
 
 def main(options: Options) -> None:
@@ -41,11 +46,12 @@ def main(options: Options) -> None:
     mesh, config = tpu.make_mesh(options.topology), options.config
     programs = {"epoch": 0, f"epoch of {options.seeds} seeds": options.seeds, "scoring": 0}
     found = {}
-    with Console().status("compiling") as status:
+    with telling() as tell:
         for name, seeds in programs.items():
-            status.update(f"compiling {name}")
-            program = name.split()[0]
-            found[name] = {key: tpu.estimate(program, config, mesh, seeds, tpu.LAYERS[key]) for key in tpu.LAYERS}
+            found[name] = {}
+            for key, layers in tpu.LAYERS.items():
+                tell(f"compiling {name}, {key}")
+                found[name][key] = tpu.estimate(name.split()[0], config, mesh, seeds, layers)
     settings = dataclasses.asdict(config)
     result = TpuEstimates(settings, options.topology, options.seeds, found, environment(("libtpu",)))
     report(tables.tpu_table([result]), result, options.json)

@@ -22,10 +22,10 @@ from mnist_jax.steps import Trained
 class Options:
     """Scores the trained weights of a run, or those shipped in the package, on all test images.
 
-    A run is scored on its own data, unless other data of the same classes is named.
+    A run is scored on its own data, unless --dataset names other data with the same classes.
 
-    With --pictures it scores pictures of single digits, PERSON/LABEL_*.png, as a class may have drawn them: by person
-    and in all, with a 95% interval over people, what was taken for what, and how often it was sure and wrong.
+    With --pictures, scores pictures of single digits, PERSON/LABEL_*.png, for each person and in all:
+    accuracy with a 95% interval over people, the confusions, and how often the network was sure and wrong.
 
     Exit status: 0 done, 2 bad input, 4 cannot write.
 
@@ -35,19 +35,19 @@ class Options:
     run_dir: tyro.conf.Positional[Path | None] = None
     """Directory of a finished run."""
     arch: str | None = None
-    """In place of a run: the network whose shipped weights to score; with --pictures accurate-held-out if not given."""
+    """In place of a run: a network whose shipped weights to score. With --pictures, if not given: accurate-held-out."""
     pictures: Path | None = None
-    """Score the pictures of this folder in place of test images."""
+    """Score the pictures in this folder instead of test images."""
     page: Path | None = None
     """With --pictures: write a page of the errors, beside what the network saw."""
     batch_size: int = 250
-    """Images per step; it changes speed and memory, not the result."""
+    """Images per step; changes speed and memory, not the result."""
     dataset: str | None = None
     """Other data than the run's: mnist, another name of TensorFlow Datasets, or a path to a folder or an .npz file."""
     data_source: str | None = None
-    """Where mnist comes from: bundled (in the package), or tfds (TensorFlow Datasets); if not given, as the run."""
+    """Where mnist comes from: bundled (in the package), or tfds (TensorFlow Datasets). If not given: as the run."""
     data_dir: Path | None = None
-    """Data directory of TensorFlow Datasets; if not given, as the run."""
+    """Data directory of TensorFlow Datasets. If not given: as the run."""
     json: bool = False
     """Print one JSON object instead of a sentence."""
     compilation_cache: bool = True

@@ -20,10 +20,10 @@ FORMATS: dict[str, str | None] = {"web": None, "stablehlo": "export", "onnx": "o
 class Options:
     """Writes a trained network in a form that others load.
 
-    web: one HTML file to draw a digit on, weights inside, that needs no network and no server; several networks answer
-    side by side. stablehlo: a program for CPU, CUDA and TPU from images uint8 [batch, height, width, channels] to
-    logits, for jax.export.deserialize; it needs the extra export. onnx: the same for ONNX Runtime and whatever else
-    reads ONNX; it needs the extra onnx.
+    web: one HTML file to draw a digit on, with the weights inside, which needs neither the internet nor a server;
+    several networks answer side by side. stablehlo: a program for CPU, CUDA and TPU from images uint8 [batch, height,
+    width, channels] to logits, for jax.export.deserialize; needs the extra export. onnx: the same for ONNX Runtime and
+    other readers of ONNX; needs the extra onnx.
 
     Exit status: 0 done, 2 bad input, 4 cannot write.
 
@@ -35,7 +35,7 @@ class Options:
     run_dir: tyro.conf.Positional[Path | None] = None
     """Directory of a finished run."""
     arch: tuple[str, ...] = ()
-    """In place of a run: the shipped weights to export, accurate-held-out if not given; for web, one or several."""
+    """In place of a run: shipped weights to export; for web, one or several. If not given: accurate-held-out."""
     format: str = "web"
     """What to write: web, stablehlo or onnx."""
 

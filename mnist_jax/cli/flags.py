@@ -3,12 +3,15 @@
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import inspect
 import io
+import shutil
 import textwrap
-from collections.abc import Sequence
+import typing
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -24,7 +27,8 @@ def parse(options: type[T], args: Sequence[str], command: str) -> T:
     """Builds a dataclass, whose docstring is the help text, from the flags of a command.
 
     A field `config: Config` takes its defaults from the run that `--resume` names, else from the recipe that `--recipe`
-    names, for the network of `--arch`. In the help text `mnist-jax COMMAND` is written as it was called.
+    names, for the network of `--arch`. It has no flags for the settings in `options.UNUSED`. In the help text
+    `mnist-jax COMMAND` is written as it was called.
 
     Raises InputError for a flag that is unknown or has no usable value, SystemExit after `--help`.
     """
@@ -39,10 +43,11 @@ def parse(options: type[T], args: Sequence[str], command: str) -> T:
     call = called(command)
     text = inspect.cleandoc(options.__doc__ or "").replace(f"mnist-jax {command}", call)
     # tyro joins lines that begin with a letter into one, however long; hence the indent.
-    filled = [textwrap.fill(paragraph, 98, subsequent_indent="  ") for paragraph in text.split("\n\n")]
-    said = io.StringIO()
+    width = min(shutil.get_terminal_size().columns, 100) - 2
+    filled = [textwrap.fill(paragraph, width, subsequent_indent="  ") for paragraph in text.split("\n\n")]
+    said, flags = io.StringIO(), {}
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), _wording(getattr(options, "UNUSED", ()), flags):
             return tyro.cli(
                 options,
                 prog=call if call.startswith("mnist-jax ") else script_name(command),
@@ -52,9 +57,63 @@ def parse(options: type[T], args: Sequence[str], command: str) -> T:
                 **default,
             )
     except SystemExit as stop:
-        if stop.code:
+        if not stop.code:
+            raise
+        names = [arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")]
+        unknown = [name for name in names if name not in (*flags, "--help")]
+        if not unknown:
             raise InputError(_first_message(said.getvalue()) + "; see --help") from None
-        raise
+        meant = " or ".join(similar(unknown[0], flags))
+        raise InputError(
+            f"unknown flag {unknown[0]}; {f'did you mean {meant}? See' if meant else 'see'} --help"
+        ) from None
+
+
+def similar(unknown: str, flags: Iterable[str]) -> list[str]:
+    """The flags that a short or misspelled one may stand for: by its initials or beginning, else by its letters."""
+    initials = {flag: "--" + "".join(word[0] for word in flag[2:].split("-")) for flag in flags}
+    short = [flag for flag in flags if flag.startswith(unknown) or initials[flag] == unknown]
+    return short or difflib.get_close_matches(unknown, list(flags), n=2, cutoff=0.7)
+
+
+def _wording(unused: Collection[str], flags: dict[str, str]) -> tyro.constructors.ConstructorRegistry:
+    """How the fields of dataclasses become flags, which `flags` is filled with, and their help texts.
+
+    A flag that turns something off says so. None is no value to type; what stands for it is in the help text.
+    """
+    registry, within = tyro.constructors.ConstructorRegistry(), []
+
+    def word(field: Any) -> Any:
+        if dataclasses.is_dataclass(field.type) or dataclasses.is_dataclass(field.default):
+            return dataclasses.replace(field, helptext="")
+        text = field.helptext() if callable(field.helptext) else field.helptext
+        text, options = " ".join(str(text or "").split()), {}
+        if field.default is True:
+            text = f"Do not {text[:1].lower()}{text[1:]}"
+        positional = typing.get_origin(field.type) is Annotated
+        kinds = typing.get_args(typing.get_args(field.type)[0] if positional else field.type)
+        if kinds and kinds[1:] in ((type(None),), (...,)):
+            name = kinds[0].__name__.upper() + (" ..." if kinds[1] is ... else "")
+            options["metavar"] = f"[{name}]" if positional and field.default is None else name
+        if "metavar" in options or isinstance(field.default, bool):
+            options["help_behavior_hint"] = ""
+        kind = Annotated[field.type, tyro.conf.arg(help=text, **options)]
+        if field.name in unused:
+            return dataclasses.replace(field, type=tyro.conf.Suppress[kind])
+        flags[f"--{'no-' if field.default is True else ''}{field.name.replace('_', '-')}"] = text
+        return dataclasses.replace(field, type=kind)
+
+    @registry.struct_rule
+    def rule(info: tyro.constructors.StructTypeInfo) -> Any:
+        if within or not dataclasses.is_dataclass(info.type):
+            return None
+        within.append(info)  # Below, tyro's own rule is asked for.
+        spec: Any = registry.get_struct_spec(info)
+        within.clear()
+        names = {field.name for field in dataclasses.fields(info.type)}  # Older versions of tyro count UNUSED too.
+        return dataclasses.replace(spec, fields=tuple(word(field) for field in spec.fields if field.name in names))
+
+    return registry
 
 
 def _values(args: Sequence[str], *flags: str) -> dict[str, Any]:

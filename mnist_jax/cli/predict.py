@@ -30,9 +30,9 @@ class Options:
     paths: tyro.conf.Positional[tuple[Path, ...]]
     """Files and folders."""
     arch: str = READER
-    """The shipped weights to use: a network's, or accurate-held-out, whose doubt is calibrated on held-out images."""
+    """Shipped weights to use: a network, or accurate-held-out, whose doubt is calibrated on held-out images."""
     run_dir: Path | None = None
-    """In their place, the weights of a run; it has no remark "no digit?"."""
+    """Use the weights of this run instead; it never remarks "no digit?"."""
     show: bool = False
     """Print the 28x28 pixels that the network sees."""
     json: bool = False

@@ -5,7 +5,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +30,12 @@ def called(command: str, *args: str | Path) -> str:
     return shlex.join(map(str, [*words, *args]))
 
 
+def typed(command: str) -> str:
+    """The whole of the command that this process was called by."""
+    words = sys.argv[1:]
+    return called(command, *words[words[:1] == [command] :])
+
+
 def script_name(command: str) -> str:
     """The file in `scripts/` that runs a command."""
     return command.replace("-", "_") + ".py"
@@ -49,6 +55,11 @@ def load_trained(run_dir: Path | None, arch: str | None) -> Trained:
     if (run_dir is None) == (arch is None):
         raise InputError("name either a run dir or --arch, one of the two")
     return load_run(run_dir) if run_dir else load_pretrained(str(arch))
+
+
+def counted(count: int, noun: str) -> str:
+    """A number and its noun, as `1 epoch` and `2 epochs`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def require_at_least(least: int, options: Any, *names: str) -> None:
@@ -73,6 +84,19 @@ def writing(path: Path, flag: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(f"cannot write {str(path)!r} ({error.strerror}); name another with {flag}") from error
+
+
+@contextlib.contextmanager
+def telling() -> Iterator[Callable[[str], Any]]:
+    """Gives a function that says on standard error what a long command is doing, in a terminal on one line."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        yield console.print
+        return
+    with console.status("starting") as status:
+        yield status.update
 
 
 def report(table: Iterable[str], record: Any, path: Path | None) -> None:

@@ -2,11 +2,12 @@
 
 import dataclasses
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import tyro
 
-from mnist_jax.cli.program import require_at_least, writing
+from mnist_jax.cli.program import counted, require_at_least, writing
 from mnist_jax.cli.series import Workers, run_trials
 from mnist_jax.errors import DivergedError, InputError
 from mnist_jax.lab import figures, jobs, records, tables
@@ -21,8 +22,8 @@ from mnist_jax.statistics import mean_text, seed_statistics
 class Options:
     """Trains a recipe over many seeds, keeps every seed's history, and summarizes them.
 
-    Each finished seed is appended to the results file at once; seeds that are there already are not trained again,
-    so that an interrupted series continues where it stopped, on as many cores or machines as it is given then.
+    Each finished seed is appended to the results file at once, and seeds in the file are not trained again: the same
+    command continues an interrupted series, also on other cores or machines.
 
     Exit status: 0 done, 2 bad input, 3 training diverged, 4 cannot write, 5 a worker or the scheduler lost, 130
     interrupted, 143 terminated.
@@ -30,16 +31,18 @@ class Options:
     Example: mnist-jax reproduce --recipe reference --arch gap --seeds 5
     """
 
+    UNUSED: ClassVar = ("run_dir",)
+
     config: tyro.conf.OmitArgPrefixes[Config]
     workers: tyro.conf.OmitArgPrefixes[Workers] = dataclasses.field(default_factory=Workers)
     seeds: int = 5
-    """How many seeds, from --seed on."""
+    """Number of seeds, from --seed on."""
     out: Path | None = None
-    """File to append to; results/RECIPE-ARCH.jsonl if not given."""
+    """File to append to. If not given: results/RECIPE-ARCH.jsonl."""
     together: int | None = None
-    """How many seeds a training has, in one program; if not given, one on CPU and all on GPU or TPU."""
+    """Number of seeds that one program trains. If not given: one on a CPU, all on a GPU or TPU."""
     weights_dir: Path | None = None
-    """Directory to save each seed's final weights in, as RECIPE-ARCH-SEED.safetensors."""
+    """Directory for each seed's final weights, RECIPE-ARCH-SEED.safetensors."""
     table: bool = False
     """Train nothing; write the tables of README.md and docs/, and the figures in results/, of the current directory."""
     compilation_cache: bool = True
@@ -97,7 +100,7 @@ def main(options: Options) -> None:
     result = seed_statistics(tables.last_epoch(chosen))
     spread = "" if result.std is None else f" +- {result.std:.2%} (standard error {result.stderr:.3%})"
     print(
-        f"{config.arch}, {config.recipe}, last of {config.epochs} epochs, {result.n} seeds: "
+        f"{config.arch}, {config.recipe}, last of {config.epochs} epochs, {counted(result.n, 'seed')}: "
         f"mean {result.mean:.3%}{spread}, min {result.min:.2%}, max {result.max:.2%}, "
         f"{result.share:.0%} at or above {TARGET_ACCURACY:.2%}; "
         f"best epoch, for comparison: mean {seed_statistics(tables.best_epoch(chosen)).mean:.3%}"

@@ -5,7 +5,7 @@ import itertools
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tyro
 from rich import box
@@ -23,10 +23,10 @@ from mnist_jax.statistics import mean_text
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Tries settings, and networks, on held-out training images: every combination of the values, some seeds each.
+    """Tries every combination of settings, or of networks, on held-out training images.
 
     Trains on the first 50,000 training images and scores the last 10,000; the test images are never looked at. Each
-    finished trial is appended to the log at once, and one that is there already is not run again. Prints the settings,
+    finished trial is appended to the log at once; trials in the log are not run again. Prints the combinations, the
     best first.
 
     Exit status: 0 done, 2 bad input, 4 cannot write, 5 a worker or the scheduler lost, 130 interrupted, 143 terminated.
@@ -36,14 +36,16 @@ class Options:
     Example: mnist-jax search --arch gap --vary learning_rate=0.01,0.02 weight_decay=0,0.01 --seeds 2
     """
 
+    UNUSED: ClassVar = ("run_dir", "seed")
+
     config: tyro.conf.OmitArgPrefixes[Config]
     workers: tyro.conf.OmitArgPrefixes[Workers] = dataclasses.field(default_factory=Workers)
     vary: tuple[str, ...] = ()
-    """Settings and the values to try, as in learning_rate=0.01,0.02; every combination is tried."""
+    """Settings with the values to try, as learning_rate=0.01,0.02. Every combination is tried."""
     seeds: int = 1
-    """How many seeds of each, from 1001 on: none of them is a seed of the final runs."""
+    """Number of seeds per combination, from 1001 on; the final runs use other seeds."""
     log: Path | None = None
-    """File to append to; results/search-ARCH.jsonl if not given, or search-layouts.jsonl for networks by layout."""
+    """File to append to. If not given: results/search-ARCH.jsonl, or search-layouts.jsonl for layouts."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache directory for the next start."""
 

@@ -22,10 +22,10 @@ class Workers:
     """Who trains: flags of the commands that train many times."""
 
     jobs: int | None = None
-    """How many trainings at once, each with its share of the cores. Default: on a CPU one per core, as far as memory
-    allows; on a GPU or TPU one."""
+    """Number of trainings at the same time. If not given: one per CPU core, fewer if memory is short; one on a GPU or
+    TPU."""
     scheduler: str | None = None
-    """HOST:PORT of a Dask scheduler whose workers are to train, one training each; needs the extra cluster."""
+    """HOST:PORT of a Dask scheduler; its workers train, one network each. Needs the extra cluster."""
 
 
 def open_pool(

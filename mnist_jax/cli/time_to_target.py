@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from mnist_jax.cli.program import report, require_at_least, require_folder
+from mnist_jax.cli.program import report, require_at_least, require_folder, telling
 from mnist_jax.errors import InputError
 from mnist_jax.lab import baselines, tables
 from mnist_jax.lab.records import TimeToTarget, measured_on
@@ -22,8 +22,8 @@ class Options:
 
     Ours is the whole of `train --recipe fast`, with the compilation cache empty (cold) and filled (warm).
     The notebook's 15 epochs are scaled from one: a training epoch through its data loader and a pass over the test
-    images; the start of its process is not counted. In turns; run it with nothing else running. A network that is none
-    of the notebooks' is timed against the last of theirs, bn_dropout.
+    images; the start of its process is not counted. They take turns; run it with nothing else running. A network that
+    is not in the notebooks is timed against the last of theirs, bn_dropout. Needs PyTorch.
 
     Exit status: 0 done, 2 bad input, 4 cannot write.
 
@@ -33,9 +33,9 @@ class Options:
     arch: str = "bn_dropout"
     """Network, by name or by its layout."""
     rounds: int = 3
-    """How often each has its turn."""
+    """Number of turns of each side."""
     json: Path | None = None
-    """File to write every measurement to."""
+    """File for all measurements."""
 
 
 def main(options: Options) -> None:
@@ -47,11 +47,13 @@ def main(options: Options) -> None:
     if importlib.util.find_spec("torch") is None:
         raise InputError("PyTorch is not installed, and it is what to compare with: pip install torch")
     seconds, torch = {"cold": [], "warm": []}, []
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory, telling() as tell:
         for i in range(options.rounds):
             cache = Path(directory) / f"cache-{i}"
             for name in seconds:
+                tell(f"round {i + 1} of {options.rounds}: ours, cache {name}")
                 seconds[name].append(ours(options.arch, Path(directory) / f"{name}-{i}", cache))
+            tell(f"round {i + 1} of {options.rounds}: the notebook in PyTorch")
             torch.append(baselines.epoch_seconds(reference.arch, reference.batch_size))
     result = TimeToTarget(
         arch=options.arch,

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from mnist_jax import devices
-from mnist_jax.cli.program import called, require_at_least
+from mnist_jax.cli.program import called, counted, require_at_least, typed
 from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.objective import epoch_line
@@ -33,9 +34,10 @@ class Options:
 
     The objective: 99.4% test accuracy, fewer than 10,000 parameters, fewer than 15 epochs, no fully connected
     layer. Writes to a run directory config.json, metrics.jsonl (a line per epoch), checkpoints, summary.json and
-    weights.safetensors, and report.html to look at.
+    weights.safetensors; to look at, report.html, and its pictures as PNG in figures/.
 
-    Ctrl-C, or SIGTERM, finishes the step, saves, and prints the command that goes on; a second one leaves at once.
+    Ctrl-C or SIGTERM ends the training after the current step, saves it, and prints the command that continues it. A
+    second one exits at once.
 
     Exit status: 0 done, 1 objective not met (with --require-objective), 2 bad input, 3 training diverged, 4 cannot
     write, 5 another process lost, 130 interrupted, 143 terminated.
@@ -45,23 +47,23 @@ class Options:
 
     config: tyro.conf.OmitArgPrefixes[Config]
     resume: Path | None = None
-    """Go on with the run in this directory, from its newest intact checkpoint and with its settings."""
+    """Continue the run in this directory, with its settings, from its newest intact checkpoint."""
     checkpoint_every: int = 1
-    """Epochs from one checkpoint to the next."""
+    """Save a checkpoint every this many epochs."""
     keep: int = 3
-    """How many checkpoints to keep."""
+    """Number of checkpoints to keep."""
     devices: str | None = None
-    """How many devices to split every batch over, or all; if not given, all GPUs or TPU cores, and one CPU."""
+    """Number of devices that share each batch, or all. If not given: all GPUs or TPU cores, or one CPU."""
     coordinator: str | None = None
-    """Of several processes: HOST:PORT where process 0 listens; not needed on a TPU pod, under Slurm or MPI."""
+    """To train in several processes: HOST:PORT of process 0. Not needed on a TPU pod, under Slurm or MPI."""
     num_processes: int | None = None
-    """Of several processes: how many there are."""
+    """To train in several processes: how many there are."""
     process_id: int | None = None
-    """Of several processes: which one this is, from 0; process 0 prints and writes."""
+    """To train in several processes: the number of this one, from 0. Process 0 prints and writes."""
     report: bool = True
-    """Write report.html, and the figures it shows."""
+    """Write report.html."""
     tensorboard: bool = False
-    """Write what TensorBoard reads to RUN_DIR/tensorboard too; needs the extra tensorboard."""
+    """Write events for TensorBoard to RUN_DIR/tensorboard; needs the extra tensorboard."""
     require_objective: bool = False
     """Exit with status 1 if the objective is not met."""
     compilation_cache: bool = True
@@ -91,8 +93,8 @@ def main(options: Options) -> int:
         console.print(layer_table(config, run.data))
         count = mesh.size if mesh else 1
         console.print(
-            f"{config.epochs} epochs of {steps} steps of {config.batch_size} on {count} x "
-            f"{jax.devices()[0].device_kind}"
+            f"{counted(config.epochs, 'epoch')} of {counted(steps, 'step')} of {counted(config.batch_size, 'image')}, "
+            f"on {counted(count, 'device')}: {jax.devices()[0].device_kind}"
         )
         # Drawing takes a second to import: do it while the first step is compiled.
         reports = run.background.submit(importlib.import_module, "mnist_jax.reports.report") if options.report else None
@@ -109,28 +111,40 @@ def main(options: Options) -> int:
             console.print(called("train", "--resume", run.run_dir))
             return run.status
 
-        summary, page = run.finish(state, history[-1], reports and reports.result().write_report)
-    met = ("not met", "met")
+        write = partial(reports.result().write_report, command=typed("train")) if reports else None
+        summary, page = run.finish(state, history[-1], write)
+    marks = {False: "[bold red]not met[/]", True: "[bold green]met[/]"}
     columns = ("condition", "value", "asked for", "")
-    table = Table(*columns, title=f"objective {met[summary.objective_met]}", box=box.SIMPLE_HEAD)
+    table = Table(*columns, title=f"objective {marks[summary.objective_met]}", box=box.SIMPLE_HEAD, pad_edge=False)
     for each in summary.objective:
-        table.add_row(each["name"], each["value"], each["target"], met[each["met"]])
+        table.add_row(each["name"], each["value"], each["target"], marks[each["met"]])
     console.print(table)
     parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in summary.seconds_of.items())
-    console.print(f"{summary.seconds:.1f} s in all: {parts}")
-    console.print(f"the run is in {run.run_dir}" + (f", to be looked at in {page}" if page else ""))
+    console.print(f"{summary.seconds:.1f} s in all: {parts}", soft_wrap=False)
+    # A path alone on its line can be selected whole, and is where a reader looks: at the end.
+    console.print("the report, its pictures in figures/ beside it:" if page else "the run:")
+    console.print(str(page or run.run_dir), markup=False)
     return int(options.require_objective and not summary.objective_met)
 
 
 def layer_table(config: Config, data: Dataset) -> Table:
-    """The network, a line per layer (`nn.tabulate` takes a hundred lines to say it)."""
+    """The network, a line per layer, in 80 columns."""
     layers = layers_of(network_of(config, len(data.classes)), data.image_shape)
-    total = sum(layer.params for layer in layers)
-    table = Table("layer", "type", "output", title=config.arch, show_footer=True, box=box.SIMPLE_HEAD)
-    table.add_column("parameters", f"{total:,}", justify="right")
+    params, given, work = (
+        sum(getattr(layer, name) for layer in layers) for name in ("params", "given", "multiply_adds")
+    )
+    title = f"{config.arch}: {params:,} parameters" + (f", {given:,} of them given" if given else "")
+    table = Table("layer", "type", "output", title=title, show_footer=True, box=box.SIMPLE_HEAD, pad_edge=False)
+    totals = {"trained": params - given, "given": given} if given else {"parameters": params}
+    for name, total in totals.items():
+        table.add_column(name, f"{total:,}", justify="right")
+    table.add_column("receptive\nfield", justify="right")
+    table.add_column("multiply-\nadds", f"{work:,}", justify="right")
     for layer in layers:
-        shape = "x".join(map(str, layer.shape))
-        table.add_row(layer.name, layer.kind, shape, f"{layer.params:,}" if layer.params else "")
+        counts = [f"{count:,}" if count else "" for count in (layer.params - layer.given, layer.given)][: len(totals)]
+        shape, field = ("x".join(map(str, sizes or ())) for sizes in (layer.shape, layer.receptive_field))
+        adds = f"{layer.multiply_adds:,}" if layer.multiply_adds else ""
+        table.add_row(layer.name, layer.kind, shape, *counts, field, adds)
     return table
 
 

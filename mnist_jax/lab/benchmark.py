@@ -124,11 +124,11 @@ CONTENDERS: dict[str, Callable[..., Contender]] = {
 
 
 def run(
-    config: Config, contenders: Sequence[str], rounds: int, steps: int, threads: int, on_round: Callable[[int], None]
+    config: Config, contenders: Sequence[str], rounds: int, steps: int, threads: int, tell: Callable[[str], object]
 ) -> Speed:
     """Times contenders, keys of `CONTENDERS`, in turns of `steps` training steps on `threads` cores.
 
-    Calls `on_round` with the number of finished rounds. Timings have one value per round.
+    `tell` is given a line for whatever begins. Timings have one value per round.
     """
     workers, timings = {}, {}
     with contextlib.ExitStack() as stack:
@@ -139,15 +139,16 @@ def run(
             return workers[name].submit(call, *arguments).result()
 
         for name in contenders:
+            tell(f"starting {name}")
             born = time.time()
             workers[name] = stack.enter_context(jobs.process(cores()[:threads]))
             start = ask(name, _start, name, config, steps, born)  # Nothing else runs until the answer.
             timings[name] = Timing(start=start, step_seconds=[], score_seconds=[], peak_bytes=0)
         for i in range(rounds):
+            tell(f"round {i + 1} of {rounds}")
             for name, timing in timings.items():
                 timing["step_seconds"].append(ask(name, _turn, name, config, "steps", steps) / steps)
                 timing["score_seconds"].append(ask(name, _turn, name, config, "score"))
-            on_round(i + 1)
         for name, timing in timings.items():
             timing["peak_bytes"] = ask(name, _peak_bytes)
     return Speed(config.arch, config.batch_size, timings, steps, threads, measured_on())

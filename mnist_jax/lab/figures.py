@@ -1,16 +1,18 @@
 """README's figures, drawn from the files in `results/`."""
 
 import hashlib
-import itertools
 import json
 from functools import partial
 from pathlib import Path
 
 from mnist_jax.data import load_dataset
 from mnist_jax.lab import records
-from mnist_jax.lab.tables import NOTEBOOKS, PUBLIC, frontier, last_epoch, parameters_of
+from mnist_jax.lab.tables import PUBLIC, frontier, last_epoch, parameters_of
+from mnist_jax.models import ARCHS
 from mnist_jax.objective import TARGET_ACCURACY
 from mnist_jax.reports import figures
+from mnist_jax.runs.weights import load_pretrained
+from mnist_jax.scoring import predict
 from mnist_jax.statistics import error_counts
 
 
@@ -20,22 +22,33 @@ def write_figures(results: Path) -> list[Path]:
     Each carries the hash of what it was drawn from, `sources_hash`.
     """
     seeds = {
-        f"{arch}, {recipe}": group
-        for arch, recipe in itertools.product(NOTEBOOKS, ("reference", "default"))
-        if (group := records.read_trials(results / f"{recipe}-{arch}.jsonl"))
+        arch: {
+            recipe: group
+            for recipe in ("reference", "default")
+            if (group := records.read_trials(results / f"{recipe}-{arch}.jsonl"))
+        }
+        for arch in ARCHS
     }
-    groups = {
-        name: (parameters_of(name.split(",")[0]), [seed.history for seed in group]) for name, group in seeds.items()
+    networks = {
+        arch: (parameters_of(arch), {recipe: [seed.history for seed in group] for recipe, group in groups.items()})
+        for arch, groups in seeds.items()
+        if groups
     }
-    ladder = partial(figures.comparison, groups, "test", TARGET_ACCURACY)
+    ladder = partial(figures.ladder, networks, TARGET_ACCURACY)
     points = {point.arch: (point.parameters, last_epoch(point.seeds)) for point in frontier(results)}
     sizes = partial(
         figures.frontier, points, [(parameters, accuracy) for parameters, accuracy, *_ in PUBLIC], TARGET_ACCURACY
     )
-    times = error_counts([seed.errors for seed in seeds.get("bn_dropout, default", [])])
+    counted = seeds["bn_dropout"].get("default", [])
+    times = error_counts([seed.errors for seed in counted])
     often = sorted(times, key=lambda index: (-times[index], index))[:30]
-    test = load_dataset("mnist").test
-    captions = [f"{test.labels[index]}: {times[index]} of {len(seeds['bn_dropout, default'])}" for index in often]
+    test, trained = load_dataset("mnist").test, load_pretrained("bn_dropout")
+    captions = []
+    for index in often:
+        # The likeliest digit but the label: what the shipped weights take the image for, or would next.
+        logits = predict(trained, test.images[index : index + 1])[0]
+        guess = max(set(range(10)) - {int(test.labels[index])}, key=logits.__getitem__)
+        captions.append(f"{test.labels[index]} as {guess}, {times[index]}/{len(counted)}")
     errors = partial(figures.digits, test.images[often], captions)
     written = []
     for name, draw, colors in (
@@ -43,7 +56,8 @@ def write_figures(results: Path) -> list[Path]:
         ("ladder-dark", ladder, figures.DARK),
         ("frontier-light", sizes, figures.LIGHT),
         ("frontier-dark", sizes, figures.DARK),
-        ("errors-light", errors, figures.LIGHT),  # Black on white in any case.
+        ("errors-light", errors, figures.LIGHT),
+        ("errors-dark", errors, figures.DARK),
     ):
         written.append(results / f"{name}.png")
         written[-1].write_bytes(figures.png(draw, colors, {"Source": sources_hash(results)}))
@@ -51,7 +65,7 @@ def write_figures(results: Path) -> list[Path]:
 
 
 def sources_hash(results: Path) -> str:
-    """SHA-256 of all that the figures show: the files in `results`, and `tables.NOTEBOOKS` and `PUBLIC`."""
+    """SHA-256 of all that the figures show: the files in `results`, and `tables.PUBLIC`."""
     paths = sorted(path for recipe in ("reference", "default") for path in results.glob(f"{recipe}-*.jsonl"))
-    quoted = json.dumps([NOTEBOOKS, PUBLIC]).encode()
+    quoted = json.dumps(PUBLIC).encode()
     return hashlib.sha256(b"".join([*(path.read_bytes() for path in paths), quoted])).hexdigest()

@@ -27,35 +27,35 @@ class Config:
 
     Attributes:
       arch: Network: basic, lighter, gap, bn_dropout, swift, small, accurate, or a layout.
-      recipe: Named settings, which other settings override: default (of swift: fast), fast or reference.
+      recipe: Named settings that others override: default, fast or reference (the notebooks'); swift has only fast.
       epochs: Passes over the training images.
       batch_size: Training images per step; the incomplete last batch is dropped, different images each epoch.
       optimizer: Optimizer: sgd, adamw or muon.
-      learning_rate: Learning rate; the peak where the schedule has one.
-      schedule: Learning rate over the run: constant; one_cycle, straight up and down; or cosine.
-      warmup: Fraction of the run, in [0, 1), in which the learning rate rises from a tenth of its peak.
+      learning_rate: Learning rate, or the peak of the schedule.
+      schedule: Learning rate over the run: constant, one_cycle (straight up, straight down) or cosine.
+      warmup: Fraction of the run, in [0, 1), while the learning rate rises from a tenth of its peak.
       momentum: Momentum of SGD and Muon, beta 1 of AdamW, in [0, 1).
       nesterov: Use Nesterov's form of momentum.
       beta2: Decay of the mean squared gradients of AdamW, and of Muon's Adam, in [0, 1).
       weight_decay: Weight decay of the kernels; batch norm is spared.
-      label_smoothing: Share of the target, in [0, 1), spread evenly over the classes.
-      average_decay: Decay per step, in [0, 1), of the average of weights scored and saved; 0 for none.
+      label_smoothing: Share of each label, in [0, 1), spread evenly over the classes.
+      average_decay: Decay per step, in [0, 1), of the moving average of the weights, which is scored; 0 for none.
       dropout_rate: Probability in [0, 1) that a unit is dropped; only bn_dropout has dropout layers.
       rotation: Augmentation: rotate each training image by up to this many degrees either way.
       shift: Augmentation: shift it by up to this many pixels down or up, right or left.
       scale: Augmentation: scale it by up to this fraction either way, in [0, 1).
       shear: Augmentation: shear it by up to this many pixels per pixel either way.
       elastic: Augmentation: displace points by this many pixels (standard deviation), neighbors alike.
-      plain_epochs: How many epochs, the last, train on the images as they are, without augmentation.
+      plain_epochs: Number of epochs without augmentation, the last ones.
       kernel_init: Initial kernels: he_normal, or torch_uniform, +-1/sqrt(fan_in).
       precision: Type of the activations: float32, or bfloat16; weights and statistics are float32.
       seed: Seed of initialization, shuffling, augmentation and dropout, 0 to 4294967295.
       dataset: Data set: mnist, another name of TensorFlow Datasets, or a path to a folder or an .npz file.
       data_source: Where mnist comes from: bundled (in the package), or tfds (TensorFlow Datasets).
-      data_dir: Data directory of TensorFlow Datasets; its own default if not given.
-      held_out: Train without this many images, the last, and score on them instead of the test images.
-      eval_batch_size: Images per step of scoring; it changes speed and memory, not the result.
-      run_dir: Directory to write the run to; runs/TIME-ARCH-RECIPE if not given.
+      data_dir: Data directory of TensorFlow Datasets. If not given: its own default.
+      held_out: Hold out this many training images, the last ones, and score on them instead of the test images.
+      eval_batch_size: Images per step of scoring; changes speed and memory, not the result.
+      run_dir: Directory to write the run to. If not given: runs/TIME-ARCH-RECIPE.
     """
 
     arch: str = "bn_dropout"

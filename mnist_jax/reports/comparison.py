@@ -108,7 +108,7 @@ def write_comparison(run_dirs: Sequence[Path], data: Dataset, out: Path) -> Path
             f"{best['name']} with {best['accuracy'].mean:.2%}.",
         ),
         digits=report.picture(
-            partial(figures.digits, scored.images[everywhere], captions), "The images that every run gets wrong.", False
+            partial(figures.digits, scored.images[everywhere], captions), "The images that every run gets wrong."
         ),
     )
     out.with_suffix(".png").write_bytes(figures.png(draw, figures.LIGHT))

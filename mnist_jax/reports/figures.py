@@ -1,14 +1,15 @@
 """The pictures of a report: numbers in, a matplotlib `Figure` out, in colors that the color-blind tell apart."""
 
+import importlib
 import io
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter
 
 from mnist_jax.statistics import Calibration
 from mnist_jax.training import EpochMetrics
@@ -42,12 +43,22 @@ def png(draw: Callable[[], Figure], theme: dict[str, str], metadata: dict[str, s
 
 def losses(history: Sequence[EpochMetrics], scored: str) -> Figure:
     """Training loss and that on what was scored, "test" or "held-out", over the epochs."""
-    figure, axis = _curves(history, scored, "loss", "cross-entropy, nats")
+    figure, axis = _curves(history, scored, "loss", "cross-entropy in nats, log scale")
     axis.set_yscale("log")
-    axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    low, high = axis.get_ylim()
+    axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5) if high > 20 * low else (1.5, 2, 3, 4, 5, 7)))
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter("{x:g}")
+    axis.grid(visible=True, which="minor")
     axis.legend()
+    return figure
+
+
+def learning_rates(rates: np.ndarray) -> Figure:
+    """The learning rate of every step, float [steps]."""
+    figure, axis = _axis(5.2, 2.4)
+    axis.plot(np.arange(1, len(rates) + 1), rates, color=BLUE)
+    axis.set(xlabel="step", ylabel="learning rate", ylim=(0, 1.1 * rates.max()))
     return figure
 
 
@@ -82,6 +93,41 @@ def _curves(
     return drawn, axis
 
 
+def _by_error(axis: Any, which: str, low: float, high: float) -> None:
+    """Draws accuracies in percent, from the lowest to the highest, on the logarithm of the error: 99 to 99.9 is far."""
+    limits = 100 - max(100 - low, 0.04) * 1.2, 100 - max(100 - high, 0.04) / 1.2
+    getattr(axis, f"set_{which}scale")(
+        "function",
+        functions=(lambda share: -np.log10(np.maximum(100 - share, 1e-3)), lambda place: 100 - 10.0**-place),
+    )
+    ticks = [0, 50, 80, 90, 95, 98, 99, 99.2, 99.4, 99.6, 99.8, 99.9]
+    inside = [tick for tick in ticks if limits[0] < tick < limits[1]]
+    getattr(axis, f"{which}axis").set_major_locator(FixedLocator(inside) if len(inside) > 2 else MaxNLocator(5))
+    getattr(axis, f"{which}axis").set_major_formatter("{x:g}")
+    axis.set(**{f"{which}lim": (max(limits[0], 0), limits[1])})
+
+
+def _seeds(histories: Sequence[Sequence[EpochMetrics]]) -> np.ndarray:
+    """Accuracies on what was scored, in percent, float [seeds, epochs]."""
+    return 100 * np.array([[epoch.test_accuracy for epoch in history] for history in histories])
+
+
+def _curve(axis: Any, number: int, seeds: np.ndarray, label: str) -> None:
+    """The mean over the epochs and a band from the lowest to the highest seed, in the look of this number."""
+    look = {"color": _CYCLE[number % len(_CYCLE)], "marker": _MARKERS[number % len(_MARKERS)]}
+    look["ls"] = ("-", "--", ":")[number // len(_CYCLE) % 3]
+    epochs = np.arange(1, seeds.shape[1] + 1)
+    axis.plot(epochs, seeds.mean(0), ms=4, label=label, **look)
+    if len(seeds) > 1:
+        axis.fill_between(epochs, seeds.min(0), seeds.max(0), color=look["color"], alpha=0.2, lw=0)
+
+
+def _range(seeds: np.ndarray) -> tuple[float, list[list[float]]]:
+    """Mean of the last epoch, and how far below and above it the seeds reach."""
+    mean = seeds[:, -1].mean()
+    return mean, [[mean - seeds[:, -1].min()], [seeds[:, -1].max() - mean]]
+
+
 def comparison(
     groups: Mapping[str, tuple[int, Sequence[Sequence[EpochMetrics]]]], scored: str, target: float
 ) -> Figure:
@@ -89,34 +135,73 @@ def comparison(
 
     Each group has a name, a number of parameters and the history of each of its seeds.
     """
-    legend = 0.25 + 0.2 * -(-len(groups) // 4)  # Inches, below the axes, where it covers no curve.
+    legend = 0.25 + 0.2 * -(-len(groups) // 3)  # Inches, below the axes, where it covers no curve.
     height = 4.2 + legend
     below, share = (0.55 + legend) / height, 3.5 / height
     figure = Figure(figsize=(10, height))
     left, right = figure.add_axes((0.08, below, 0.36, share)), figure.add_axes((0.53, below, 0.455, share))
-    low = 100 * target
+    last = [100 * target]
     for i, (name, (parameters, histories)) in enumerate(groups.items()):
-        color, marker = _CYCLE[i % len(_CYCLE)], _MARKERS[i % len(_MARKERS)]
-        seeds = 100 * np.array([[epoch.test_accuracy for epoch in history] for history in histories])
-        mean, lowest, highest = seeds[:, -1].mean(), seeds[:, -1].min(), seeds[:, -1].max()
-        low = min(low, lowest)
-        left.errorbar(parameters, mean, [[mean - lowest], [highest - mean]], fmt=marker, color=color, capsize=4)
-        epochs = np.arange(1, seeds.shape[1] + 1)
-        style = ("-", "--", ":")[i // len(_CYCLE) % 3]
-        label = f"{name} ({len(seeds)})"
-        right.plot(epochs, seeds.mean(0), marker=marker, ms=4, color=color, ls=style, label=label)
-        if len(seeds) > 1:
-            right.fill_between(epochs, seeds.min(0), seeds.max(0), color=color, alpha=0.25, lw=0)
-    for axis in (left, right):
+        seeds = _seeds(histories)
+        mean, reach = _range(seeds)
+        last += [*seeds[:, -1]]
+        marker, color = _MARKERS[i % len(_MARKERS)], _CYCLE[i % len(_CYCLE)]
+        left.errorbar(parameters, mean, reach, fmt=marker, color=color, capsize=4)
+        _curve(right, i, seeds, f"{name} ({len(seeds)})")
+    for axis, low in ((left, min(last)), (right, 100 - 4 * (100 - min(last)))):
         axis.axhline(100 * target, color=GREEN, ls="--", lw=1)
-    margin = 0.08 * (100 - low)
-    left.set(xscale="log", xlabel="parameters", ylabel=f"{scored} accuracy, %, last epoch", ylim=(low - margin, 100))
+        _by_error(axis, "y", max(low, 0), max(last))
+    left.set(xlabel="parameters", ylabel=f"{scored} accuracy, %, last epoch")
+    left.margins(x=0.15)
+    sizes = [parameters for parameters, _ in groups.values()]
+    if max(sizes) > 3 * min(sizes):
+        left.set_xscale("log")
+        left.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        left.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        left.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     left.xaxis.set_major_formatter("{x:,.0f}")
-    left.xaxis.set_minor_formatter(NullFormatter())
-    left.set_xlim(5e3, 4e5)
-    right.set(xlabel="epoch", ylabel=f"{scored} accuracy, %", ylim=(max(low - 1 - margin, 0), 100))
+    right.set(xlabel="epoch", ylabel=f"{scored} accuracy, %")
     right.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    figure.legend(loc="lower center", ncols=4, title="runs (seeds)", fontsize=8, title_fontsize=9)
+    figure.legend(loc="lower center", ncols=3, title="runs (seeds)", fontsize=8, title_fontsize=9)
+    return figure
+
+
+def ladder(networks: Mapping[str, tuple[int, Mapping[str, Sequence[Sequence[EpochMetrics]]]]], target: float) -> Figure:
+    """Test accuracy of every network by each of its recipes, and over the epochs of its `default`.
+
+    Each network has a name, a number of parameters, and by the recipe's name the history of each seed.
+    """
+    figure = Figure(figsize=(10, 4.6))
+    left, right = figure.add_axes((0.13, 0.12, 0.34, 0.8)), figure.add_axes((0.55, 0.12, 0.435, 0.8))
+    looks: dict[str, dict[str, Any]] = {
+        "reference": {"fmt": "s", "color": ORANGE, "mfc": "none"},
+        "default": {"fmt": "o", "color": BLUE},
+    }
+    last = [100 * target]
+    for i, (_, recipes) in enumerate(networks.values()):
+        for recipe, histories in recipes.items():
+            seeds = _seeds(histories)
+            mean, reach = _range(seeds)
+            last += [*seeds[:, -1]]
+            left.errorbar(mean, i, xerr=reach, capsize=4, **looks[recipe])
+        if "default" in recipes:
+            _curve(right, i, _seeds(recipes["default"]), list(networks)[i])
+    for recipe, look in looks.items():
+        left.errorbar([], [], [], label=recipe, **look)
+    names = [f"{name}\n{parameters:,}" for name, (parameters, _) in networks.items()]
+    left.set_yticks(range(len(names)), names)
+    left.set(
+        xlabel="test accuracy, %, last epoch", title="mean, lowest and highest seed", ylim=(len(names) - 0.5, -0.5)
+    )
+    left.axvline(100 * target, color=GREEN, ls="--", lw=1)
+    left.legend(loc="lower left", title="recipe")
+    _by_error(left, "x", min(last), max(last))
+    right.axhline(100 * target, color=GREEN, ls="--", lw=1)
+    right.set(xlabel="epoch", ylabel="test accuracy, %", title="default: mean, lowest to highest seed")
+    right.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    right.legend(loc="lower right", ncols=2)
+    _by_error(right, "y", min(95, *last), max(last))
     return figure
 
 
@@ -125,28 +210,40 @@ def frontier(
 ) -> Figure:
     """Accuracy against parameters: means of seeds, from the lowest to the highest, beside single runs of others.
 
+    The package adjustText places the names.
+
     Args:
       ours: parameters and each seed's accuracy, a fraction, of networks by name; layouts stay without one.
       public: parameters and accuracy in percent of single runs at their best epoch, in hollow marks.
       target: where to draw a line, a fraction.
     """
     figure, axis = _axis(10, 4.6)
-    sides = itertools.cycle((("right", -8), ("left", 8)))  # Of neighbours, names on different ones.
-    for name, (parameters, accuracies) in ours.items():
-        seeds = 100 * np.array(accuracies)
-        mean = seeds.mean()
-        axis.errorbar(parameters, mean, [[mean - seeds.min()], [seeds.max() - mean]], fmt="o", color=BLUE, capsize=4)
-        if "-" not in name:
-            side, away = next(sides)
-            axis.annotate(name, (parameters, mean), (away, -3), textcoords="offset points", ha=side, fontsize=8)
+    means, taken = [], [*public]
+    for parameters, accuracies in ours.values():
+        seeds = 100 * np.array(accuracies)[:, None]
+        mean, reach = _range(seeds)
+        means.append((parameters, mean))
+        taken += [(parameters, accuracy) for accuracy in np.linspace(seeds.min(), seeds.max(), 9)]
+        axis.errorbar(parameters, mean, reach, fmt="o", color=BLUE, capsize=4)
     axis.plot(*zip(*public, strict=True), "s", color=ORANGE, mfc="none", label="public, best epoch of one seed")
     axis.errorbar([], [], [], fmt="o", color=BLUE, capsize=4, label="ours, last epoch, mean and range of seeds")
     axis.axhline(100 * target, color=GREEN, ls="--", lw=1)
-    axis.set(xscale="log", xlabel="parameters", ylabel="test accuracy, %", xlim=(500, 12_500))
+    axis.set(xscale="log", xlabel="parameters", ylabel="test accuracy, %")
+    axis.margins(x=0.14)
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.xaxis.set_minor_formatter(NullFormatter())
+    _by_error(axis, "y", *(pick(accuracy for _, accuracy in taken) for pick in (min, max)))
     axis.legend(loc="lower right")
+    texts = [axis.text(*place, name, fontsize=9) for name, place in zip(ours, means, strict=True) if "-" not in name]
+    importlib.import_module("adjustText").adjust_text(
+        texts,
+        *zip(*taken, strict=True),
+        ax=axis,
+        expand=(1.4, 1.6),
+        iter_lim=300,  # Not a time limit, the default: the figure would depend on how busy the machine is.
+        arrowprops={"arrowstyle": "-", "color": mpl.rcParams["text.color"], "lw": 0.6},
+    )
     return figure
 
 
@@ -172,28 +269,30 @@ def reliability(result: Calibration) -> Figure:
     axis.plot([0, 1], [0, 1], "--", color=GREEN, lw=1, label="calibrated")
     axis.plot(result.confidence, result.accuracy, "o-", color=BLUE, ms=4, label="this network")
     axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
-    axis.legend(title=f"expected error {100 * result.error:.2f} %", loc="upper left")
+    axis.legend(title=f"calibration error {100 * result.error:.2f} %", loc="upper left")
     return figure
 
 
 def digits(images: np.ndarray, captions: Sequence[str]) -> Figure:
     """Images in rows of ten, each with a caption under it. `images` are [N, H, W, C], of which 200 are drawn.
 
-    One channel is drawn dark on light, three as colors.
+    One channel is drawn in ink on paper, three as colors.
     """
     images, captions = images[:_MOST], captions[:_MOST]
     images = images if images.shape[-1] == 3 else images[..., 0]
     _, height, width = images.shape[:3]
     below, beside = round(height * 3 / 7), round(width * 3 / 14)  # Room for the caption, in pixels of the images.
-    light = 255 if images.dtype == np.uint8 else 1
-    edges = ((0, 0), (height // 14, below), (beside, beside), (0, 0))[: images.ndim]
-    tiles = np.pad(images, edges, constant_values=light if images.ndim == 4 else 0)
-    shades = {} if images.ndim == 4 else {"cmap": "gray_r", "vmin": 0, "vmax": light}
-    figure, axis = _tiled(tiles, columns=10, width=10.0, **shades)
+    paper, ink = (to_rgb(mpl.rcParams[name]) for name in ("figure.facecolor", "text.color"))
+    shares = images.astype(np.float32) / (255 if images.dtype == np.uint8 else 1)
+    if images.ndim == 3:
+        shares = np.array(paper) + shares[..., None] * np.subtract(ink, paper)
+    tiles = np.broadcast_to(paper, (len(shares), height // 14 + height + below, width + 2 * beside, 3)).copy()
+    tiles[:, height // 14 : height // 14 + height, beside : beside + width] = shares
+    figure, axis = _tiled(tiles, columns=10, width=10.0)
     down, across = tiles.shape[1:3]
     for i, caption in enumerate(captions):
         x, y = i % 10 * across + (across - 1) / 2, i // 10 * down + down - below / 2
-        axis.text(x, y, caption, ha="center", va="center", fontsize=8, color="#1a1a1a")
+        axis.text(x, y, caption, ha="center", va="center", fontsize=8)
     return figure
 
 
@@ -208,7 +307,7 @@ def _tiled(tiles: np.ndarray, columns: int, width: float, **options) -> tuple[Fi
     """Tiles [N, H, W] or [N, H, W, 3] in rows, as one image, which draws many times faster than an axis for each."""
     count, height, breadth, *colors = tiles.shape
     rows = max(-(-count // columns), 1)
-    blank = np.nan if np.isnan(tiles).any() else tiles[:1, :1, :1].max(initial=0)
+    blank = tiles[0, -1, -1] if count else 0  # Tiles have an edge of paper.
     empty = np.full((rows * columns - count, height, breadth, *colors), blank, tiles.dtype)
     grid = np.concatenate([tiles, empty]).reshape(rows, columns, height, breadth, *colors).swapaxes(1, 2)
     figure = Figure(figsize=(width, width * rows * height / (columns * breadth)))

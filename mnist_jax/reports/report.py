@@ -2,17 +2,22 @@
 
 import base64
 import dataclasses
+import subprocess
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
 from mnist_jax.data import Dataset
 from mnist_jax.objective import TARGET_ACCURACY
+from mnist_jax.optimizers import make_schedule
+from mnist_jax.recipes.values import total_steps
 from mnist_jax.reports import figures, render
 from mnist_jax.runs import directory
 from mnist_jax.scoring import predict
@@ -22,10 +27,10 @@ from mnist_jax.summary import layers_of
 REPORT, PICTURES = "report.html", "figures"
 
 
-def write_report(run_dir: Path, data: Dataset) -> Path:
+def write_report(run_dir: Path, data: Dataset, command: str = "") -> Path:
     """Writes the report of a finished run, and its pictures, light and dark, in the directory `figures` beside it.
 
-    `data` is what the run was trained and scored on.
+    `data` is what the run was trained and scored on; `command`, if given, is shown as what made the run.
 
     Returns the page. Raises InputError as `directory.load_run`, and StorageError if it cannot be written.
     """
@@ -36,6 +41,15 @@ def write_report(run_dir: Path, data: Dataset) -> Path:
     wrong, calibrated = _mistakes(probabilities, scored.labels, data.classes), calibration(probabilities, scored.labels)
     counts = confusion(scored.labels, probabilities.argmax(1), len(trained.classes))
     pictures = _pictures(history, summary.scored_on, trained, scored, wrong, counts, calibrated)
+    steps = total_steps(config, data)
+    schedule = make_schedule(config.schedule, config.learning_rate, config.warmup, steps)
+    rates = np.asarray(jax.vmap(schedule)(jnp.arange(steps)))
+    pictures["learning-rate"] = picture(
+        partial(figures.learning_rates, rates),
+        f"Learning rate over {steps:,} steps, at most {rates.max():g}, in the last {rates[-1]:.2g}.",
+    )
+    finished = datetime.fromtimestamp((run_dir / directory.SUMMARY).stat().st_mtime).astimezone()
+    made = {"date": finished.isoformat(" ", "minutes"), "commit": commit(), "command": command}
     page = render(
         "report.html",
         config=dataclasses.asdict(config),
@@ -43,6 +57,7 @@ def write_report(run_dir: Path, data: Dataset) -> Path:
         summary=summary,
         layers=layers_of(trained.model, trained.image_shape),
         pictures=pictures,
+        made=made,
         wrong=wrong,
         calibration=calibrated,
         scored_images=len(scored.labels),
@@ -50,11 +65,24 @@ def write_report(run_dir: Path, data: Dataset) -> Path:
     )
     with directory.storing(run_dir):
         (run_dir / PICTURES).mkdir(exist_ok=True)
-        for name, picture in pictures.items():
+        for name, drawn in pictures.items():
             for theme in ("light", "dark"):
-                (run_dir / PICTURES / f"{name}-{theme}.png").write_bytes(base64.b64decode(picture[theme]))
+                (run_dir / PICTURES / f"{name}-{theme}.png").write_bytes(base64.b64decode(drawn[theme]))
         (run_dir / REPORT).write_text(page, encoding="utf-8")
     return run_dir / REPORT
+
+
+def commit() -> str | None:
+    """The commit of the package, and whether it was changed since; None outside a git checkout."""
+    folder = Path(__file__).parents[1]
+    said = []
+    for command in (("log", "-1", "--format=%h", "--", "."), ("status", "--porcelain", "--", ".")):
+        try:
+            run = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        said.append(run.stdout.strip())
+    return said[0] + (" and changes" if said[1] else "") if said[0] else None
 
 
 def picture(draw: Callable[[], Figure], alt: str, themed: bool = True) -> dict[str, str]:
@@ -106,6 +134,5 @@ def _pictures(history, scored_on, trained, scored, wrong, counts, calibrated) ->
         "errors": picture(
             partial(figures.digits, images, captions),
             "The images that are got wrong; the table under them lists them.",
-            themed=False,
         ),
     }
