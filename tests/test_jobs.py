@@ -177,7 +177,7 @@ SHOWN = re.findall(r"^(.*\b8786\b.*)$", (ROOT / "docs/trainings.md").read_text(e
 
 @contextlib.contextmanager
 def dask(directory, environment, count):
-    """A scheduler and n workers on loopback by the documentation's commands, and the flags of the one that uses them."""
+    """A scheduler and n workers on loopback by the documentation's commands; the flags of the one that uses them."""
     port = str(free_port())
     lines = [line.replace("HOST:8786", f"localhost:{port}").replace("8786", port) for line in SHOWN]
     start, join, use = (shlex.split(line, comments=True) for line in lines)
