@@ -4,7 +4,9 @@ import dataclasses
 import importlib
 import importlib.util
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,7 +19,7 @@ from rich.table import Table
 from mnist_jax import devices
 from mnist_jax.cli.program import called, require_at_least
 from mnist_jax.data import Dataset
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, StorageError
 from mnist_jax.objective import epoch_line
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.values import load_data, network_of, total_steps
@@ -109,7 +111,7 @@ def main(options: Options) -> int:
             console.print(called("train", "--resume", run.run_dir))
             return run.status
 
-        summary, page = run.finish(state, history[-1], reports and reports.result().write_report)
+        summary, page = run.finish(state, history[-1], reports and partial(drawn, console, reports))
     met = ("not met", "met")
     columns = ("condition", "value", "asked for", "")
     table = Table(*columns, title=f"objective {met[summary.objective_met]}", box=box.SIMPLE_HEAD)
@@ -120,6 +122,18 @@ def main(options: Options) -> int:
     console.print(f"{summary.seconds:.1f} s in all: {parts}")
     console.print(f"the run is in {run.run_dir}" + (f", to be looked at in {page}" if page else ""))
     return int(options.require_objective and not summary.objective_met)
+
+
+def drawn(console: Console, reports: Future, run_dir: Path, data: Dataset) -> Path | None:
+    """Writes the report by the module that is being imported; one that cannot be drawn does not cost the run."""
+    try:
+        return reports.result().write_report(run_dir, data)
+    except StorageError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        console.print(f"warning: the report cannot be drawn ({reason}); all else of the run is written")
+        return None
 
 
 def layer_table(config: Config, data: Dataset) -> Table:

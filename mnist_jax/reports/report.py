@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 
 from mnist_jax.data import Dataset
 from mnist_jax.objective import TARGET_ACCURACY
@@ -57,7 +56,7 @@ def write_report(run_dir: Path, data: Dataset) -> Path:
     return run_dir / REPORT
 
 
-def picture(draw: Callable[[], Figure], alt: str, themed: bool = True) -> dict[str, str]:
+def picture(draw: Callable[[], figures.Figure], alt: str, themed: bool = True) -> dict[str, str]:
     """A figure for a page: `light` and `dark` as PNG in base 64, and `alt`, its text for who cannot see it.
 
     One that fills its paper from edge to edge looks the same in any theme, and is drawn once.
