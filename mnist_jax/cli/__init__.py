@@ -4,16 +4,19 @@ import importlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
 import jax
 
 from mnist_jax.cli.program import fail
+from mnist_jax.cli.streams import printing
 from mnist_jax.errors import DivergedError, InputError, LostError, StorageError
 from mnist_jax.runtime import __version__
 
 T = TypeVar("T")
+ISSUES = "https://github.com/mnist-jax/mnist_jax/issues"
 
 # Every command, and its line in `mnist-jax --help`; each is a module with `Options` and `main(options)`.
 COMMANDS = {
@@ -28,11 +31,19 @@ COMMANDS = {
     "time-to-target": "time a whole run against the notebook's recipe in PyTorch",
     "estimate-tpu": "ask the TPU's compiler how many cycles a step takes",
 }
+# Those that only print: there is nothing to go on with when the reader of their pipe has left.
+PRINTING = ("", "--version", "evaluate", "predict")
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Runs one command, given as `train --arch gap`, by default on the arguments of the process; exits."""
     name, *rest = (sys.argv[1:] if args is None else args) or ("",)
+    with printing(name not in PRINTING and not {"-h", "--help"} & {name, *rest}):
+        _main(name, rest)
+    raise AssertionError  # Every command exits.
+
+
+def _main(name: str, rest: Sequence[str]) -> None:
     if name in ("-h", "--help"):
         lines = (f"  {command:16}{line}" for command, line in COMMANDS.items())
         print("usage: mnist-jax COMMAND ...", "", *lines, "", "mnist-jax COMMAND --help: its flags", sep="\n")
@@ -54,7 +65,8 @@ def script(command: str) -> NoReturn:
 def run(main: Callable[[T], int | None], options: type[T], args: Sequence[str], command: str) -> NoReturn:
     """Parses the flags, runs a command and exits.
 
-    An error that a user can cause ends in one line and the status of the error, Ctrl-C in status 130.
+    An error that a user can cause ends in one line and the status of the error, Ctrl-C in status 130. Any other is a
+    bug of ours: it ends in one line, which has what was noted on the error, its traceback and status 70.
     """
     from mnist_jax.cli.flags import parse  # It imports tyro, which the list of commands does without.
 
@@ -71,3 +83,11 @@ def run(main: Callable[[T], int | None], options: type[T], args: Sequence[str], 
         os._exit(error.status)  # A normal exit would wait for the lost process.
     except KeyboardInterrupt:
         fail("interrupted", status=128 + signal.SIGINT)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+        print(f"error: unforeseen, a bug: {said}{notes}; please report it with what follows: {ISSUES}", file=sys.stderr)
+        traceback.print_exception(error)
+        sys.exit(70)

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import importlib.util
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from rich.table import Table
 from mnist_jax import devices
 from mnist_jax.cli.program import called, counted, require_at_least, typed
 from mnist_jax.data import Dataset
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, StorageError
 from mnist_jax.objective import epoch_line
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.values import load_data, network_of, total_steps
@@ -40,7 +41,7 @@ class Options:
     second one exits at once.
 
     Exit status: 0 done, 1 objective not met (with --require-objective), 2 bad input, 3 training diverged, 4 cannot
-    write, 5 another process lost, 130 interrupted, 143 terminated.
+    write, 5 another process lost, 70 a bug, 130 interrupted, 143 terminated.
 
     Example: mnist-jax train --arch bn_dropout
     """
@@ -111,8 +112,7 @@ def main(options: Options) -> int:
             console.print(called("train", "--resume", run.run_dir))
             return run.status
 
-        write = partial(reports.result().write_report, command=typed("train")) if reports else None
-        summary, page = run.finish(state, history[-1], write)
+        summary, page = run.finish(state, history[-1], reports and partial(drawn, console, reports))
     marks = {False: "[bold red]not met[/]", True: "[bold green]met[/]"}
     columns = ("condition", "value", "asked for", "")
     table = Table(*columns, title=f"objective {marks[summary.objective_met]}", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -125,6 +125,18 @@ def main(options: Options) -> int:
     console.print("the report, its pictures in figures/ beside it:" if page else "the run:")
     console.print(str(page or run.run_dir), markup=False)
     return int(options.require_objective and not summary.objective_met)
+
+
+def drawn(console: Console, reports: Future, run_dir: Path, data: Dataset) -> Path | None:
+    """Writes the report by the module that is being imported; one that cannot be drawn does not cost the run."""
+    try:
+        return reports.result().write_report(run_dir, data, command=typed("train"))
+    except StorageError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        console.print(f"warning: the report cannot be drawn ({reason}); all else of the run is written")
+        return None
 
 
 def layer_table(config: Config, data: Dataset) -> Table:

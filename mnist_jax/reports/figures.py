@@ -5,14 +5,17 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter
 
+from mnist_jax.reports import any_backend
 from mnist_jax.statistics import Calibration
 from mnist_jax.training import EpochMetrics
+
+with any_backend():
+    import matplotlib as mpl
+    from matplotlib.colors import to_rgb
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter
 
 # Okabe and Ito, "Color Universal Design", 2008.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"

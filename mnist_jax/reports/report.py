@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
 from mnist_jax.data import Dataset
 from mnist_jax.objective import TARGET_ACCURACY
@@ -85,7 +84,7 @@ def commit() -> str | None:
     return said[0] + (" and changes" if said[1] else "") if said[0] else None
 
 
-def picture(draw: Callable[[], Figure], alt: str, themed: bool = True) -> dict[str, str]:
+def picture(draw: Callable[[], figures.Figure], alt: str, themed: bool = True) -> dict[str, str]:
     """A figure for a page: `light` and `dark` as PNG in base 64, and `alt`, its text for who cannot see it.
 
     One that fills its paper from edge to edge looks the same in any theme, and is drawn once.

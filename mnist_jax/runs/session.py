@@ -142,7 +142,7 @@ class Session:
         return state, history
 
     def finish(
-        self, state: TrainState, last: EpochMetrics, write_report: Callable[[Path, Dataset], Path] | None = None
+        self, state: TrainState, last: EpochMetrics, write_report: Callable[[Path, Dataset], Path | None] | None = None
     ) -> tuple[Summary, Path | None]:
         """Writes the final weights and summary.json, then a report: `write_report(run_dir, data)` returns its page.
 
@@ -238,7 +238,11 @@ def session(config: Config, whole: Dataset, *, resume: Path | None = None, **opt
             directory.save_epochs(resume, run.progress.history if run.progress else ())
         if resume:
             run.progress = checkpoints.share(run.progress, config, data)
-        yield run
+        try:
+            yield run
+        except Exception as error:
+            error.add_note(f"what was saved is in {str(run.run_dir)!r}")
+            raise
 
 
 def _new_run_dir(config: Config) -> Path:
