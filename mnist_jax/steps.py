@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, UInt8
 from mnist_jax.data import standardize, standardize_pixels, to_float
 from mnist_jax.errors import InputError
 from mnist_jax.losses import CrossEntropy, Loss
-from mnist_jax.runtime import jit
+from mnist_jax.runtime import backend, jit
 from mnist_jax.summary import count_params, is_kernel
 
 Collections = dict[str, Any]
@@ -100,6 +100,7 @@ class Streams(NamedTuple):
     @classmethod
     def from_seed(cls, seed: int) -> "Streams":
         """Makes the streams of a seed in 0..2^32-1."""
+        backend()  # Where a fit first uses JAX: says why, if that cannot work.
         return cls(*jax.random.split(jax.random.key(seed), 3))
 
 

@@ -13,7 +13,7 @@ import jax
 from mnist_jax.cli.program import fail
 from mnist_jax.cli.streams import printing
 from mnist_jax.errors import DivergedError, InputError, LostError, StorageError
-from mnist_jax.runtime import __version__
+from mnist_jax.runtime import __version__, backend
 
 T = TypeVar("T")
 ISSUES = "https://github.com/mnist-jax/mnist_jax/issues"
@@ -86,6 +86,10 @@ def run(main: Callable[[T], int | None], options: type[T], args: Sequence[str], 
     except BrokenPipeError:
         raise
     except Exception as error:
+        try:
+            backend()
+        except InputError as cause:
+            fail(str(cause), cause.status)
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
         print(f"error: unforeseen, a bug: {said}{notes}; please report it with what follows: {ISSUES}", file=sys.stderr)

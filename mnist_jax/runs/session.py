@@ -21,7 +21,7 @@ from mnist_jax.errors import InputError, LostError
 from mnist_jax.objective import objective
 from mnist_jax.optimizers import make_schedule
 from mnist_jax.recipes.config import Config
-from mnist_jax.recipes.fits import fit
+from mnist_jax.recipes.fits import fit, shared_facts
 from mnist_jax.recipes.values import make_setup, part_of, total_steps
 from mnist_jax.runs import checkpoints, directory
 from mnist_jax.runs.directory import Summary
@@ -220,22 +220,27 @@ def session(config: Config, whole: Dataset, *, resume: Path | None = None, **opt
       options: `keep`, `checkpoint_every` and `clock` of the `Session`.
 
     Raises InputError if the directory holds a run already, cannot be written or is in use, if the data does not fit or
-    is not the run's, or as `checkpoints.resume`.
+    is not the run's, or as `checkpoints.resume`; in every process, if in one, or if they differ in config or data.
     """
-    data = part_of(config, whole)
-    make_setup(config, data)  # Raises if the data does not fit, before anything is written.
+    with devices.together() as facts:
+        data = part_of(config, whole)
+        make_setup(config, data)  # Raises if the data does not fit, before anything is written.
+        facts |= shared_facts(config, whole) | {"resume": str(resume is not None)}
     run = Session(config, data, resume or Path(config.run_dir or _new_run_dir(config)), **options)
     writer = devices.is_writer()
-    if writer and not resume:
-        directory.create_run(run.run_dir, config)
-        known = directory.DatasetRecord(whole.name, whole.sha256)
-        directory.save_json(run.run_dir, directory.DATASET, known._asdict())
-    with directory.lock(run.run_dir) if writer else contextlib.nullcontext():
-        if resume and writer:
-            directory.require_same_data(resume, whole)
-            run.progress, run.damaged = checkpoints.resume(resume, config, data)
-            directory.save_json(resume, directory.CONFIG, dataclasses.asdict(config))
-            directory.save_epochs(resume, run.progress.history if run.progress else ())
+    with contextlib.ExitStack() as stack:
+        with devices.together():  # What the writer refuses ends them all.
+            if writer and not resume:
+                directory.create_run(run.run_dir, config)
+                known = directory.DatasetRecord(whole.name, whole.sha256)
+                directory.save_json(run.run_dir, directory.DATASET, known._asdict())
+            if writer:
+                stack.enter_context(directory.lock(run.run_dir))
+            if resume and writer:
+                directory.require_same_data(resume, whole)
+                run.progress, run.damaged = checkpoints.resume(resume, config, data)
+                directory.save_json(resume, directory.CONFIG, dataclasses.asdict(config))
+                directory.save_epochs(resume, run.progress.history if run.progress else ())
         if resume:
             run.progress = checkpoints.share(run.progress, config, data)
         try:
