@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mnist_jax import errors
-from mnist_jax.errors import InputError, LostError, StorageError, refusing
+from mnist_jax.errors import InputError, LostError, refusing
 from mnist_jax.rendezvous import difference, meet
 from mnist_jax.runtime import backend, versions
 
@@ -163,7 +163,7 @@ def together() -> Iterator[dict[str, Any]]:
 
     Raises:
       InputError: a value differs from that of process 0.
-      LostError: another process is lost.
+      LostError: another process is lost, or failed for a reason that nobody foresaw.
       InputError, StorageError: what the block raised in another process, with its number.
     """
     facts: dict[str, Any] = {}
@@ -174,15 +174,15 @@ def together() -> Iterator[dict[str, Any]]:
     error = None
     try:
         yield facts
-    except (InputError, StorageError) as raised:
+    except Exception as raised:
         error = raised
-    found = _gather({"error": error and [type(error).__name__, str(error)], "facts": versions() | facts})
+    found = _gather({"error": error and [type(error).__name__, str(error)[:1000]], "facts": versions() | facts})
     if error:
         raise error
     for process, other in enumerate(found):
         if other["error"]:
             kind, message = other["error"]
-            raise getattr(errors, kind, InputError)(f"process {process}: {message}")
+            raise getattr(errors, kind, LostError)(f"process {process}: {message}")
     for process, other in enumerate(found):
         if told := difference(other["facts"], found[0]["facts"], process):
             raise InputError(told)

@@ -82,7 +82,8 @@ def run(main: Callable[[T], int | None], options: type[T], args: Sequence[str], 
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(error.status)  # A normal exit would wait for the lost process.
     except KeyboardInterrupt:
-        fail("interrupted", status=128 + signal.SIGINT)
+        print("error: interrupted", file=sys.stderr)
+        _leave(128 + signal.SIGINT)
     except BrokenPipeError:
         raise
     except Exception as error:
@@ -94,4 +95,13 @@ def run(main: Callable[[T], int | None], options: type[T], args: Sequence[str], 
         notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
         print(f"error: unforeseen, a bug: {said}{notes}; please report it with what follows: {ISSUES}", file=sys.stderr)
         traceback.print_exception(error)
-        sys.exit(70)
+        _leave(70)
+
+
+def _leave(status: int) -> NoReturn:
+    """Exits; of several processes that have joined, without waiting for the others, as the end of the process does."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
