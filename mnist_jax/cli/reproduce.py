@@ -1,6 +1,7 @@
 """Trains a recipe over many seeds and keeps every seed's history in `results/`."""
 
 import dataclasses
+import importlib.util
 from pathlib import Path
 from typing import ClassVar
 
@@ -112,6 +113,8 @@ def write_tables(folder: Path, results: Path) -> None:
     pages = tables.pages(folder)
     if not (pages and results.is_dir()):
         raise InputError(f"--table needs README.md and results/, which {str(Path.cwd())!r} lacks; go where they are")
+    if importlib.util.find_spec("adjustText") is None:
+        raise InputError("--table draws with adjustText, which is not installed: pip install 'mnist-jax[figures]'")
     changed = []
     for page in pages:
         text = page.read_text("utf-8")

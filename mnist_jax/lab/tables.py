@@ -92,11 +92,13 @@ def front_table(results: Path) -> Iterator[str]:
     yield from _head("| network | test accuracy, % | seeds | parameters | epochs | seconds | on | command |")
     for arch in ("swift", "small", "accurate"):
         seeds = read_trials(results / f"default-{arch}.jsonl")
-        (hardware,) = {(seed.environment["cpu"], seed.environment["cpu_cores"]) for seed in seeds}
+        ((cpu, cores),) = {
+            (seed.environment["cpu"], seed.environment["cpu_cores"]) for seed in seeds if seed.environment
+        }
         yield (
             f"| `{arch}` | {percent(last_epoch(seeds))} | {len(seeds)} | {parameters_of(arch):,} "
             f"| {len(seeds[0].history)} | {statistics.median(seed.seconds for seed in seeds):.0f} "
-            f"| {hardware[0]}, {hardware[1]} core | `uv run scripts/train.py --arch {arch}` |"
+            f"| {cpu}, {cores} core | `uv run scripts/train.py --arch {arch}` |"
         )
 
 
