@@ -1,4 +1,4 @@
-"""Makes the pictures of README in docs/images/: a run in a terminal, its report, the page to draw on.
+"""Makes the pictures in docs/images/: a run in a terminal, its report, the page to draw on; drawn digits to be read.
 
 Trains `swift` in a temporary folder, and needs Chromium.
 
@@ -6,6 +6,7 @@ Trains `swift` in a temporary folder, and needs Chromium.
 """
 
 import io
+import json
 import os
 import re
 import shutil
@@ -14,27 +15,65 @@ import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.text import Text
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 SHOWN = "uv run scripts/train.py --arch swift"
-# Draws a three on the pad, as a person with a mouse would.
-STROKE = """
+# Digits as a person with a mouse would draw them on a pad of 280 pixels: lines through these points.
+STROKES = {
+    "three": [
+        [
+            (85, 75),
+            (115, 52),
+            (165, 55),
+            (182, 90),
+            (130, 132),
+            (180, 155),
+            (186, 200),
+            (155, 228),
+            (115, 230),
+            (82, 210),
+        ]
+    ],
+    "four": [[(165, 45), (70, 165), (215, 160)], [(172, 120), (165, 235)]],
+    "seven": [[(75, 60), (135, 55), (200, 58), (165, 120), (140, 180), (128, 235)]],
+}
+# Draws one on the page.
+HAND = """
 <script>
 addEventListener("load", () => setTimeout(() => {
   document.getElementById("clear").click();
   const pad = document.getElementById("pad"), box = pad.getBoundingClientRect();
   const send = (type, [x, y]) => pad.dispatchEvent(new PointerEvent(type, {
     clientX: box.left + x, clientY: box.top + y, pointerId: 1, button: 0, buttons: 1, isPrimary: true, bubbles: true}));
-  const points = [[85, 75], [115, 52], [150, 50], [180, 70], [182, 100], [155, 125], [130, 132], [165, 140], [188, 165],
-    [186, 200], [155, 228], [115, 230], [82, 210]];
-  send("pointerdown", points[0]);
-  points.slice(1).forEach((point) => send("pointermove", point));
-  send("pointerup", points[points.length - 1]);
+  for (const points of STROKES) {
+    send("pointerdown", points[0]);
+    points.slice(1).forEach((point) => send("pointermove", point));
+    send("pointerup", points[points.length - 1]);
+  }
 }, 500));
 </script>
 """
+
+
+def drawing(name: str, pen: int, turned: float = 0.0) -> Image.Image:
+    """A digit on white paper, drawn with a pen of this many pixels and turned by this many degrees."""
+    image = Image.new("L", (280, 280), 255)
+    for points in STROKES[name]:
+        ImageDraw.Draw(image).line(points, fill=30, width=pen, joint="curve")
+    return image.rotate(turned, Image.Resampling.BICUBIC, fillcolor=255)
+
+
+def digits() -> None:
+    """Writes drawn digits: three to be read, and a class of two people."""
+    written = {f"digits/{name}.png": drawing(name, 14) for name in STROKES}
+    for label, name in ((3, "three"), (4, "four"), (7, "seven")):
+        written |= {f"class/ann/{label}_1.png": drawing(name, 6), f"class/ben/{label}_1.png": drawing(name, 24, 12)}
+    for path, image in written.items():
+        (IMAGES / path).parent.mkdir(parents=True, exist_ok=True)
+        image.save(IMAGES / path, optimize=True)
 
 
 def terminal(folder: Path) -> None:
@@ -65,8 +104,8 @@ def screenshot(page: Path, picture: str, size: str) -> None:
 
 
 def main() -> None:
-    """Makes the three pictures."""
-    IMAGES.mkdir(exist_ok=True)
+    """Makes all of them."""
+    digits()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         terminal(folder)
@@ -76,7 +115,7 @@ def main() -> None:
         names = ("accurate-held-out", "small", "swift")
         command = ["mnist-jax", "export", "--arch", *names, "--out", page.name]
         subprocess.run(command, cwd=folder, check=True)
-        page.write_text(page.read_text("utf-8") + STROKE, "utf-8")
+        page.write_text(page.read_text("utf-8") + HAND.replace("STROKES", json.dumps(STROKES["three"])), "utf-8")
         screenshot(page, "draw.png", "1000,760")
 
 
