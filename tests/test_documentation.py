@@ -84,6 +84,14 @@ def test_the_tests_files_and_functions_they_name_exist():
         assert f"def {function}(" in (ROOT / file).read_text(encoding="utf-8")
 
 
+def test_readme_is_read_in_a_minute():
+    """At most 150 lines, and 1,000 words outside tables and code."""
+    text = DOCUMENTS["README.md"]
+    prose = re.sub(r"```.*?```|^(\||    ).*?$", "", text, flags=re.DOTALL | re.MULTILINE)
+    assert text.count("\n") <= 150
+    assert 300 < len(prose.split()) <= 1000
+
+
 def test_links_inside_lead_somewhere():
     """What the site makes itself is checked where it is built."""
     links = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)\s#]+)", page.read_text("utf-8"))]
