@@ -1,13 +1,15 @@
 """Compiler options, compilation cache and memory allocator; versions and hardware of the process."""
 
+import contextlib
 import ctypes
+import importlib
 import importlib.metadata
 import os
 import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,20 @@ import platformdirs
 from jax._src.core import trace_state_clean  # There is no public way to ask.
 
 __version__ = "0.2.0"
+
+# Older versions of JAX have it in another module.
+_enable_x64 = (jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")).enable_x64
+
+
+@contextlib.contextmanager
+def default_types() -> Iterator[None]:
+    """JAX's default types and random bits, whatever the process has set: 32 bits, standard promotion, new Threefry.
+
+    A context and a decorator. JAX, Flax and optax make arrays of the default types, which `JAX_ENABLE_X64` or
+    `JAX_NUMPY_DTYPE_PROMOTION` would change.
+    """
+    with _enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.threefry_partitionable(True):
+        yield
 
 
 @cache

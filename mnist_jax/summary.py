@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from mnist_jax.layers import FLAX
 from mnist_jax.models import IMAGE_SHAPE, Network
+from mnist_jax.runtime import default_types
 
 
 def abstract_variables(model: nn.Module, image_shape: tuple[int, int, int] = IMAGE_SHAPE) -> dict[str, Any]:
@@ -17,8 +18,9 @@ def abstract_variables(model: nn.Module, image_shape: tuple[int, int, int] = IMA
     return _described(model, image_shape)
 
 
+@default_types()
 def _described(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False))
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *image_shape), jnp.float32), train=False))
 
 
 class Layer(NamedTuple):

@@ -15,7 +15,7 @@ from mnist_jax import devices
 from mnist_jax.data import Dataset, Split
 from mnist_jax.errors import DivergedError, InputError
 from mnist_jax.loops import loop
-from mnist_jax.runtime import jit
+from mnist_jax.runtime import default_types, jit
 from mnist_jax.scoring import evaluate
 from mnist_jax.steps import Metrics, Setup, Streams, TrainState, init_state, train_step
 
@@ -121,6 +121,7 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     return num_examples // batch_size
 
 
+@default_types()
 def epoch_order(key: Key[Array, ""], epoch: ArrayLike, num_examples: int, batch_size: int) -> Int[Array, "steps B"]:
     """Shuffles the examples of an epoch into batches. The incomplete last batch is dropped, others in each epoch.
 
@@ -197,6 +198,7 @@ def train_epoch(
     return loop(train_body, steps, state, totals, own, shared, setup, many=many, on_step=on_step, stop=ends)
 
 
+@default_types()
 def begin(setup: Setup, lanes: Lanes) -> Progress[Any]:
     """The progress of all lanes before their first step."""
     if lanes.numbers is None:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from numpy.typing import ArrayLike
 
 from mnist_jax.errors import InputError, require
+from mnist_jax.runtime import default_types
 
 _MAX_CLASSES = 65_536  # More is a mistake in the labels.
 _SCALES = "give integers from 0 to 255 or floats in [0, 1]"
@@ -155,6 +156,7 @@ def to_float(images: jax.typing.ArrayLike) -> jax.Array:
     return pixels * 255 if jnp.issubdtype(images.dtype, jnp.floating) else pixels
 
 
+@default_types()
 def standardize(
     images: UInt8[jax.typing.ArrayLike, "*N C"] | Float[jax.typing.ArrayLike, "*N C"],
     mean: tuple[float, ...],

@@ -19,6 +19,7 @@ from mnist_jax.layers import FLAX
 from mnist_jax.losses import CrossEntropy, Loss
 from mnist_jax.models import KERNEL_INITS, Network
 from mnist_jax.recipes.config import Config
+from mnist_jax.runtime import default_types
 from mnist_jax.steps import Setup
 from mnist_jax.training import steps_per_epoch
 
@@ -93,6 +94,7 @@ def make_distortion(config: Config) -> Distortion | None:
     return distortion if any(distortion) and config.plain_epochs < config.epochs else None
 
 
+@default_types()
 def make_setup(
     config: Config,
     data: Dataset,
