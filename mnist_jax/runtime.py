@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,10 @@ class Jitted:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the compiled function; while another program is traced, which has its own options, the plain one."""
         return (self.compiled if trace_state_clean() else self.__wrapped__)(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Callable[[], "Jitted"], tuple[()]]:
+        """Pickles the function and the options; the compiled function cannot be."""
+        return partial(jit, self.__wrapped__, once=self._once, **self._options), ()
 
     def __getattr__(self, name: str) -> Any:
         """The attributes of the function jitted by `jax.jit`."""

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, UInt8
 
 from mnist_jax.data import standardize, standardize_pixels, to_float
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, require_whole
 from mnist_jax.losses import CrossEntropy, Loss
 from mnist_jax.runtime import default_types, jit
 from mnist_jax.summary import count_params, is_kernel
@@ -99,7 +99,8 @@ class Streams(NamedTuple):
 
     @classmethod
     def from_seed(cls, seed: int) -> "Streams":
-        """Makes the streams of a seed in 0..2^32-1."""
+        """Makes the streams of a seed in 0..2^32-1; raises InputError for any other."""
+        seed = require_whole(seed, "seed", 0, 2**32 - 1)
         with default_types():
             return cls(*jax.random.split(jax.random.key(seed, impl="threefry2x32"), 3))
 
@@ -180,8 +181,6 @@ def init_state(setup: Setup, key: Key[Array, ""]) -> TrainState:
 
     Returns:
       The state before the first step.
-
-
     """
     return jit(_init_state, static_argnames="setup", once=True)(setup, key)
 
@@ -238,8 +237,6 @@ def train_step(
 
     Raises:
       InputError: the loss does not return one loss per image.
-
-
     """
     chex.assert_equal_shape_prefix([images, labels], 1)
     augment_key, step_key = jax.random.split(jax.random.fold_in(key, state.step))
@@ -309,8 +306,6 @@ def eval_step(trained: Trained, images: Images, labels: Int[Array, " B"], mask: 
 
     Returns:
       The sums over the images that count.
-
-
     """
     logits = cast(jax.Array, trained.model.apply(trained.variables, trained.standardize(images), train=False))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), jnp.asarray(labels, jnp.int32))

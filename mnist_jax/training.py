@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from mnist_jax import devices
 from mnist_jax.data import Dataset, Split
-from mnist_jax.errors import DivergedError, InputError
+from mnist_jax.errors import DivergedError, InputError, require_whole
 from mnist_jax.loops import loop
 from mnist_jax.runtime import default_types, jit
 from mnist_jax.scoring import evaluate
@@ -135,9 +136,10 @@ def epoch_order(key: Key[Array, ""], epoch: ArrayLike, num_examples: int, batch_
       Indices of the examples, int32 [steps, batch_size].
 
     Raises:
-      InputError: the batch size is above the number of examples.
+      InputError: a size is no whole number above 0, or the batch size is above the number of examples.
     """
-    return jit(_epoch_order, static_argnames=("num_examples", "batch_size"))(key, epoch, num_examples, batch_size)
+    sizes = require_whole(num_examples, "number of examples", 1), require_whole(batch_size, "batch size", 1)
+    return jit(_epoch_order, static_argnames=("num_examples", "batch_size"))(key, epoch, *sizes)
 
 
 def _epoch_order(key, epoch, num_examples, batch_size):
@@ -198,7 +200,6 @@ def train_epoch(
     return loop(train_body, steps, state, totals, own, shared, setup, many=many, on_step=on_step, stop=ends)
 
 
-@default_types()
 def begin(setup: Setup, lanes: Lanes) -> Progress[Any]:
     """The progress of all lanes before their first step."""
     if lanes.numbers is None:
@@ -266,8 +267,7 @@ def train(
         totals = place(Metrics.zeros(*np.shape(totals.count)))
         reached = Progress(state, totals, history)
         # The next step donates the state's arrays, so the callback gets a copy.
-        ends = on_epoch and on_epoch(reached._replace(state=_copy(state)))
-        if devices.any_process(bool(ends)):
+        if devices.any_process(bool(on_epoch and on_epoch(reached._replace(state=_copy(state))))):
             break
         if epoch < plan.epochs and devices.any_process(stop()):
             raise Stopped(reached)
@@ -304,10 +304,8 @@ def _require_finite(totals, lanes, plan, epoch, steps):
 
 def _require_own(progress, expected, plan, steps):
     """Raises InputError if a progress has other arrays than expected, or does not fit the plan's epochs."""
-    want, have = (
-        {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(each.state)}
-        for each in (expected, progress)
-    )
+    both = map(tree_leaves_with_path, (expected.state, progress.state))
+    want, have = ({keystr(path): np.shape(leaf) for path, leaf in leaves} for leaves in both)
     for name in sorted(want.keys() | have.keys()):
         if want.get(name) != have.get(name):
             raise InputError(

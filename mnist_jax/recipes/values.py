@@ -14,7 +14,7 @@ from flax.core import meta
 from mnist_jax import models, optimizers
 from mnist_jax.augment import Always, Distortion
 from mnist_jax.data import Dataset, hold_out, load_dataset
-from mnist_jax.errors import InputError, refusing, require
+from mnist_jax.errors import InputError, refusing, require, require_whole
 from mnist_jax.layers import FLAX
 from mnist_jax.losses import CrossEntropy, Loss
 from mnist_jax.models import KERNEL_INITS, Network
@@ -67,8 +67,20 @@ def network_of(config: Config, num_classes: int = 10) -> Network:
     )
 
 
-# Cached, so that runs with equal optimizer settings get the same object and `jax.jit` compiles once.
-_optimizer_of = functools.cache(optimizers.optimizer_of)
+@dataclasses.dataclass(frozen=True)
+class OptimizerPart:
+    """The function `init` or `update` of an optimizer, given by its settings.
+
+    The functions of optax are closures. These can be pickled, and those of equal settings are equal, so that `jax.jit`
+    compiles once.
+    """
+
+    name: str
+    settings: tuple[tuple[str, Any], ...]
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Calls the function of optax."""
+        return getattr(optimizers.optimizer_of(**dict(self.settings)), self.name)(*args, **options)
 
 
 def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransformation:
@@ -85,7 +97,11 @@ def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransforma
       >>> optimizer = mj.make_optimizer(config, total_steps=4)
       >>> clipped = optax.chain(optax.clip_by_global_norm(1.0), optimizer)
     """
-    return _optimizer_of(total_steps=total_steps, **{name: getattr(config, name) for name in _OPTIMIZER_SETTINGS})
+    settings = (
+        *((name, getattr(config, name)) for name in _OPTIMIZER_SETTINGS),
+        ("total_steps", require_whole(total_steps, "number of steps", 1)),
+    )
+    return optax.GradientTransformation(OptimizerPart("init", settings), OptimizerPart("update", settings))
 
 
 def make_distortion(config: Config) -> Distortion | None:
