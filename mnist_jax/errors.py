@@ -50,7 +50,7 @@ def plain_number(value: Any, kind: type[Plain]) -> Plain | None:
         plain = kind(cast(Any, value)) if isinstance(value, numbers.Real) else None
     except (AttributeError, TypeError, ValueError, OverflowError):  # Traced by JAX, NaN, infinite or too large.
         return None
-    return plain if kind is float or plain == value else None
+    return plain if plain is None or kind is float or plain == value else None
 
 
 def require_whole(value: Any, name: str, least: int, most: int | None = None) -> int:

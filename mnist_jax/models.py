@@ -22,7 +22,7 @@ from flax.linen import initializers
 from jax import lax
 from jaxtyping import Array, Float
 
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, require, require_whole
 from mnist_jax.layers import FAST, Layers
 from mnist_jax.layouts import Block, parse_layout
 
@@ -272,13 +272,16 @@ def make_model(arch: str, **settings: Any) -> Network:
       float32 logits [B, num_classes].
 
     Raises:
-      InputError: `arch` is neither.
+      InputError: `arch` is neither, or the number of classes is below 1.
 
     Example:
       >>> model = mj.make_model("8-pool-s16p", num_classes=3)
       >>> [layer.name for layer in mj.layers_of(model, image_shape=(12, 12, 1))][0]
       'conv1'
     """
+    require(arch, str, "arch", "give a name or a layout")
+    if "num_classes" in settings:
+        settings["num_classes"] = require_whole(settings["num_classes"], "number of classes", 1)
     if arch in ARCHS:
         return ARCHS[arch](arch=arch, **settings)
     try:

@@ -39,6 +39,7 @@ def evaluate(
       >>> 0 <= accuracy <= 1
       True
     """
+    require(trained, Trained, "trained", "give a Trained, as setup.trained(state)")
     require(split, Split, "split", "give a Split, as data.test")
     if not len(split.labels):
         raise InputError("there are no images to score; give a split with some")
@@ -73,6 +74,7 @@ def predict(trained: Trained, images: ArrayLike, batch_size: int = 250) -> Float
       >>> mj.predict(trained, data.test.images[:4]).shape
       (4, 3)
     """
+    require(trained, Trained, "trained", "give a Trained, as setup.trained(state)")
     images = as_images(images)
     _require_shape(trained, images)
     order = _in_order(len(images), min(require_whole(batch_size, "batch size", 1), max(len(images), 1)))

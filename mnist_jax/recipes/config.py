@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 from mnist_jax.data import SOURCES
-from mnist_jax.errors import InputError, plain_number, shown
+from mnist_jax.errors import InputError, plain_number, require, shown
 from mnist_jax.models import KERNEL_INITS, make_model
 from mnist_jax.optimizers import OPTIMIZERS, SCHEDULES
 
@@ -100,7 +100,7 @@ class Config:
         for names, (least, bound, wanted) in _RANGES.items():
             for name in names.split():
                 if not least <= getattr(self, name) < bound:
-                    raise InputError(_unusable(name, getattr(self, name), wanted))
+                    raise InputError(_unusable(name, shown(getattr(self, name)), wanted))
 
 
 # Minimum and exclusive bound of the numbers, and how errors describe the range.
@@ -195,6 +195,11 @@ def make_config(recipe: str = "default", arch: str = "bn_dropout", **settings: A
     return Config(recipe=recipe, arch=arch, **merged)
 
 
+def require_config(config: Any) -> None:
+    """Raises InputError unless this is a `Config`."""
+    require(config, Config, "config", "make one by make_config")
+
+
 _KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "True or False"}
 
 
@@ -205,7 +210,7 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     if kind in _KINDS:
         plain = plain_number(value, kind)
     elif isinstance(value, os.PathLike):  # As absolute text it still counts as a path, not as a name.
-        plain = str(Path(value).absolute())
+        plain = str(Path(os.fsdecode(value)).absolute())
     else:
         plain = str(value) if isinstance(value, str) else None
     if plain is None:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError, require, shown
-from mnist_jax.recipes.config import Config
+from mnist_jax.recipes.config import Config, require_config
 from mnist_jax.recipes.values import (
     DISTORTION_NUMBERS,
     NUMBERS,
@@ -46,7 +46,6 @@ def start(config: Config, data: Dataset, **parts: Unpack[Parts]) -> Progress[Epo
       >>> mj.start(config, data).state
       TrainState(step=0, 104 parameters)
     """
-    _require_config(config)
     return begin(make_setup(config, data, **parts), Lanes([Streams.from_seed(config.seed)]))
 
 
@@ -96,7 +95,7 @@ def fit(
       >>> state, len(history)
       (TrainState(step=4, 104 parameters), 1)
     """
-    _require_config(config)
+    require_config(config)
     lanes = Lanes([Streams.from_seed(config.seed)])
     reached = _train(config, data, parts, lanes, stop, progress=progress, mesh=mesh, on_step=on_step, on_epoch=on_epoch)
     return reached.state, list(reached.history)
@@ -143,7 +142,7 @@ def fit_seeds(
       >>> states.params["conv1"]["kernel"].shape, len(histories)
       ((2, 3, 3, 1, 8), 2)
     """
-    _require_config(config)
+    require_config(config)
     try:
         configs = [dataclasses.replace(config, seed=seed) for seed in seeds]
     except TypeError:  # A number, or an array of rank 0.
@@ -213,16 +212,12 @@ def fit_many(
     return reached.state, [list(history) for history in zip(*reached.history, strict=True)]
 
 
-def _require_config(config):
-    require(config, Config, "config", "make one by make_config")
-
-
 def _varied(configs, parts):
     """The numbers in which configs differ. Raises InputError for an empty list, or for another difference."""
     if not isinstance(configs, list) or not configs:
         raise InputError(f"configs {shown(configs)} cannot be used; give a list of one or more")
     for config in configs:
-        _require_config(config)
+        require_config(config)
     names = [name for name in Config.__dataclass_fields__ if name != "seed"]
     differing = [name for name in names if len({getattr(config, name) for config in configs}) > 1]
     replaced = OPTIMIZER_NUMBERS * (parts.get("optimizer") is not None)
@@ -239,6 +234,8 @@ def _varied(configs, parts):
 
 
 def _train(config, data, parts, lanes, stop, setup=None, **options) -> Progress[Any]:
+    remedy = "give that of a Stopped, or what on_epoch was given"
+    require(options.get("progress"), Progress | None, "progress", remedy)
     setup = setup or make_setup(config, data, **parts)
     own = parts.get("optimizer") is not None
     remedy = "try a smaller learning rate" if own else f"try a learning rate below {config.learning_rate}"

@@ -18,7 +18,7 @@ from mnist_jax.errors import InputError, refusing, require, require_whole
 from mnist_jax.layers import FLAX
 from mnist_jax.losses import CrossEntropy, Loss
 from mnist_jax.models import KERNEL_INITS, Network
-from mnist_jax.recipes.config import Config
+from mnist_jax.recipes.config import Config, require_config
 from mnist_jax.runtime import default_types
 from mnist_jax.steps import Setup
 from mnist_jax.training import steps_per_epoch
@@ -69,10 +69,14 @@ def network_of(config: Config, num_classes: int = 10) -> Network:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerPart:
-    """The function `init` or `update` of an optimizer, given by its settings.
+    """The function `init` or `update` of an optimizer, made when it is called.
 
-    The functions of optax are closures. These can be pickled, and those of equal settings are equal, so that `jax.jit`
+    The functions of optax are closures. This one can be pickled, and is equal for equal settings, so that `jax.jit`
     compiles once.
+
+    Attributes:
+      name: "init" or "update".
+      settings: the arguments of `optimizers.optimizer_of` with their names.
     """
 
     name: str
@@ -97,10 +101,9 @@ def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransforma
       >>> optimizer = mj.make_optimizer(config, total_steps=4)
       >>> clipped = optax.chain(optax.clip_by_global_norm(1.0), optimizer)
     """
-    settings = (
-        *((name, getattr(config, name)) for name in _OPTIMIZER_SETTINGS),
-        ("total_steps", require_whole(total_steps, "number of steps", 1)),
-    )
+    require_config(config)
+    steps = ("total_steps", require_whole(total_steps, "number of steps", 1))
+    settings = (steps, *((name, getattr(config, name)) for name in _OPTIMIZER_SETTINGS))
     return optax.GradientTransformation(OptimizerPart("init", settings), OptimizerPart("update", settings))
 
 
@@ -143,6 +146,7 @@ def make_setup(
       >>> adam.image_shape, adam.classes
       ((12, 12, 1), ('a', 'b', 'c'))
     """
+    require_config(config)
     require(data, Dataset, "data", "make a Dataset of it, by Dataset.from_arrays")
     require(model, nn.Module | None, "model", "give a Flax module; name networks of the package by arch in the config")
     for name, part in (("model", model), ("optimizer", optimizer), ("augment", augment), ("loss", loss)):
