@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from mnist_jax.runtime import compiler_options
+from mnist_jax.runtime import compiler_options, default_types
 
 
 def loop(
@@ -43,11 +43,13 @@ def loop(
     if not steps:
         return state, totals
     if jax.default_backend() != "cpu":
-        return program(body, many, True)(steps.start, steps.stop, state, totals, own, shared, static)
+        with default_types():
+            return program(body, many, True)(steps.start, steps.stop, state, totals, own, shared, static)
     step, i = program(body, many, False), steps.start
     for i in steps:
         before = totals
-        state, totals = step(i, state, totals, own, shared, static)
+        with default_types():
+            state, totals = step(i, state, totals, own, shared, static)
         if on_step and i > steps.start:
             on_step(i - 1, before)
         if stop(before):

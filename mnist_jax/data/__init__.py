@@ -8,7 +8,7 @@ from mnist_jax.data.arrays import Dataset, Split, as_images, hold_out, standardi
 from mnist_jax.data.bundled import load_bundled
 from mnist_jax.data.files import load_path
 from mnist_jax.data.tfds import load_tfds
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, require
 
 __all__ = ["Dataset", "Split", "as_images", "hold_out", "load_dataset", "standardize", "standardize_pixels", "to_float"]
 
@@ -41,6 +41,8 @@ def load_dataset(
       >>> mj.load_dataset("mnist")
       Dataset('mnist', train=60000, test=10000, image_shape=(28, 28, 1), classes=10)
     """
+    require(dataset, str | os.PathLike, "dataset", "give a name or a path")
+    require(data_dir, str | os.PathLike | None, "data dir", "give a path")
     if source not in SOURCES:
         raise InputError(f"unknown data source {source!r}; choose from {', '.join(SOURCES)}")
     if not isinstance(dataset, str) or _PATH.match(dataset):

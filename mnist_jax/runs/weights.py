@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mnist_jax.data.bundled import MEAN, STD
-from mnist_jax.errors import InputError, StorageError
+from mnist_jax.errors import InputError, StorageError, require
 from mnist_jax.models import ARCHS, IMAGE_SHAPE, Network, make_model
 from mnist_jax.steps import Trained
 from mnist_jax.summary import abstract_variables
@@ -49,6 +49,7 @@ def save_weights(path: str | Path, trained: Trained) -> None:
     Example:
       >>> mj.save_weights("letters.safetensors", trained)
     """
+    require(trained, Trained, "trained", "give a Trained, as setup.trained(state)")
     flat = flatten_dict(trained.variables, sep="/")
     tensors = {name: np.asarray(value) for name, value in flat.items()}
     about = {
