@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import tyro
 
 from mnist_jax.cli.program import called, script_name
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, require_path
 from mnist_jax.recipes.config import make_config
 from mnist_jax.runs.directory import load_config
 
@@ -26,7 +26,8 @@ def parse(options: type[T], args: Sequence[str], command: str) -> T:
     A field `config: Config` takes its defaults from the run that `--resume` names, else from the recipe that `--recipe`
     names, for the network of `--arch`. In the help text `mnist-jax COMMAND` is written as it was called.
 
-    Raises InputError for a flag that is unknown or has no usable value, SystemExit after `--help`.
+    In paths `~` is expanded. Raises InputError for a flag that is unknown or has no usable value, SystemExit after
+    `--help`.
     """
     default: dict[str, Any] = {}
     if any(field.name == "config" for field in dataclasses.fields(options)):
@@ -43,7 +44,7 @@ def parse(options: type[T], args: Sequence[str], command: str) -> T:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
+            parsed = tyro.cli(
                 options,
                 prog=call if call.startswith("mnist-jax ") else script_name(command),
                 args=args,
@@ -55,6 +56,23 @@ def parse(options: type[T], args: Sequence[str], command: str) -> T:
         if stop.code:
             raise InputError(_first_message(said.getvalue()) + "; see --help") from None
         raise
+    return _expanded(parsed)
+
+
+def _expanded(options: T) -> T:
+    """Expands `~` in every path; raises InputError for an address such as gs://bucket/run."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(options):
+        value, name = getattr(options, field.name), field.name.replace("_", " ")
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = _expanded(value)
+        elif isinstance(value, Path):
+            changes[field.name] = require_path(value, name)
+        elif isinstance(value, str) and field.name in ("run_dir", "data_dir"):
+            changes[field.name] = str(require_path(value, name))
+        elif isinstance(value, tuple) and field.name != "paths":  # `predict` refuses its pictures one by one.
+            changes[field.name] = tuple(require_path(one, name) if isinstance(one, Path) else one for one in value)
+    return dataclasses.replace(options, **changes)
 
 
 def _values(args: Sequence[str], *flags: str) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mnist_jax.errors import InputError, StorageError
-from mnist_jax.runs.directory import load_run
+from mnist_jax.errors import InputError, StorageError, reason, remedy
+from mnist_jax.runs.directory import load_run, write_text
 from mnist_jax.runs.weights import load_pretrained
 from mnist_jax.steps import Trained
 
@@ -72,7 +72,8 @@ def writing(path: Path, flag: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"cannot write {str(path)!r} ({error.strerror}); name another with {flag}") from error
+        what = remedy(error, f"make its folder, or name another with {flag}")
+        raise StorageError(f"cannot write {str(path)!r} ({reason(error)}); {what}") from error
 
 
 def report(table: Iterable[str], record: Any, path: Path | None) -> None:
@@ -83,4 +84,4 @@ def report(table: Iterable[str], record: Any, path: Path | None) -> None:
     Console(width=120).print(Markdown("\n".join(table)))
     if path:
         with writing(path, "--json"):
-            path.write_text(json.dumps(record._asdict(), indent=2) + "\n", encoding="utf-8")
+            write_text(path, json.dumps(record._asdict(), indent=2) + "\n")
