@@ -46,14 +46,23 @@ def require(value: Any, kind: Any, name: str, remedy: str) -> None:
 
 
 def require_path(path: str | os.PathLike[str], name: str) -> Path:
-    """Expands `~` in a path; raises InputError for an address such as gs://bucket/run."""
+    """Expands `~` in a path; raises InputError for one that no file can have, and for an address such as gs://bucket/run.
+
+    One that is not there may be meant to be written.
+    """
     require(path, (str, os.PathLike), name, "give text or a Path")
     text, slashes = (path, "//") if isinstance(path, str) else (Path(path).as_posix(), "//?")  # A Path joins slashes.
     if address := re.match(rf"([A-Za-z][\w+.-]+:){slashes}", text):
         text = f"{address[1]}//{text[address.end() :]}"
         raise InputError(f"{name} {text!r} is an address, and only a path of this machine can be used; name one")
-    with refusing(f"{name} {text!r} cannot be used: ", "; write the folder in full"):
-        return Path(path).expanduser()
+    try:
+        path = Path(path).expanduser()
+        path.stat()
+    except (OSError, RuntimeError, ValueError) as error:  # The home is not known; there is a null character.
+        if not isinstance(error, OSError) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES):
+            what = f"({reason(error)}); {remedy(error, 'write another, in full')}"
+            raise InputError(f"{name} {text!r} cannot be used {what}") from error
+    return path
 
 
 @contextlib.contextmanager

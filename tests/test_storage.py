@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import fcntl
+import importlib.util
 import os
 import re
 import resource
@@ -10,12 +11,15 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, part, refused
+from conftest import ROOT, assert_refused, part, refused
 
 from mnist_jax import StorageError, load_dataset, load_pretrained, load_run, load_weights, make_config, save_weights
+from mnist_jax.cli import reproduce
+from mnist_jax.cli.flags import parse
 from mnist_jax.cli.program import writing
+from mnist_jax.deploy import images
 from mnist_jax.errors import BusyError, remedy
-from mnist_jax.lab import records
+from mnist_jax.lab import records, tpu
 from mnist_jax.runs import directory
 from mnist_jax.runs.session import session
 
@@ -91,27 +95,33 @@ CAUSES = {
 @pytest.mark.parametrize("name", CAUSES)
 def test_the_remedy_is_for_the_cause(name):
     number = getattr(errno, name)
-    with pytest.raises(StorageError, match=rf"\({re.escape(os.strerror(number))}\); .*{CAUSES[name]}"):  # noqa: SIM117
-        with writing(ROOT, "--out"):
-            raise OSError(number, os.strerror(number))
-    with pytest.raises(
-        StorageError, match=rf"is intact: {CAUSES[name].replace('name another with --out', 'mend that')}"
-    ), directory.storing(ROOT):
-        raise OSError(number, os.strerror(number))
+    error = OSError(number, os.strerror(number))
+    with (
+        pytest.raises(StorageError, match=rf"\({re.escape(error.strerror)}\); .*{CAUSES[name]}"),
+        writing(ROOT, "--out"),
+    ):
+        raise error
+    otherwise = CAUSES[name].replace("name another with --out", "mend that")
+    with pytest.raises(StorageError, match=rf"is intact: .*{otherwise}.*, then resume"), directory.storing(ROOT):
+        raise error
 
 
 def test_a_path_that_cannot_be_is_refused_with_its_remedy(tmp_path):
     trained, limits = load_pretrained("gap"), resource.getrlimit(resource.RLIMIT_FSIZE)
     (tmp_path / "file").touch()
     for path, what in (
-        (tmp_path / ("x" * 300), "choose a shorter name"),
         (tmp_path / "file" / "w", "a file is where a folder must be"),
         (tmp_path, "that is a folder"),
         (tmp_path / "absent" / "w", "name another file"),
     ):
         with pytest.raises(StorageError, match=rf"cannot be written \(.*{what}$"):
             save_weights(path, trained)
-    refused("choose a shorter name", directory.load_config, tmp_path / ("x" * 300))
+    (tmp_path / "loop").symlink_to("loop")
+    for path, what in ((tmp_path / ("x" * 300), "shorter name"), (tmp_path / "loop" / "w", "circle"), ("a\0", "null")):
+        for function in (load_dataset, load_weights, load_run, images.find_images, images.load_grey):
+            refused(rf"cannot be used \(.*{what}", function, Path(path))
+        refused(what, save_weights, path, trained)
+        refused(what, load_dataset, "mnist", data_dir=path, source="tfds")
     refused("a file is where a folder must be", directory.create_run, tmp_path / "file" / "run", make_config())
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
@@ -119,7 +129,7 @@ def test_a_path_that_cannot_be_is_refused_with_its_remedy(tmp_path):
             save_weights(tmp_path / "w", trained)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop"]
     full = ValueError(
         "RESOURCE_EXHAUSTED: Failed to write: No space left on device [os_error_code='28']"
     )  # TensorStore
@@ -149,3 +159,54 @@ def test_home_is_expanded_and_addresses_are_refused(monkeypatch, tmp_path, mnist
     refused("address", session(dataclasses.replace(config, run_dir="gs://bucket/run"), part(mnist, 300, 100)).__enter__)
     refused("weights is a NoneType; give text or a Path", load_weights, None)
     refused("home", load_weights, "~nobody-of-that-name/w")
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("reproduce.py --out FILE", "seeds.jsonl"),
+        ("search.py --log FILE", "log.jsonl"),
+        ("benchmark.py --json FILE", "speed.json"),
+        ("time_to_target.py --json FILE", "seconds.json"),
+        ("estimate_tpu.py --json FILE", "cycles.json"),
+    ],
+)
+def test_a_second_series_is_refused_before_the_work(script, monkeypatch, command, name):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(tpu, "make_mesh", lambda topology: None)
+    with records.only_writer(Path(name)):
+        status, out, err = script(*command.replace("FILE", name).split())
+    assert (status, out, err.count("\n")) == (5, "", 1)
+    assert f"error: results '{name}' is being written by process {os.getpid()} on " in err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train.py --run-dir ADDRESS",
+        "train.py --resume ADDRESS",
+        "train.py --dataset ADDRESS",
+        "train.py --data-source tfds --data-dir ADDRESS",
+        "evaluate.py ADDRESS",
+        "evaluate.py --pictures . --page ADDRESS",
+        "predict.py ADDRESS",
+        "export.py --out ADDRESS",
+        "compare.py run ADDRESS",
+        "compare.py run --out ADDRESS",
+        "reproduce.py --out ADDRESS",
+        "reproduce.py --weights-dir ADDRESS",
+        "search.py --log ADDRESS",
+        "benchmark.py --json ADDRESS",
+    ],
+)
+def test_an_address_is_refused_before_the_work(script, tmp_path, command):
+    found = script(*command.replace("ADDRESS", "gs://bucket/x").split())
+    assert_refused(found, "'gs://bucket/x' is an address, and only a path of this machine can be used; name one")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flag", ["--run-dir", "--out", "--weights-dir"])
+def test_home_is_expanded_in_flags(monkeypatch, tmp_path, flag):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = parse(reproduce.Options, [f"{flag}=~/x"], "reproduce")
+    assert str(tmp_path / "x") in map(str, (options.config.run_dir, options.out, options.weights_dir))

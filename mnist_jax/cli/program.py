@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,6 +40,14 @@ def fail(message: str, status: int) -> NoReturn:
     """Prints an error in one line and exits."""
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(status)
+
+
+_formatted = warnings.formatwarning
+
+
+def format_warning(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
+    """A warning for users is one line, without the place in the code."""
+    return f"warning: {message}\n" if category is UserWarning else _formatted(message, category, *place, **line)
 
 
 def load_trained(run_dir: Path | None, arch: str | None) -> Trained:

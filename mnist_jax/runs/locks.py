@@ -40,7 +40,9 @@ def hold(folder: Path, stem: str, name: str) -> Iterator[None]:
                 stack.enter_context(lock)
             owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
         except filelock.Timeout:
-            who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+            who = "another process"
+            with contextlib.suppress(OSError):
+                who = owner.read_text(encoding="utf-8")
             gone = f"; if it is gone, remove {lock.lock_file!r}" if isinstance(lock, filelock.SoftFileLock) else ""
             raise BusyError(
                 f"{name} is being written by {who}; wait for it or stop it, or name another{gone}"

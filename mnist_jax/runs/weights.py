@@ -48,7 +48,7 @@ def save_weights(path: str | Path, trained: Trained) -> None:
 
     Raises:
       StorageError: the file cannot be written.
-      InputError: the path is an address such as gs://bucket/file.
+      InputError: no file can have this path.
 
     Example:
       >>> mj.save_weights("letters.safetensors", trained)
