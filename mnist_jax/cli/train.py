@@ -38,7 +38,7 @@ class Options:
     Ctrl-C, or SIGTERM, finishes the step, saves, and prints the command that goes on; a second one leaves at once.
 
     Exit status: 0 done, 1 objective not met (with --require-objective), 2 bad input, 3 training diverged, 4 cannot
-    write, 5 another process lost, 130 interrupted, 143 terminated.
+    write, 5 another process lost, or writing there, 130 interrupted, 143 terminated.
 
     Example: mnist-jax train --arch bn_dropout
     """

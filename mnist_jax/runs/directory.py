@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from mnist_jax.data import Dataset, load_dataset
-from mnist_jax.errors import InputError, StorageError, reason, remedy, require_path
+from mnist_jax.errors import InputError, StorageError, reason, refusing, remedy, require_path
 from mnist_jax.recipes.config import RETIRED, Config, make_config
 from mnist_jax.runs import locks
 from mnist_jax.runs.weights import TEMPORARY, load_weights, replace_file
@@ -104,7 +104,8 @@ def load_config(run_dir: Path) -> Config:
         what = f"({path.name}: {reason(error)}); {remedy(error, 'name a run dir')}"
         raise InputError(f"{str(run_dir)!r} holds no run {what}") from error
     except (TypeError, ValueError) as error:
-        raise InputError(f"config {str(path)!r} cannot be used: {error}") from error
+        what = "" if isinstance(error, InputError) else "; repair it"
+        raise InputError(f"config {str(path)!r} cannot be used: {error}{what}") from error
 
 
 def config_of(settings: dict[str, Any]) -> Config:
@@ -202,9 +203,13 @@ def save_epochs(run_dir: Path, history: Sequence[EpochMetrics]) -> None:
 
 
 def load_epochs(run_dir: Path) -> list[EpochMetrics]:
-    """The finished epochs of a run."""
-    lines = (run_dir / METRICS).read_text(encoding="utf-8").splitlines()
-    return [EpochMetrics(**json.loads(line)) for line in lines]
+    """Reads the finished epochs of a run; raises InputError if there are none, or a line cannot be read."""
+    path = run_dir / METRICS
+    with refusing(f"{str(path)!r} cannot be read (", "); resume the run, which writes it again"):
+        history = [EpochMetrics(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not history:
+            raise ValueError("it has no epoch")
+    return history
 
 
 def load_run(run_dir: str | Path) -> Trained:
