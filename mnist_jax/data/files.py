@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mnist_jax.data.arrays import Dataset
-from mnist_jax.errors import InputError, refusing
+from mnist_jax.errors import InputError, refusing, require_path
 
 FORMATS = ("PNG", "JPEG", "BMP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
@@ -31,9 +31,8 @@ def load_path(path: Path) -> Dataset:
 
     Raises InputError, naming the file, if one is missing, damaged, or does not fit.
     """
-    remedy = "name a folder or an npz file"
+    path, remedy = require_path(path, "dataset"), "name a folder or an npz file"
     with refusing(f"dataset {str(path)!r} cannot be read: ", f"; {remedy}"):
-        path = path.expanduser()
         if not path.exists():
             raise InputError(f"dataset {str(path)!r} does not exist; {remedy}")
     named = path if path.name.strip(".") else path.resolve()
