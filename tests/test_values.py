@@ -58,7 +58,7 @@ def assert_same(some, others):
 
 
 @pytest.mark.parametrize("how", COPIES)
-def test_what_is_static_is_equal_and_hashes_alike_after_a_journey(how, data):
+def test_static_values_are_equal_and_hash_alike_when_copied(how, data):
     values = [
         *(mj.make_model(arch, kernel_init=initial) for arch in mj.ARCHS for initial in KERNEL_INITS.values()),
         *(mj.make_model(arch, layers=mj.FLAX, dtype=jnp.bfloat16) for arch in ("16f-16k5p", "8-8-=2-pool-s16")),
@@ -74,7 +74,7 @@ def test_what_is_static_is_equal_and_hashes_alike_after_a_journey(how, data):
 
 
 @pytest.mark.parametrize("how", COPIES)
-def test_what_has_arrays_is_the_same_after_a_journey(how, data):
+def test_values_with_arrays_are_the_same_when_copied(how, data):
     progress, again = mj.start(CONFIG, data), COPIES[how]
     trained, doubt = mj.make_setup(CONFIG, data).trained(progress.state), load_doubts()["gap"]
     for value in (progress, progress.state, mj.Streams.from_seed(1), trained, data.test):
