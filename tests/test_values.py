@@ -58,7 +58,7 @@ def assert_same(some, others):
 
 
 @pytest.mark.parametrize("how", COPIES)
-def test_what_is_static_is_equal_and_hashes_alike_after_a_journey(how, data):
+def test_static_values_are_equal_and_hash_alike_when_copied(how, data):
     values = [
         *(mj.make_model(arch, kernel_init=initial) for arch in mj.ARCHS for initial in KERNEL_INITS.values()),
         *(mj.make_model(arch, layers=mj.FLAX, dtype=jnp.bfloat16) for arch in ("16f-16k5p", "8-8-=2-pool-s16")),
@@ -74,7 +74,7 @@ def test_what_is_static_is_equal_and_hashes_alike_after_a_journey(how, data):
 
 
 @pytest.mark.parametrize("how", COPIES)
-def test_what_has_arrays_is_the_same_after_a_journey(how, data):
+def test_values_with_arrays_are_the_same_when_copied(how, data):
     progress, again = mj.start(CONFIG, data), COPIES[how]
     trained, doubt = mj.make_setup(CONFIG, data).trained(progress.state), load_doubts()["gap"]
     for value in (progress, progress.state, mj.Streams.from_seed(1), trained, data.test):
@@ -102,6 +102,7 @@ def test_another_process_with_other_defaults_has_the_same_bits(data, environment
     state, history = mj.fit(CONFIG, data)
     trained = mj.make_setup(CONFIG, data).trained(state)
     others = {"JAX_ENABLE_X64": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_DEFAULT_PRNG_IMPL": "rbg"}
+    others |= {"JAX_RANDOM_SEED_OFFSET": "7", "JAX_THREEFRY_PARTITIONABLE": "0"}
     sent, command = pickle.dumps((CONFIG, data, trained)), [sys.executable, "-W", "error", "-c", FAR]
     far = subprocess.run(command, input=sent, capture_output=True, env=environment | others)
     assert not far.returncode, far.stderr.decode()
@@ -146,6 +147,11 @@ def test_with_other_defaults_everything_works_to_the_bit(use, data, tmp_path):
         others = use(data, tmp_path / "w")
         assert jnp.zeros(1).dtype == np.float64
     assert_same(others, use(data, tmp_path / "w"))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1])
+def test_streams_are_those_of_jax(seed):
+    assert_same(tuple(mj.Streams.from_seed(seed)), tuple(jax.random.split(jax.random.key(seed), 3)))
 
 
 @pytest.mark.usefixtures("quick_compiler")
