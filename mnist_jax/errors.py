@@ -55,14 +55,15 @@ def require_path(path: str | os.PathLike[str], name: str) -> Path:
     if address := re.match(rf"([A-Za-z][\w+.-]+:){slashes}", text):
         text = f"{address[1]}//{text[address.end() :]}"
         raise InputError(f"{name} {text!r} is an address, and only a path of this machine can be used; name one")
+    found = Path(path)
     try:
-        path = Path(path).expanduser()
-        path.stat()
+        found = found.expanduser()
+        found.stat()
     except (OSError, RuntimeError, ValueError) as error:  # The home is not known; there is a null character.
         if not isinstance(error, OSError) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES):
-            what = f"({reason(error)}); {remedy(error, 'write another, in full')}"
+            what = f"({reason(error)}); {remedy(error, 'name a folder or file in full')}"
             raise InputError(f"{name} {text!r} cannot be used {what}") from error
-    return path
+    return found
 
 
 @contextlib.contextmanager
