@@ -93,7 +93,7 @@ def require_path(path: str | os.PathLike[str], name: str) -> Path:
         found.stat()
     except (OSError, RuntimeError, ValueError) as error:  # The home is not known; there is a null character.
         if not isinstance(error, OSError) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES):
-            what = f"({reason(error)}); {remedy(error, 'write another, in full')}"
+            what = f"({reason(error)}); {remedy(error, 'name a folder or file in full')}"
             raise InputError(f"{name} {text!r} cannot be used {what}") from error
     return found
 
