@@ -1,6 +1,11 @@
 """Devices and processes: a mesh with one axis, which splits batches or seeds."""
 
+import contextlib
+import json
 import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -8,13 +13,26 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mnist_jax.errors import InputError, refusing
+from mnist_jax import errors
+from mnist_jax.errors import InputError, LostError, refusing
+from mnist_jax.rendezvous import difference, meet
+from mnist_jax.runtime import backend, versions
 
 AXIS = "devices"
 _HEARTBEAT_SECONDS = 30
 
 
-def join_processes(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def join_processes(
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    *,
+    tell: Callable[[str], object] = _to_stderr,
+) -> None:
     """Joins several processes that train together. Call it before JAX is first used.
 
     Without arguments, the process is the only one, or a TPU pod, Slurm step or MPI job tells JAX about the others. When
@@ -24,16 +42,20 @@ def join_processes(coordinator: str | None, num_processes: int | None, process_i
       coordinator: HOST:PORT, where process 0 listens; or None.
       num_processes: number of processes; or None.
       process_id: number of this process, from 0; or None.
+      tell: called with a line every now and then while processes are waited for.
 
     Raises:
-      InputError: only some of the three are given, one is out of range, or the others cannot be reached.
+      InputError: only some of the three are given, one is out of range, the port is taken, or the processes have
+        different versions of a package.
+      LostError: processes are missing after five minutes.
 
     Example:
       >>> devices.join_processes(None, None, None)
     """
     if coordinator is None and num_processes is None and process_id is None:
         if _of_a_cluster():
-            jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
+            with _telling(tell, "waiting for the other processes of this job; JAX gives up after five minutes"):
+                jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
         return
     if coordinator is None or num_processes is None or process_id is None:
         raise InputError(
@@ -42,9 +64,21 @@ def join_processes(coordinator: str | None, num_processes: int | None, process_i
     if num_processes < 1 or not 0 <= process_id < num_processes:
         found = f"process id {process_id} of {num_processes} processes"
         raise InputError(f"{found} cannot be used; choose 0 to one less than the number of processes")
+    meet(coordinator, num_processes, process_id, versions(), tell)
     timeouts: dict[str, Any] = {"heartbeat_timeout_seconds": _HEARTBEAT_SECONDS, "initialization_timeout": 60}
     with refusing(f"process {process_id} cannot join the others at {coordinator}: ", ""):
         jax.distributed.initialize(coordinator, num_processes, process_id, **timeouts)
+
+
+@contextlib.contextmanager
+def _telling(tell, line):
+    timer = threading.Timer(10, tell, [line])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _of_a_cluster() -> bool:
@@ -70,6 +104,7 @@ def make_mesh(count: int | None = None) -> Mesh:
       >>> mesh.size
       1
     """
+    backend()
     devices = jax.devices()
     count = len(devices) if count is None else count
     if not 1 <= count <= len(devices):
@@ -87,8 +122,8 @@ def choose_mesh(count: str | None) -> Mesh | None:
     """
     if count is not None and count != "all" and not count.isdecimal():
         raise InputError(f"devices {count!r} cannot be used; choose a number or all")
-    several = jax.process_count() > 1
-    if count is None and jax.default_backend() == "cpu" and not several:
+    platform, several = backend(), jax.process_count() > 1
+    if count is None and platform == "cpu" and not several:
         return None
     mesh = make_mesh(int(count) if count and count != "all" else None)
     return mesh if mesh.size > 1 or several else None
@@ -118,6 +153,52 @@ def put(tree: Any, mesh: Mesh | None, axis: int | None = None) -> Any:
         return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
     return jax.tree.map(place, tree)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[dict[str, Any]]:
+    """A block that ends in the same way in every process; each has to enter it.
+
+    Yields a dict for what has to be equal in all processes: JSON values by name.
+
+    Raises:
+      InputError: a value differs from that of process 0.
+      LostError: another process is lost, or failed for a reason that nobody foresaw.
+      InputError, StorageError: what the block raised in another process, with its number.
+    """
+    facts: dict[str, Any] = {}
+    backend()
+    if jax.process_count() == 1:
+        yield facts
+        return
+    error = None
+    try:
+        yield facts
+    except Exception as raised:
+        error = raised
+    found = _gather({"error": error and [type(error).__name__, str(error)[:1000]], "facts": versions() | facts})
+    if error:
+        raise error
+    for process, other in enumerate(found):
+        if other["error"]:
+            kind, message = other["error"]
+            raise getattr(errors, kind, LostError)(f"process {process}: {message}")
+    for process, other in enumerate(found):
+        if told := difference(other["facts"], found[0]["facts"], process):
+            raise InputError(told)
+
+
+def _gather(record):
+    """The JSON values that all processes pass, in their order."""
+    content = np.frombuffer(json.dumps(record).encode(), np.uint8)
+    try:
+        sizes = multihost_utils.process_allgather(np.int32(content.size))
+        padded = np.zeros(sizes.max(), np.uint8)
+        padded[: content.size] = content
+        rows = multihost_utils.process_allgather(padded)
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        raise LostError("another process is lost; it has said why, or start all of them again") from error
+    return [json.loads(np.asarray(row)[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
 def any_process(flag: bool) -> bool:

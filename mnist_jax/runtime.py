@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import hashlib
 import importlib
 import importlib.metadata
 import os
@@ -9,6 +10,7 @@ import platform
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -19,7 +21,34 @@ import jaxlib.version
 import platformdirs
 from jax._src.core import trace_state_clean  # There is no public way to ask.
 
+from mnist_jax.errors import InputError
+
 __version__ = "0.2.0"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")  # Those that decide what a training computes.
+
+
+def backend() -> str:
+    """The platform that JAX computes on: "cpu", "gpu" or "tpu". Starts JAX, if nothing has yet.
+
+    Warns in a process that was forked after JAX was used. Raises InputError if JAX cannot start.
+    """
+    if _forked:
+        warnings.warn(
+            "this process was forked after JAX was used, so JAX is likely to hang in it; start processes by "
+            "multiprocessing.get_context('spawn')",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    try:
+        return jax.default_backend()
+    except (AssertionError, RuntimeError) as error:  # An assertion says nothing; it stands for no device.
+        asked = jax.config.values["jax_platforms"]
+        reason = " ".join(str(error).partition(" (")[0].split()) or "there is no such device"
+        raise InputError(
+            f"JAX cannot start{f' with JAX_PLATFORMS={asked}' if asked else ''}: {reason}; "
+            "set JAX_PLATFORMS=cpu, or install JAX for the device (pip install 'mnist-jax[cuda]' or 'mnist-jax[tpu]')"
+        ) from error
+
 
 # Older versions of JAX have it in another module.
 _enable_x64 = (jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")).enable_x64
@@ -44,7 +73,7 @@ def compiler_options(once: bool = False) -> dict[str, str | int] | None:
     gradient. The option gives YNNPACK only the matrix products, where it is fast. Results change by rounding. A program
     that runs `once`, such as initialization, takes longer to optimize than to run, and is not optimized.
     """
-    if jax.default_backend() != "cpu":
+    if backend() != "cpu":
         return None
     if once:
         return {"xla_backend_optimization_level": 0}
@@ -128,6 +157,12 @@ def _jax_was_used() -> bool:
         return True
 
 
+_forked: list[int] = []  # The process, if it is a fork without JAX's threads.
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _forked.append(os.getpid()) if _jax_was_used() else None)
+
+
 def reuse_freed_memory() -> None:
     """Lets the C allocator keep the memory that a training step frees; on Linux with glibc only.
 
@@ -205,16 +240,27 @@ def environment(others: Sequence[str] = ()) -> dict[str, Any]:
       >>> mj.environment()["platform"] in ("cpu", "gpu", "tpu")
       True
     """
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy", *others)
     return {
         "python": platform.python_version(),
         "mnist-jax": __version__,
-        **{name: importlib.metadata.version(name) for name in packages},
-        "platform": jax.default_backend(),
+        **{name: importlib.metadata.version(name) for name in (*PACKAGES, *others)},
+        "platform": backend(),
         "devices": [device.device_kind for device in jax.devices()],
         "cpu": cpu_name(),
         "cpu_cores": int(os.environ.get("NPROC") or len(cores())),  # As XLA counts its threads.
     }
+
+
+@cache
+def sources() -> str:
+    """Version of this package, and the first digits of the SHA-256 of its sources."""
+    content = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))
+    return f"{__version__} of sources {hashlib.sha256(content).hexdigest()[:12]}"
+
+
+def versions() -> dict[str, str]:
+    """What all processes of a run have to have alike: versions of packages, and the sources of this one."""
+    return {"mnist-jax": sources()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def cores() -> list[int]:

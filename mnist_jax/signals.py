@@ -59,7 +59,8 @@ def catch_signals() -> Iterator[list[int]]:
     """
     _give_handlers_a_stack()
     received, (readable, writable) = [], os.pipe()
-    os.set_blocking(writable, False)
+    if hasattr(os, "set_blocking"):  # Windows has it from Python 3.12 on, and does not ask for it.
+        os.set_blocking(writable, False)
 
     def note() -> None:
         while number := os.read(readable, 1):

@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, UInt8
 from mnist_jax.data import standardize, standardize_pixels, to_float
 from mnist_jax.errors import InputError, require_whole
 from mnist_jax.losses import CrossEntropy, Loss
-from mnist_jax.runtime import default_types, jit
+from mnist_jax.runtime import backend, default_types, jit
 from mnist_jax.summary import count_params, is_kernel
 
 Collections = dict[str, Any]
@@ -100,6 +100,7 @@ class Streams(NamedTuple):
     @classmethod
     def from_seed(cls, seed: int) -> "Streams":
         """Makes the streams of a seed in 0..2^32-1; raises InputError for any other."""
+        backend()  # Where a fit first uses JAX: says why, if that cannot work.
         # As `jax.random.key` makes a key, but the process may have another generator, or an offset of all seeds.
         data = jnp.array([0, require_whole(seed, "seed", 0, 2**32 - 1)], jnp.uint32)
         with default_types():

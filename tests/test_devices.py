@@ -1,6 +1,8 @@
 """The same program on one device, on eight, and in two processes; to have its devices each is a process of its own."""
 
 import json
+import subprocess
+import sys
 
 import chex
 import jax
@@ -21,8 +23,7 @@ EIGHT = "--xla_force_host_platform_device_count=8"
 @pytest.fixture(scope="module")
 def on_eight(environment):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XLA_FLAGS", EIGHT)
-        patch.setenv("NPROC", "32")  # Threads that wait for each other, on few cores.
+        patch.setenv("XLA_FLAGS", f"{EIGHT} --xla_cpu_collective_call_terminate_timeout_seconds=10")
         with jobs.process(jobs.cores()) as worker:
             yield lambda function: worker.submit(function).result()
 
@@ -66,7 +67,7 @@ def scores():
     config = make_config("reference", arch="gap", batch_size=1)
     trained = make_setup(config, data).trained(start(config, data).state)
     one = evaluate(trained, data.test)
-    for size in (250, 99):
+    for size in (250, 99, 8):
         found = evaluate(devices.put(trained, mesh), data.test, size, mesh)
         assert (int(found.count), int(found.correct)) == (1001, int(one.correct))
         assert float(found.loss) == pytest.approx(float(one.loss), rel=1e-5)
@@ -135,6 +136,80 @@ def test_two_processes_are_one(environment, tmp_path):
     assert status == 0, err
     assert_weights_equal(tmp_path, atol=1e-4)
     assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+# What both processes of a pair do. Number 1 was told something else each time.
+PAIR = """
+import contextlib, dataclasses, json, sys
+from pathlib import Path
+import numpy as np
+import mnist_jax as mj
+from mnist_jax import cli, devices
+from mnist_jax.errors import StorageError
+from mnist_jax.runs.session import session
+
+coordinator, one, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+devices.join_processes(coordinator, 2, one)
+data = mj.load_dataset("mnist")
+data = dataclasses.replace(data, train=mj.Split(*(array[:64] for array in data.train)))
+config, mesh = mj.make_config("reference", arch="gap", epochs=2, batch_size=32), devices.make_mesh()
+begun = mj.start(config, data)
+other = dataclasses.replace(data, classes=tuple("abcdefghij"))
+
+def begin(**settings):
+    with session(dataclasses.replace(config, run_dir=str(folder), **settings), data):
+        raise AssertionError
+
+def only_one():
+    with devices.together():
+        if one:
+            raise StorageError("the disk is full; free space")
+
+cases = [
+    lambda: mj.fit(dataclasses.replace(config, seed=1 + one), data, mesh=mesh),
+    lambda: mj.fit(dataclasses.replace(config, learning_rate=0.1 + one), other if one else data, mesh=mesh),
+    lambda: mj.fit_seeds(config, data, seeds=[1, 2 + one], mesh=mesh),
+    lambda: mj.fit(config, data, mesh=mesh, progress=begun._replace(state=begun.state._replace(step=np.int32(one)))),
+    lambda: begin(seed=1 + one),
+    begin,
+    only_one,
+]
+ends = []
+for case in cases:
+    try:
+        case()
+    except (mj.InputError, StorageError) as error:
+        ends.append([type(error).__name__, str(error)])
+devices.join_processes = lambda *arguments: None
+try:
+    cli.main(["train", "--arch", "gap", "--no-report", "--run-dir", str(folder / "new"), "--seed", str(1 + one)])
+except SystemExit as end:
+    print(json.dumps([ends, end.code]))
+"""
+
+
+def test_two_processes_that_were_told_different_things(environment, tmp_path):
+    """Both refuse, with the same words, before a step is taken and before anything is written."""
+    (tmp_path / "config.json").write_text("{}")
+    address, pipes = f"localhost:{free_port()}", {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", PAIR, address]
+    ended = finish([subprocess.Popen([*command, str(i), tmp_path], env=environment, **pipes) for i in (0, 1)])
+    (zero, status), (one, other_status) = (json.loads(out.splitlines()[-1]) for out, _, _ in ended)
+    assert (status, other_status) == (2, 2)
+    asked = "; give all processes the same"
+    parts = [
+        ("InputError", f"process 1 has seed 2, but process 0 1{asked}"),
+        ("InputError", "process 1 has learning rate 1.1, but process 0 0.1; process 1 has data "),
+        ("InputError", f"process 1 has trainings ['seed 1', 'seed 3'], but process 0 ['seed 1', 'seed 2']{asked}"),
+        ("InputError", f"process 1 has step 1, but process 0 0{asked}"),
+        ("InputError", f"process 1 has seed 2, but process 0 1{asked}"),
+        ("InputError", f"run dir {str(tmp_path)!r} already holds a run; resume it, or name another"),
+        ("StorageError", "the disk is full; free space"),
+    ]
+    for ends, other in ((zero, "process 1: "), (one, "process 0: ")):
+        for (kind, said), (error, words) in zip(ends, parts, strict=True):
+            assert (kind, said.removeprefix(other)[: len(words)]) == (error, words)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow

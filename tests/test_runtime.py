@@ -1,12 +1,20 @@
+import ast
 import os
+import signal
 import subprocess
 import sys
 import time
+import warnings
+from pathlib import Path
 
 import jax
 import pytest
+from conftest import PREPARED, refused, run_command
 
-from mnist_jax import runtime
+import mnist_jax
+from mnist_jax import devices, fit, make_config, runtime
+from mnist_jax.lab import jobs
+from mnist_jax.lab.records import measured_on
 
 
 def test_compiler_options_are_for_cpu_only_and_those_that_this_jaxlib_does_not_know_left_out(monkeypatch):
@@ -111,3 +119,88 @@ def test_jit_is_the_same_object_and_runs_inside_another_program():
     assert runtime.jit(double, static_argnames=("times",)) is doubled
     assert runtime.jit(lambda x: doubled(x, times=2) + 1)(3.0) == 13
     assert "mul" in str(doubled.trace(3.0, times=1).jaxpr)
+
+
+def test_a_device_that_is_not_there_is_named(monkeypatch):
+    """JAX says nothing of a missing GPU: it is an assertion."""
+    config = make_config(arch="gap")
+
+    def none():
+        raise AssertionError
+
+    monkeypatch.setattr(jax, "default_backend", none)
+    before = jax.config.values["jax_platforms"]
+    jax.config.update("jax_platforms", "cuda")
+    words = r"^JAX cannot start with JAX_PLATFORMS=cuda: there is no such device; set JAX_PLATFORMS=cpu, or install JAX"
+    try:
+        for call in (runtime.backend, devices.make_mesh, lambda: fit(config, None), mnist_jax.environment):
+            refused(words, call)
+        status, _, err = run_command("train", "--arch", "gap")
+    finally:
+        jax.config.update("jax_platforms", before)
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith("error: JAX cannot start with JAX_PLATFORMS=cuda")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.parametrize("used", [True, False])
+def test_a_fork_that_jax_will_hang_in_is_warned(monkeypatch, used):
+    jax.devices()
+    monkeypatch.setattr(runtime, "_jax_was_used", lambda: used)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # JAX has a word of its own for the parent.
+        child = os.fork()
+    if not child:
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            runtime.backend()
+        os._exit(sum("get_context('spawn')" in str(warning.message) for warning in found))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == used
+
+
+UNIX = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios", "tty"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing has to be removed there")
+def test_what_windows_and_macos_lack_is_not_imported_and_not_called(monkeypatch, tmp_path):
+    """No module of Unix alone at the top of a file, and a run without the names, /proc and glibc."""
+    files = sorted(Path(runtime.__file__).parent.rglob("*.py"))
+    top = [node for path in files for node in ast.parse(path.read_text(encoding="utf-8")).body]
+    assert not UNIX & {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
+
+    opened, set_wakeup_fd, set_blocking = Path.open, signal.set_wakeup_fd, os.set_blocking
+    absent = {
+        os: ("sched_getaffinity", "sched_setaffinity", "getloadavg", "register_at_fork", "set_blocking", "getuid"),
+        signal: ("pthread_sigmask", "SIGHUP", "SIGPIPE", "SIGKILL"),
+    }
+    for module, names in absent.items():
+        for name in names:
+            monkeypatch.delattr(module, name, raising=False)
+    for name in UNIX - {"posix"}:
+        monkeypatch.setitem(sys.modules, name, None)
+
+    def any_descriptor(number, **options):  # Windows takes one that blocks.
+        if number >= 0:
+            set_blocking(number, False)
+        return set_wakeup_fd(number, **options)
+
+    def none_of_linux(path, *args, **kwargs):
+        if path.parts[1:2] == ("proc",):
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", none_of_linux)
+    monkeypatch.setattr(signal, "set_wakeup_fd", any_descriptor)
+    small = ["--data-source", "tfds", "--data-dir", PREPARED, "--batch-size", 300, "--recipe", "reference"]
+    status, _, err = run_command("train", "--arch", "gap", *small, "--epochs", 1, "--run-dir", tmp_path / "run")
+    assert (status, err) == (0, ""), err
+    assert measured_on()["cpu"]
+    with jobs._without_sigint():
+        assert len(runtime.cores()) == os.cpu_count()
+
+
+def test_only_glibc_has_its_allocator_set(monkeypatch):
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: pytest.fail("this is not Linux"))
+    for system in ("win32", "darwin"):
+        monkeypatch.setattr(sys, "platform", system)
+        runtime.reuse_freed_memory()

@@ -14,7 +14,7 @@ import jax
 from mnist_jax.cli.program import fail, format_warning
 from mnist_jax.cli.streams import printing
 from mnist_jax.errors import DivergedError, InputError, LostError, StorageError
-from mnist_jax.runtime import __version__
+from mnist_jax.runtime import __version__, backend
 
 T = TypeVar("T")
 ISSUES = "https://github.com/mnist-jax/mnist_jax/issues"
@@ -84,12 +84,26 @@ def run(main: Callable[[T], int | None], options: type[T], args: Sequence[str], 
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(error.status)  # A normal exit would wait for the lost process.
     except KeyboardInterrupt:
-        fail("interrupted", status=128 + signal.SIGINT)
+        print("error: interrupted", file=sys.stderr)
+        _leave(128 + signal.SIGINT)
     except BrokenPipeError:
         raise
     except Exception as error:
+        try:
+            backend()
+        except InputError as cause:
+            fail(str(cause), cause.status)
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
         print(f"error: unforeseen, a bug: {said}{notes}; please report it with what follows: {ISSUES}", file=sys.stderr)
         traceback.print_exception(error)
-        sys.exit(70)
+        _leave(70)
+
+
+def _leave(status: int) -> NoReturn:
+    """Exits; of several processes that have joined, without waiting for the others, as the end of the process does."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -80,12 +80,14 @@ def main(options: Options) -> int:
             "--tensorboard needs tensorboardX, which is not installed: pip install 'mnist-jax[tensorboard]'"
         )
     devices.join_processes(options.coordinator, options.num_processes, options.process_id)
-    mesh = devices.choose_mesh(options.devices)
-    if mesh:
-        devices.require_divisible(config.batch_size, mesh)
+    with devices.together() as facts:
+        facts["devices"] = options.devices or "default"
+        mesh, data = devices.choose_mesh(options.devices), load_data(config)
+        if mesh:
+            devices.require_divisible(config.batch_size, mesh)
     console = Console(highlight=False, soft_wrap=True, quiet=not devices.is_writer())
     kept = {"keep": options.keep, "checkpoint_every": options.checkpoint_every}
-    with session(config, load_data(config), resume=options.resume, clock=clock, **kept) as run:
+    with session(config, data, resume=options.resume, clock=clock, **kept) as run:
         for line in run.damaged:
             console.print(f"warning: {line}")
         if options.resume:

@@ -7,7 +7,7 @@ Contenders take turns, because machines drift: ratios are taken within a round, 
 import contextlib
 import importlib
 import os
-import resource
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import psutil
 
 from mnist_jax.augment import Distortion
 from mnist_jax.data import Dataset, load_dataset, standardize
@@ -181,4 +182,8 @@ def _turn(name, config, method, *arguments):
 
 
 def _peak_bytes():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # Windows has none.
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -2,7 +2,6 @@
 
 import collections
 import functools
-import hashlib
 import importlib.util
 import itertools
 import logging
@@ -12,7 +11,6 @@ import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,7 +19,7 @@ from mnist_jax.errors import InputError, LostError, StorageError
 from mnist_jax.lab.jobs import Pool, Task, train
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.values import load_data
-from mnist_jax.runtime import __version__
+from mnist_jax.runtime import sources
 
 _CONNECT_SECONDS = 10
 _LOST = "the scheduler is lost; the same command continues after the finished trials"
@@ -111,10 +109,4 @@ def identity(config: Config) -> dict[str, str]:
 
 @functools.cache
 def _identity(config):
-    sources = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        sources.update(path.read_bytes())
-    return {
-        "mnist-jax": f"{__version__} of sources {sources.hexdigest()[:12]}",
-        "data": load_data(config).sha256[:12],
-    }
+    return {"mnist-jax": sources(), "data": load_data(config).sha256[:12]}

@@ -178,10 +178,8 @@ def process(share: Sequence[int], cached: bool = True) -> Iterator[Executor]:
     context = multiprocessing.get_context("spawn")
     leash, end = context.Pipe(duplex=False)
     executor = ProcessPoolExecutor(1, context, _begin, (leash, share, cached))
-    # The new process inherits the mask, so that only this one handles Ctrl-C.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    executor.submit(int)
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with _blocking_sigint():
+        executor.submit(int)
     leash.close()
     try:
         yield executor
@@ -190,12 +188,38 @@ def process(share: Sequence[int], cached: bool = True) -> Iterator[Executor]:
         executor.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _blocking_sigint() -> Iterator[None]:
+    """A process that starts in the block does not handle Ctrl-C: it inherits the mask. Windows has none."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _without_sigint() -> Iterator[None]:
+    """A process that starts in the block inherits the mask, so that only this one handles Ctrl-C. Windows has none."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin(leash, share, cached):
     def follow() -> None:
         leash.poll(None)  # Returns when the other end is closed, by the parent or by its death.
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+    if not hasattr(signal, "pthread_sigmask"):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "pthread_sigmask"):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, share)
     else:

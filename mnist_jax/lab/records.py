@@ -10,6 +10,8 @@ from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
+import psutil
+
 from mnist_jax.errors import InputError, StorageError, reason, remedy
 from mnist_jax.recipes.config import ARCH_RECIPES, RECIPES, RETIRED, Config
 from mnist_jax.runs import locks
@@ -119,7 +121,7 @@ class TpuEstimates(NamedTuple):
 
 def measured_on() -> dict[str, Any]:
     """The environment of a time measurement."""
-    return environment() | {"load_average": os.getloadavg()}
+    return environment() | {"load_average": psutil.getloadavg()}
 
 
 def read_trials(path: Path) -> list[Trial]:

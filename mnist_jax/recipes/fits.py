@@ -6,8 +6,10 @@ from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
+from mnist_jax import devices
 from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError, require, shown
 from mnist_jax.recipes.config import Config, require_config
@@ -69,6 +71,9 @@ def fit(
 
     On the same machine's CPU, equal arguments give equal bits, however often the run was stopped and continued.
 
+    JAX hangs in a process that was forked after JAX was used. To train in processes of your own, start them by
+    `multiprocessing.get_context("spawn")`.
+
     Args:
       config: every setting of the run, a `Config`.
       data: the images to train on and to score, a `Dataset`.
@@ -85,7 +90,8 @@ def fit(
       The final state and the history, a list of `EpochMetrics`.
 
     Raises:
-      InputError: as `make_setup`, the mesh cannot split a batch, or `progress` is of another training.
+      InputError: as `make_setup`, the mesh cannot split a batch, `progress` is of another training, or processes
+        differ in config, data or versions.
       DivergedError: a loss or gradient is not finite.
       Stopped: `stop` returned true, or Ctrl-C was pressed on the main thread. Its `progress` continues the run.
         (A second Ctrl-C raises KeyboardInterrupt at once.)
@@ -233,10 +239,22 @@ def _varied(configs, parts):
     return differing
 
 
+def shared_facts(config: Config, data: Dataset) -> dict[str, Any]:
+    """What several processes must have alike to train together: the settings, and the data by its hash."""
+    own = ("dataset", "data_source", "data_dir", "run_dir")  # Where a process finds its data may be its own.
+    settings = {name.replace("_", " "): value for name, value in dataclasses.asdict(config).items() if name not in own}
+    return settings | {"data": data.sha256[:12]}
+
+
 def _train(config, data, parts, lanes, stop, setup=None, **options) -> Progress[Any]:
     remedy = "give that of a Stopped, or what on_epoch was given"
     require(options.get("progress"), Progress | None, "progress", remedy)
-    setup = setup or make_setup(config, data, **parts)
+    with devices.together() as facts:  # Processes that differ would wait for each other, or mix two trainings.
+        setup = setup or make_setup(config, data, **parts)
+        if jax.process_count() > 1:
+            facts |= shared_facts(config, data) | {"trainings": lanes.names}
+            facts["step"] = options["progress"].steps if options.get("progress") else 0
+            facts |= {name: np.asarray(values).tolist() for name, values in (lanes.numbers or {}).items()}
     own = parts.get("optimizer") is not None
     remedy = "try a smaller learning rate" if own else f"try a learning rate below {config.learning_rate}"
     plan = Plan(config.epochs, config.batch_size, config.plain_epochs, config.eval_batch_size, remedy)

@@ -21,7 +21,7 @@ from mnist_jax.errors import InputError, LostError, require_path
 from mnist_jax.objective import objective
 from mnist_jax.optimizers import make_schedule
 from mnist_jax.recipes.config import Config
-from mnist_jax.recipes.fits import fit
+from mnist_jax.recipes.fits import fit, shared_facts
 from mnist_jax.recipes.values import make_setup, part_of, total_steps
 from mnist_jax.runs import checkpoints, directory
 from mnist_jax.runs.directory import Summary
@@ -220,23 +220,29 @@ def session(config: Config, whole: Dataset, *, resume: Path | None = None, **opt
       options: `keep`, `checkpoint_every` and `clock` of the `Session`.
 
     Raises InputError if the directory holds a run already or cannot be written, if the data does not fit or is not the
-    run's, or as `checkpoints.resume`; BusyError if another process writes there.
+    run's, or as `checkpoints.resume`; BusyError if another process writes there. In several processes all raise if one
+    does, or if they differ in config or data.
     """
-    data = part_of(config, whole)
-    make_setup(config, data)  # Raises if the data does not fit, before anything is written.
-    run_dir = require_path(resume or config.run_dir or _new_run_dir(config), "run dir")
+    with devices.together() as facts:
+        data = part_of(config, whole)
+        make_setup(config, data)  # Raises if the data does not fit, before anything is written.
+        run_dir = require_path(resume or config.run_dir or _new_run_dir(config), "run dir")
+        facts |= shared_facts(config, whole) | {"resume": str(resume is not None)}
     run = Session(config, data, run_dir, **options)
     writer = devices.is_writer()
-    with directory.lock(run.run_dir, new=not resume) if writer else contextlib.nullcontext():
-        if writer and not resume:  # Locked, or another process that begins there would get this config.
-            directory.create_run(run.run_dir, config)
-            known = directory.DatasetRecord(whole.name, whole.sha256)
-            directory.save_json(run.run_dir, directory.DATASET, known._asdict())
-        if resume and writer:
-            directory.require_same_data(resume, whole)
-            run.progress, run.damaged = checkpoints.resume(resume, config, data)
-            directory.save_json(resume, directory.CONFIG, dataclasses.asdict(config))
-            directory.save_epochs(resume, run.progress.history if run.progress else ())
+    with contextlib.ExitStack() as stack:
+        with devices.together():  # What the writer refuses ends them all.
+            if writer:
+                stack.enter_context(directory.lock(run.run_dir, new=not resume))
+            if writer and not resume:  # Locked, or another process that begins there would get this config.
+                directory.create_run(run.run_dir, config)
+                known = directory.DatasetRecord(whole.name, whole.sha256)
+                directory.save_json(run.run_dir, directory.DATASET, known._asdict())
+            if resume and writer:
+                directory.require_same_data(resume, whole)
+                run.progress, run.damaged = checkpoints.resume(resume, config, data)
+                directory.save_json(resume, directory.CONFIG, dataclasses.asdict(config))
+                directory.save_epochs(resume, run.progress.history if run.progress else ())
         if resume:
             run.progress = checkpoints.share(run.progress, config, data)
         try:
