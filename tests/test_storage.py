@@ -136,6 +136,21 @@ def test_a_path_that_cannot_be_is_refused_with_its_remedy(tmp_path):
     assert remedy(full, "else") == "free space"
 
 
+def test_a_folder_that_may_not_be_read_is_said_with_its_remedy(monkeypatch, tmp_path):
+    def deny(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    for name in ("iterdir", "is_file", "exists"):
+        monkeypatch.setattr(Path, name, deny)
+    for function, *args in (
+        (images.find_images, tmp_path),
+        (load_dataset, tmp_path),
+        (directory.create_run, tmp_path, make_config()),
+        (records.read_trials, tmp_path),
+    ):
+        refused(r"Permission denied.*; correct the permissions$", function, *args)
+
+
 def test_what_a_killed_save_left_is_removed(tmp_path):
     for name in ("config.json.0123abcd.tmp", "mine.tmp"):
         (tmp_path / name).touch()

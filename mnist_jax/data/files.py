@@ -35,11 +35,12 @@ def load_path(path: Path) -> Dataset:
     with refusing(f"dataset {str(path)!r} cannot be read: ", f"; {remedy}"):
         if not path.exists():
             raise InputError(f"dataset {str(path)!r} does not exist; {remedy}")
+        has_idx = path.is_dir() and any(_find_idx(path, name) for name in _IDX)
     named = path if path.name.strip(".") else path.resolve()
     try:
         if not path.is_dir():
             return Dataset.from_arrays(*_npz(path), name=named.stem)
-        if any(_find_idx(path, name) for name in _IDX):
+        if has_idx:
             x_train, y_train, x_test, y_test = (_read_idx(path, name) for name in _IDX)
             return Dataset.from_arrays((x_train, y_train), (x_test, y_test), name=named.name)
         return _pictures(path, named.name)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mnist_jax.deploy.digits import Row, to_digit, to_row
-from mnist_jax.errors import InputError, remedy, require_path
+from mnist_jax.errors import InputError, refusing, remedy, require_path
 
 T = TypeVar("T")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "HEIF")
@@ -39,7 +39,8 @@ def find_images(path: Path) -> list[Path]:
     path = require_path(path, "image")
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    with refusing(f"folder {str(path)!r} cannot be read (", "); name another"):
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
     if not found:
         raise InputError(f"folder {str(path)!r} holds no {', '.join(SUFFIXES)} file; name another")
     return found

@@ -86,9 +86,9 @@ def require_known(path: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 def create_run(run_dir: Path, config: Config) -> None:
     """Makes a run directory with its config; raises InputError if it holds a run or cannot be written."""
-    if (run_dir / CONFIG).exists():
-        raise InputError(f"run dir {str(run_dir)!r} already holds a run; resume it, or name another")
     try:
+        if (run_dir / CONFIG).exists():
+            raise InputError(f"run dir {str(run_dir)!r} already holds a run; resume it, or name another")
         run_dir.mkdir(parents=True, exist_ok=True)
         _write_json(run_dir / CONFIG, dataclasses.asdict(config))
     except OSError as error:
