@@ -73,7 +73,7 @@ class Network(nn.Module):
         if 0 in x.shape[1:]:
             size = "x".join(map(str, images.shape[1:3]))
             name = self.arch or type(self).__name__
-            raise InputError(f"images of {size} are too small for network {name!r}; choose another or give larger ones")
+            raise InputError(f"images of {size} are too small for network {name!r}; choose another, or larger images")
         return x
 
 

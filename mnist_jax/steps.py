@@ -100,8 +100,7 @@ class Streams(NamedTuple):
     @classmethod
     def from_seed(cls, seed: int) -> "Streams":
         """Makes the streams of a seed in 0..2^32-1; raises InputError for any other."""
-        backend()  # Where a fit first uses JAX: says why, if that cannot work.
-        # As `jax.random.key` makes a key, but the process may have another generator, or an offset of all seeds.
+        backend()  # A fit uses JAX here first. The key is that of `jax.random.key`, whatever generator the process has.
         data = jnp.array([0, require_whole(seed, "seed", 0, 2**32 - 1)], jnp.uint32)
         with default_types():
             return cls(*jax.random.split(jax.random.wrap_key_data(data, impl="threefry2x32"), 3))

@@ -1,10 +1,6 @@
-"""Makes the pictures in docs/images/: a run in a terminal, its report, the page to draw on; drawn digits to be read.
+"""Makes the pictures in docs/images/."""
 
-Trains `swift` in a temporary folder, and needs Chromium.
-
-    python scripts/screenshots.py
-"""
-
+import dataclasses
 import io
 import json
 import os
@@ -19,7 +15,9 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.text import Text
 
-IMAGES = Path(__file__).parent.parent / "docs" / "images"
+from mnist_jax.cli import run
+from mnist_jax.errors import InputError
+
 SHOWN = "uv run scripts/train.py --arch swift"
 # Digits as a person with a mouse would draw them on a pad of 280 pixels: lines through these points.
 STROKES = {
@@ -58,6 +56,19 @@ addEventListener("load", () => setTimeout(() => {
 """
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Makes the pictures of README and the site: a run in a terminal, its report, the page to draw on; drawn digits.
+
+    Trains swift in a temporary folder, and needs Chromium.
+
+    Example: python scripts/screenshots.py --out docs/images
+    """
+
+    out: Path = Path(__file__).parent.parent / "docs" / "images"
+    """Folder to write."""
+
+
 def drawing(name: str, pen: int, turned: float = 0.0) -> Image.Image:
     """A digit on white paper, drawn with a pen of this many pixels and turned by this many degrees."""
     image = Image.new("L", (280, 280), 255)
@@ -66,17 +77,17 @@ def drawing(name: str, pen: int, turned: float = 0.0) -> Image.Image:
     return image.rotate(turned, Image.Resampling.BICUBIC, fillcolor=255)
 
 
-def digits() -> None:
+def digits(out: Path) -> None:
     """Writes drawn digits: three to be read, and a class of two people."""
     written = {f"digits/{name}.png": drawing(name, 14) for name in STROKES}
     for label, name in ((3, "three"), (4, "four"), (7, "seven")):
         written |= {f"class/ann/{label}_1.png": drawing(name, 6), f"class/ben/{label}_1.png": drawing(name, 24, 12)}
     for path, image in written.items():
-        (IMAGES / path).parent.mkdir(parents=True, exist_ok=True)
-        image.save(IMAGES / path, optimize=True)
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        image.save(out / path, optimize=True)
 
 
-def terminal(folder: Path) -> None:
+def terminal(folder: Path, picture: Path) -> None:
     """Runs the command; writes what it printed as a drawing, without the lines of the progress bar."""
     command = ["mnist-jax", "train", "--arch", "swift"]
     env = os.environ | {"FORCE_COLOR": "1", "TTY_INTERACTIVE": "0", "COLUMNS": "80"}
@@ -88,36 +99,34 @@ def terminal(folder: Path) -> None:
             console.print(Text.from_ansi(line))
     drawing = console.export_svg(title=SHOWN)
     # The font would be fetched from elsewhere.
-    (IMAGES / "terminal.svg").write_text(
-        re.sub(r"@font-face \{.*?\}\s*", "", drawing, flags=re.DOTALL), encoding="utf-8"
-    )
+    picture.write_text(re.sub(r"@font-face \{.*?\}\s*", "", drawing, flags=re.DOTALL), encoding="utf-8")
 
 
-def screenshot(page: Path, picture: str, size: str) -> None:
+def screenshot(page: Path, picture: Path, size: str) -> None:
     """Writes what Chromium shows of a page."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
-        sys.exit("error: Chromium is not installed; install it, and run this again")
+        raise InputError("Chromium is not installed; install it, and run this again")
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=20000"]
-    target = f"--screenshot={IMAGES / picture}"
+    target = f"--screenshot={picture.absolute()}"
     subprocess.run([browser, *options, f"--window-size={size}", target, page.as_uri()], check=True, capture_output=True)
 
 
-def main() -> None:
+def main(options: Options) -> None:
     """Makes all of them."""
-    digits()
+    digits(options.out)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        terminal(folder)
+        terminal(folder, options.out / "terminal.svg")
         (report,) = folder.glob("runs/*/report.html")
-        screenshot(report, "report.png", "1000,760")
+        screenshot(report, options.out / "report.png", "1000,760")
         page = folder / "draw.html"
         names = ("accurate-held-out", "small", "swift")
         command = ["mnist-jax", "export", "--arch", *names, "--out", page.name]
         subprocess.run(command, cwd=folder, check=True)
         page.write_text(page.read_text("utf-8") + HAND.replace("STROKES", json.dumps(STROKES["three"])), "utf-8")
-        screenshot(page, "draw.png", "1000,760")
+        screenshot(page, options.out / "draw.png", "1000,760")
 
 
 if __name__ == "__main__":
-    main()
+    run(main, Options, sys.argv[1:], "screenshots")

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, assert_refused, part, refused
 
 from mnist_jax import StorageError, load_dataset, load_pretrained, load_run, load_weights, make_config, save_weights
-from mnist_jax.cli import reproduce
+from mnist_jax.cli import reproduce, train
 from mnist_jax.cli.flags import parse
 from mnist_jax.cli.program import writing
 from mnist_jax.deploy import images
@@ -220,8 +220,11 @@ def test_an_address_is_refused_before_the_work(script, tmp_path, command):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("flag", ["--run-dir", "--out", "--weights-dir"])
-def test_home_is_expanded_in_flags(monkeypatch, tmp_path, flag):
+@pytest.mark.parametrize(
+    ("command", "flag"), [(train, "--run-dir"), (reproduce, "--out"), (reproduce, "--weights-dir")]
+)
+def test_home_is_expanded_in_flags(monkeypatch, tmp_path, command, flag):
     monkeypatch.setenv("HOME", str(tmp_path))
-    options = parse(reproduce.Options, [f"{flag}=~/x"], "reproduce")
-    assert str(tmp_path / "x") in map(str, (options.config.run_dir, options.out, options.weights_dir))
+    options = parse(command.Options, [f"{flag}=~/x"], command.__name__.rpartition(".")[2])
+    values = [*vars(options).values(), options.config.run_dir]
+    assert str(tmp_path / "x") in map(str, values)
