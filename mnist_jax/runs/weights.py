@@ -47,6 +47,7 @@ def save_weights(path: str | Path, trained: Trained) -> None:
       trained: the network, a `Trained`.
 
     Raises:
+      InputError: `trained` is no `Trained`.
       StorageError: the file cannot be written.
       InputError: no file can have this path.
 
