@@ -44,6 +44,7 @@ FILES = {
     "measure-pictures",
     "screenshots",
     "execute-tour",
+    "train-reader",
 }  # Scripts that are no commands.
 LINES = [line for text in DOCUMENTS.values() for line in commands(text)]
 SCRIPTS = list(dict.fromkeys(tuple(words) for line in LINES if (words := ours(line))))

@@ -145,7 +145,8 @@ def load_weights(path: str | Path, *, model: nn.Module | None = None) -> Trained
 def load_pretrained(name: str) -> Trained:
     """Loads a trained network of the package: the `default` recipe with seed 1, which was fixed beforehand.
 
-    `accurate-held-out` is `accurate` trained without the last 10,000 training images, which calibrate its doubt.
+    `accurate-held-out` is `accurate` trained without the last 10,000 training images, which calibrate its doubt, and
+    then on with images drawn anew, by `scripts/train_reader.py`.
 
     Args:
       name: a name in `ARCHS`, or "accurate-held-out".
