@@ -48,7 +48,7 @@ def help_of(command: str) -> str:
     """What `mnist-jax COMMAND --help` prints."""
     said = io.StringIO()
     with (
-        mock.patch.dict(os.environ, COLUMNS="100"),
+        mock.patch.dict(os.environ, COLUMNS="80"),
         mock.patch.object(sys, "argv", ["mnist-jax"]),  # The program that the help names.
         contextlib.redirect_stdout(said),
         contextlib.suppress(SystemExit),

@@ -96,7 +96,7 @@ def distort(key: jax.Array, images: jax.Array, distortion: Distortion, strength:
     """
     batch, height, width, _ = images.shape
     affine_key, elastic_key = jax.random.split(key)
-    draws = strength * jax.random.uniform(affine_key, (5, batch), minval=-1.0, maxval=1.0)
+    draws = strength * jax.random.uniform(affine_key, (5, batch), jnp.float32, -1.0, 1.0)
     rotation, down, right, scale, shear = draws
     maps = Affine(
         jnp.deg2rad(distortion.rotation) * rotation,
@@ -107,7 +107,7 @@ def distort(key: jax.Array, images: jax.Array, distortion: Distortion, strength:
     )
     if not isinstance(distortion.elastic, jax.Array) and not distortion.elastic:
         return affine(images, maps)
-    grid = strength * distortion.elastic * jax.random.normal(elastic_key, (2, batch, _GRID, _GRID))
+    grid = strength * distortion.elastic * jax.random.normal(elastic_key, (2, batch, _GRID, _GRID), jnp.float32)
     displacement = jax.image.resize(grid, (2, batch, height, width), "cubic")
     return affine(images, maps, displacement)
 
@@ -151,7 +151,7 @@ def affine(images: jax.Array, maps: Affine, displacement: jax.Array | None = Non
     padded = jnp.pad(images, ((0, 0), (1, 2), (1, 2), (0, 0)))
     stride = width + 3
     corner = (top.astype(jnp.int32) + 1) * stride + left.astype(jnp.int32) + 1
-    corner += jnp.arange(batch)[:, None, None] * (height + 3) * stride
+    corner += jnp.arange(batch, dtype=jnp.int32)[:, None, None] * (height + 3) * stride
     # A flat table, because XLA:CPU turns a lookup of its rows into plain loads; several axes are a slow loop.
     table = padded.reshape(-1, channels)
 

@@ -1,14 +1,27 @@
 """The errors a user can cause. Commands print their one line and exit with `status`."""
 
 import contextlib
+import errno
+import numbers
+import os
+import re
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+Plain = TypeVar("Plain", int, float, bool)
 
 
 class InputError(ValueError):
     """Bad input. The message is one line that names the value and the remedy."""
 
     status = 2
+
+
+class BusyError(InputError):
+    """Another process writes there. The message says which, and what to do."""
+
+    status = 5
 
 
 class DivergedError(ArithmeticError):
@@ -35,13 +48,98 @@ def require(value: Any, kind: Any, name: str, remedy: str) -> None:
         raise InputError(f"{name} is a {type(value).__name__}; {remedy}")
 
 
+def plain_number(value: Any, kind: type[Plain]) -> Plain | None:
+    """Converts a number of Python, NumPy or JAX to an `int`, `float` or `bool`; returns None if none is equal.
+
+    A truth value is not a number.
+    """
+    try:
+        value = value.item() if getattr(value, "shape", None) == () else value
+        if isinstance(value, bool) or kind is bool:
+            return value if type(value) is kind else None
+        plain = kind(cast(Any, value)) if isinstance(value, numbers.Real) else None
+    except (AttributeError, TypeError, ValueError, OverflowError):  # Traced by JAX, NaN, infinite or too large.
+        return None
+    return plain if plain is None or kind is float or plain == value else None
+
+
+def require_whole(value: Any, name: str, least: int, most: int | None = None) -> int:
+    """Returns a whole number of any type as an `int`; raises InputError if it is none, or out of range."""
+    plain = plain_number(value, int)
+    if plain is None or plain < least or (most is not None and plain > most):
+        wanted = f"{least} or more" if most is None else f"{least} to {most}"
+        raise InputError(f"{name} {shown(value)} cannot be used; choose {wanted}")
+    return plain
+
+
+def shown(value: Any) -> str:
+    """A value in one line of an error."""
+    return " ".join(repr(value).split())[:80]
+
+
+def require_path(path: str | os.PathLike[str], name: str) -> Path:
+    """Expands `~` in a path; raises InputError for one that no file can have, and for an address such as gs://bucket/run.
+
+    One that is not there may be meant to be written.
+    """
+    require(path, (str, os.PathLike), name, "give text or a Path")
+    text, slashes = (path, "//") if isinstance(path, str) else (Path(path).as_posix(), "//?")  # A Path joins slashes.
+    if address := re.match(rf"([A-Za-z][\w+.-]+:){slashes}", text):
+        text = f"{address[1]}//{text[address.end() :]}"
+        raise InputError(f"{name} {text!r} is an address, and only a path of this machine can be used; name one")
+    found = Path(path)
+    try:
+        found = found.expanduser()
+        found.stat()
+    except (OSError, RuntimeError, ValueError) as error:  # The home is not known; there is a null character.
+        if not isinstance(error, OSError) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES):
+            what = f"({reason(error)}); {remedy(error, 'name a folder or file in full')}"
+            raise InputError(f"{name} {text!r} cannot be used {what}") from error
+    return found
+
+
 @contextlib.contextmanager
 def refusing(before: str, after: str) -> Iterator[None]:
-    """Turns any exception in the block into an InputError of one line: `before`, its reason, `after`."""
+    """Turns any exception in the block into an InputError of one line: `before`, its reason, `after`.
+
+    What follows "; " in `after` is the remedy; an error of the system has that for its cause.
+    """
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"{before}{reason}{after}") from error
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        head, semicolon, otherwise = after.partition("; ")
+        raise InputError(f"{before}{said}{head}{semicolon}{remedy(error, otherwise)}") from error
+
+
+_REMEDIES = {
+    "ENOSPC EDQUOT": "free space",
+    "EFBIG": "allow larger files (ulimit -f)",
+    "EACCES EPERM": "correct the permissions",
+    "EROFS": "name another, which is not read-only",
+    "ENAMETOOLONG": "choose a shorter name",
+    "ENOTDIR EEXIST": "name another: a file is where a folder must be",
+    "EISDIR": "name another: that is a folder",
+    "ELOOP": "name another: links lead in a circle",
+    "EMFILE ENFILE": "allow more open files (ulimit -n)",
+    "ENOMEM": "free memory",
+    "ENOLCK": "name another, on a disk with file locks",
+    "EIO ESTALE ENODEV ENXIO ENOTCONN": "check the disk and its connection",
+}
+_BY_NUMBER = {getattr(errno, name, None): text for names, text in _REMEDIES.items() for name in names.split()}
+
+
+def remedy(error: BaseException, otherwise: str) -> str:
+    """The remedy for the cause of an error of the system; `otherwise` for a cause that is not known."""
+    number = getattr(error, "errno", None)
+    # TensorStore and safetensors have it in their text.
+    if number is None and (told := re.search(r"os.error(?:.code)?\W+(\d+)", str(error), re.IGNORECASE)):
+        number = int(told[1])
+    return _BY_NUMBER.get(number, otherwise) if number else otherwise
+
+
+def reason(error: BaseException) -> str:
+    """An error of the system in words, on one line."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split())[:300] or type(error).__name__

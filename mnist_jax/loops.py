@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from mnist_jax.runtime import backend, compiler_options
+from mnist_jax.runtime import backend, compiler_options, default_types
 
 
 def loop(
@@ -43,12 +43,14 @@ def loop(
     if not steps:
         return state, totals
     if backend() != "cpu":
-        return program(body, many, True)(steps.start, steps.stop, state, totals, own, shared, static)
+        with default_types():
+            return program(body, many, True)(steps.start, steps.stop, state, totals, own, shared, static)
     step, i = program(body, many, False), steps.start
     several = any(len(leaf.devices()) > 1 for leaf in jax.tree.leaves(totals))
     for i in steps:
         before = totals
-        state, totals = step(i, state, totals, own, shared, static)
+        with default_types():
+            state, totals = step(i, state, totals, own, shared, static)
         if several:  # XLA has as few threads as devices: two steps at once can take them all and wait for each other.
             jax.block_until_ready((state, totals))
         if on_step and i > steps.start:

@@ -18,18 +18,29 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.linen.initializers import he_normal, variance_scaling
+from flax.linen import initializers
 from jax import lax
 from jaxtyping import Array, Float
 
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, require, require_whole
 from mnist_jax.layers import FAST, Layers
 from mnist_jax.layouts import Block, parse_layout
 
 IMAGE_SHAPE = (28, 28, 1)
 
-# PyTorch's default for convolutions, uniform in +-1/sqrt(fan_in), has variance 1 / (3 fan_in).
-KERNEL_INITS = {"torch_uniform": variance_scaling(1 / 3, "fan_in", "uniform"), "he_normal": he_normal()}
+
+# Functions with names rather than closures, so that networks can be pickled and compared.
+def torch_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """PyTorch's default for convolutions, uniform in +-1/sqrt(fan_in), which has variance 1 / (3 fan_in)."""
+    return initializers.variance_scaling(1 / 3, "fan_in", "uniform")(key, shape, dtype)
+
+
+def he_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """He's initialization, a truncated normal of variance 2 / fan_in (He et al., arXiv:1502.01852)."""
+    return initializers.he_normal()(key, shape, dtype)
+
+
+KERNEL_INITS = {"torch_uniform": torch_uniform, "he_normal": he_normal}
 
 
 class Network(nn.Module):
@@ -62,7 +73,7 @@ class Network(nn.Module):
         if 0 in x.shape[1:]:
             size = "x".join(map(str, images.shape[1:3]))
             name = self.arch or type(self).__name__
-            raise InputError(f"images of {size} are too small for network {name!r}; choose another or give larger ones")
+            raise InputError(f"images of {size} are too small for network {name!r}; choose another, or larger images")
         return x
 
 
@@ -261,13 +272,16 @@ def make_model(arch: str, **settings: Any) -> Network:
       float32 logits [B, num_classes].
 
     Raises:
-      InputError: `arch` is neither.
+      InputError: `arch` is neither, or the number of classes is below 1.
 
     Example:
       >>> model = mj.make_model("8-pool-s16p", num_classes=3)
       >>> [layer.name for layer in mj.layers_of(model, image_shape=(12, 12, 1))][0]
       'conv1'
     """
+    require(arch, str, "arch", "give a name or a layout")
+    if "num_classes" in settings:
+        settings["num_classes"] = require_whole(settings["num_classes"], "number of classes", 1)
     if arch in ARCHS:
         return ARCHS[arch](arch=arch, **settings)
     try:

@@ -1,7 +1,9 @@
 """Compiler options, compilation cache and memory allocator; versions and hardware of the process."""
 
+import contextlib
 import ctypes
 import hashlib
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -9,8 +11,8 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from functools import cache, cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,21 @@ def backend() -> str:
             f"JAX cannot start{f' with JAX_PLATFORMS={asked}' if asked else ''}: {reason}; "
             "set JAX_PLATFORMS=cpu, or install JAX for the device (pip install 'mnist-jax[cuda]' or 'mnist-jax[tpu]')"
         ) from error
+
+
+# Older versions of JAX have it in another module.
+_enable_x64 = (jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")).enable_x64
+
+
+@contextlib.contextmanager
+def default_types() -> Iterator[None]:
+    """JAX's default types and random bits, whatever the process has set: 32 bits, standard promotion, new Threefry.
+
+    A context and a decorator. JAX, Flax and optax make arrays of the default types, which `JAX_ENABLE_X64` or
+    `JAX_NUMPY_DTYPE_PROMOTION` would change.
+    """
+    with _enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.threefry_partitionable(True):
+        yield
 
 
 @cache
@@ -84,6 +101,10 @@ class Jitted:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the compiled function; while another program is traced, which has its own options, the plain one."""
         return (self.compiled if trace_state_clean() else self.__wrapped__)(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Callable[[], "Jitted"], tuple[()]]:
+        """Pickles the function and the options; the compiled function cannot be."""
+        return partial(jit, self.__wrapped__, once=self._once, **self._options), ()
 
     def __getattr__(self, name: str) -> Any:
         """The attributes of the function jitted by `jax.jit`."""

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from mnist_jax import devices
 from mnist_jax.data import Split, as_images
 from mnist_jax.data.arrays import as_split
-from mnist_jax.errors import InputError, require
+from mnist_jax.errors import InputError, require, require_whole
 from mnist_jax.loops import loop
 from mnist_jax.steps import Metrics, Trained, eval_step
 
@@ -39,13 +39,14 @@ def evaluate(
       >>> 0 <= accuracy <= 1
       True
     """
+    require(trained, Trained, "trained", "give a Trained, as setup.trained(state)")
     require(split, Split, "split", "give a Split, as data.test")
     if not len(split.labels):
         raise InputError("there are no images to score; give a split with some")
     if not isinstance(split.images, jax.Array):
         split = as_split(*split, len(trained.classes))
     _require_shape(trained, split.images)
-    batch_size = min(batch_size, len(split.labels))
+    batch_size = min(require_whole(batch_size, "batch size", 1), len(split.labels))
     if mesh and not many:
         batch_size = -(-batch_size // mesh.size) * mesh.size
     split = devices.put(split, mesh)
@@ -73,9 +74,10 @@ def predict(trained: Trained, images: ArrayLike, batch_size: int = 250) -> Float
       >>> mj.predict(trained, data.test.images[:4]).shape
       (4, 3)
     """
+    require(trained, Trained, "trained", "give a Trained, as setup.trained(state)")
     images = as_images(images)
     _require_shape(trained, images)
-    order = _in_order(len(images), min(batch_size, max(len(images), 1)))
+    order = _in_order(len(images), min(require_whole(batch_size, "batch size", 1), max(len(images), 1)))
     *shared, logits = jax.device_put((images, order, np.zeros((*order.shape, len(trained.classes)), np.float32)))
     logits, _ = loop(predict_body, range(len(order)), logits, None, trained, shared, None)
     return np.asarray(logits).reshape(-1, len(trained.classes))[: len(images)]
@@ -98,8 +100,6 @@ def predict_body(i: Any, logits: Any, _: None, trained: Trained, shared: Any, st
 
 def _in_order(num_examples, batch_size):
     """Indices int32 [steps, batch_size] of all examples; they run past the end where the last batch is not full."""
-    if batch_size < 1:
-        raise InputError(f"batch size {batch_size} cannot be used; choose 1 or more")
     steps = -(-num_examples // batch_size)
     return np.arange(steps * batch_size, dtype=np.int32).reshape(steps, batch_size)
 

@@ -15,9 +15,9 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, UInt8
 
 from mnist_jax.data import standardize, standardize_pixels, to_float
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, require_whole
 from mnist_jax.losses import CrossEntropy, Loss
-from mnist_jax.runtime import backend, jit
+from mnist_jax.runtime import backend, default_types, jit
 from mnist_jax.summary import count_params, is_kernel
 
 Collections = dict[str, Any]
@@ -99,9 +99,11 @@ class Streams(NamedTuple):
 
     @classmethod
     def from_seed(cls, seed: int) -> "Streams":
-        """Makes the streams of a seed in 0..2^32-1."""
-        backend()  # Where a fit first uses JAX: says why, if that cannot work.
-        return cls(*jax.random.split(jax.random.key(seed), 3))
+        """Makes the streams of a seed in 0..2^32-1; raises InputError for any other."""
+        backend()  # A fit uses JAX here first. The key is that of `jax.random.key`, whatever generator the process has.
+        data = jnp.array([0, require_whole(seed, "seed", 0, 2**32 - 1)], jnp.uint32)
+        with default_types():
+            return cls(*jax.random.split(jax.random.wrap_key_data(data, impl="threefry2x32"), 3))
 
 
 @flax.struct.dataclass
@@ -170,6 +172,7 @@ class Setup(NamedTuple):
         return Trained(self.model, variables, *self[5:])
 
 
+@default_types()
 def init_state(setup: Setup, key: Key[Array, ""]) -> TrainState:
     """Initializes parameters and optimizer.
 
@@ -179,8 +182,6 @@ def init_state(setup: Setup, key: Key[Array, ""]) -> TrainState:
 
     Returns:
       The state before the first step.
-
-
     """
     return jit(_init_state, static_argnames="setup", once=True)(setup, key)
 
@@ -213,6 +214,7 @@ def _apply(model, variables, images, key):
     return model.apply(variables, images, train=True, rngs=rngs, mutable=mutable)
 
 
+@default_types()
 def train_step(
     state: TrainState,
     images: Images,
@@ -236,12 +238,11 @@ def train_step(
 
     Raises:
       InputError: the loss does not return one loss per image.
-
-
     """
     chex.assert_equal_shape_prefix([images, labels], 1)
     augment_key, step_key = jax.random.split(jax.random.fold_in(key, state.step))
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    images, labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
+    strength = jnp.asarray(strength, jnp.float32)
     pixels = images if images.dtype == jnp.uint8 else to_float(images)  # The augmentation looks up bytes faster.
     if setup.augment is not None:
         pixels = setup.augment(augment_key, pixels, strength)
@@ -294,6 +295,7 @@ def _require_losses(losses, logits, labels):
         )
 
 
+@default_types()
 def eval_step(trained: Trained, images: Images, labels: Int[Array, " B"], mask: Bool[Array, " B"]) -> Metrics:
     """Scores a batch by cross-entropy and accuracy.
 
@@ -305,11 +307,9 @@ def eval_step(trained: Trained, images: Images, labels: Int[Array, " B"], mask: 
 
     Returns:
       The sums over the images that count.
-
-
     """
     logits = cast(jax.Array, trained.model.apply(trained.variables, trained.standardize(images), train=False))
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), jnp.asarray(labels, jnp.int32))
     return _metrics(losses, logits, labels, mask)
 
 

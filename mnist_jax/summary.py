@@ -10,12 +10,14 @@ import jax.numpy as jnp
 
 from mnist_jax.layers import FLAX
 from mnist_jax.models import IMAGE_SHAPE, Network
+from mnist_jax.runtime import default_types
 
 
+@default_types()
 def abstract_variables(model: nn.Module, image_shape: tuple[int, int, int] = IMAGE_SHAPE) -> dict[str, Any]:
     """Shapes and dtypes of a network's variables, as `jax.ShapeDtypeStruct`, without computing any."""
     plain = _plain(model)
-    return jax.eval_shape(lambda: plain.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False))
+    return jax.eval_shape(lambda: plain.init(jax.random.key(0), jnp.zeros((1, *image_shape), jnp.float32), train=False))
 
 
 def _plain(model: nn.Module) -> nn.Module:
@@ -47,6 +49,7 @@ class Layer(NamedTuple):
     receptive_field: tuple[int, ...] | None = None
 
 
+@default_types()
 def layers_of(model: nn.Module, image_shape: tuple[int, int, int] = IMAGE_SHAPE) -> list[Layer]:
     """Lists a network's layers in the order they are called; parameters that belong to none come last.
 
@@ -62,7 +65,7 @@ def layers_of(model: nn.Module, image_shape: tuple[int, int, int] = IMAGE_SHAPE)
       >>> sum(layer.params for layer in layers)
       9752
     """
-    model, images = _plain(model), jnp.zeros((1, *image_shape))
+    model, images = _plain(model), jnp.zeros((1, *image_shape), jnp.float32)
     calls: list[_Call] = []
 
     def mark(call, args, kwargs, context):

@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from mnist_jax import devices
 from mnist_jax.data import Dataset, Split
-from mnist_jax.errors import DivergedError, InputError
+from mnist_jax.errors import DivergedError, InputError, require_whole
 from mnist_jax.loops import loop
-from mnist_jax.runtime import jit
+from mnist_jax.runtime import default_types, jit
 from mnist_jax.scoring import evaluate
 from mnist_jax.steps import Metrics, Setup, Streams, TrainState, init_state, train_step
 
@@ -121,6 +122,7 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     return num_examples // batch_size
 
 
+@default_types()
 def epoch_order(key: Key[Array, ""], epoch: ArrayLike, num_examples: int, batch_size: int) -> Int[Array, "steps B"]:
     """Shuffles the examples of an epoch into batches. The incomplete last batch is dropped, others in each epoch.
 
@@ -134,9 +136,10 @@ def epoch_order(key: Key[Array, ""], epoch: ArrayLike, num_examples: int, batch_
       Indices of the examples, int32 [steps, batch_size].
 
     Raises:
-      InputError: the batch size is above the number of examples.
+      InputError: a size is no whole number above 0, or the batch size is above the number of examples.
     """
-    return jit(_epoch_order, static_argnames=("num_examples", "batch_size"))(key, epoch, num_examples, batch_size)
+    sizes = require_whole(num_examples, "number of examples", 1), require_whole(batch_size, "batch size", 1)
+    return jit(_epoch_order, static_argnames=("num_examples", "batch_size"))(key, epoch, *sizes)
 
 
 def _epoch_order(key, epoch, num_examples, batch_size):
@@ -264,8 +267,7 @@ def train(
         totals = place(Metrics.zeros(*np.shape(totals.count)))
         reached = Progress(state, totals, history)
         # The next step donates the state's arrays, so the callback gets a copy.
-        ends = on_epoch and on_epoch(reached._replace(state=_copy(state)))
-        if devices.any_process(bool(ends)):
+        if devices.any_process(bool(on_epoch and on_epoch(reached._replace(state=_copy(state))))):
             break
         if epoch < plan.epochs and devices.any_process(stop()):
             raise Stopped(reached)
@@ -302,10 +304,8 @@ def _require_finite(totals, lanes, plan, epoch, steps):
 
 def _require_own(progress, expected, plan, steps):
     """Raises InputError if a progress has other arrays than expected, or does not fit the plan's epochs."""
-    want, have = (
-        {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(each.state)}
-        for each in (expected, progress)
-    )
+    both = map(tree_leaves_with_path, (expected.state, progress.state))
+    want, have = ({keystr(path): np.shape(leaf) for path, leaf in leaves} for leaves in both)
     for name in sorted(want.keys() | have.keys()):
         if want.get(name) != have.get(name):
             raise InputError(

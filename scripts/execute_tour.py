@@ -1,22 +1,34 @@
-"""Runs notebooks/tour.ipynb and stores its outputs in it, for who reads it without running it.
+"""Runs notebooks/tour.ipynb and stores its outputs in it."""
 
-Wants the extra `docs`. A test asks that the outputs belong to the code.
-"""
-
+import dataclasses
 import hashlib
+import sys
 from pathlib import Path
 
-import nbclient
-import nbformat
-
-TOUR = Path(__file__).parent.parent / "notebooks" / "tour.ipynb"
+from mnist_jax.cli import run
 
 
-def main() -> None:
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Runs the tour and stores its outputs in it, for readers who do not run it. Needs the extra docs.
+
+    A test asks that the outputs belong to the code.
+
+    Example: python scripts/execute_tour.py --notebook notebooks/tour.ipynb
+    """
+
+    notebook: Path = Path(__file__).parent.parent / "notebooks" / "tour.ipynb"
+    """File to run and write."""
+
+
+def main(options: Options) -> None:
     """Executes every cell; writes the notebook if none failed or warned."""
-    notebook = nbformat.read(TOUR, as_version=4)
-    options = {"timeout": None, "record_timing": False, "coalesce_streams": True}
-    nbclient.NotebookClient(notebook, kernel_name="python3", **options).execute()
+    import nbclient  # Help is there without these.
+    import nbformat
+
+    notebook = nbformat.read(options.notebook, as_version=4)
+    settings = {"timeout": None, "record_timing": False, "coalesce_streams": True}
+    nbclient.NotebookClient(notebook, kernel_name="python3", **settings).execute()
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell in cells:
         for output in cell.outputs:
@@ -30,8 +42,8 @@ def main() -> None:
         "language_info": {"name": "python"},
         "executed_code_sha256": hashlib.sha256(code.encode()).hexdigest(),
     }
-    nbformat.write(notebook, TOUR)
+    nbformat.write(notebook, options.notebook)
 
 
 if __name__ == "__main__":
-    main()
+    run(main, Options, sys.argv[1:], "execute_tour")

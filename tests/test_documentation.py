@@ -12,7 +12,6 @@ from unittest import mock
 import jax
 import pytest
 from conftest import PREPARED, ROOT, part
-from PIL import Image
 
 import mnist_jax
 from mnist_jax import cli, hold_out
@@ -45,6 +44,7 @@ FILES = {
     "measure-pictures",
     "screenshots",
     "execute-tour",
+    "train-reader",
 }  # Scripts that are no commands.
 LINES = [line for text in DOCUMENTS.values() for line in commands(text)]
 SCRIPTS = list(dict.fromkeys(tuple(words) for line in LINES if (words := ours(line))))
@@ -83,6 +83,14 @@ def test_the_tests_files_and_functions_they_name_exist():
     assert len(rows) >= 5
     for file, function in rows:
         assert f"def {function}(" in (ROOT / file).read_text(encoding="utf-8")
+
+
+def test_readme_is_read_in_a_minute():
+    """At most 150 lines, and 1,000 words outside tables and code."""
+    text = DOCUMENTS["README.md"]
+    prose = re.sub(r"```.*?```|^(\||    ).*?$", "", text, flags=re.DOTALL | re.MULTILINE)
+    assert text.count("\n") <= 150
+    assert 300 < len(prose.split()) <= 1000
 
 
 def test_links_inside_lead_somewhere():
@@ -130,18 +138,9 @@ def test_tools_understand_their_commands(command):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def draw_sevens(mnist, folder):
-    """The pictures that the pages name."""
-    seven = mnist.test.images[list(mnist.test.labels).index(7), :, :, 0]
-    for name in ("seven.png", "digits/seven.png", "class/ann/7_1.png"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(255 - seven).resize((112, 112)).save(folder / name)
-
-
 @pytest.mark.slow
-def test_commands_work_in_their_order(script, mnist, monkeypatch, tmp_path):
+def test_commands_work_in_their_order(script, monkeypatch, tmp_path):
     monkeypatch.setattr(tables, "insert_tables", lambda text, results: text)  # README stays as it is.
-    draw_sevens(mnist, tmp_path)
     shorter = {
         "train": [*SMALL, "--no-report"],
         "search": [*SMALL, "--recipe", "reference", "--held-out", "100", "--log", "log.jsonl"],
@@ -154,6 +153,7 @@ def test_commands_work_in_their_order(script, mnist, monkeypatch, tmp_path):
     for name, *given in (words for words in SCRIPTS if not {*words} & {*ELSEWHERE}):
         arguments = [part.replace("RUN_DIR", ran or "") for part in given]
         arguments = [str(PREPARED) if part == "DIR" else part for part in arguments]
+        arguments = [str(ROOT / part) if part.startswith("docs/") else part for part in arguments]
         monkeypatch.chdir(ROOT if "--table" in arguments else tmp_path)
         few = [] if {"--resume", "--help", "--table"} & {*arguments} else shorter.get(name, [])
         status, out, err = script(f"{name.replace('-', '_')}.py", *arguments, *few)
@@ -165,7 +165,7 @@ def test_commands_work_in_their_order(script, mnist, monkeypatch, tmp_path):
             (run_dir,) = (tmp_path / "runs").iterdir()
             ran = run_dir.name
         if name == "predict":
-            assert "7" in out
+            assert "seven.png: 7" in out
 
 
 @pytest.mark.parametrize(
@@ -176,9 +176,8 @@ def test_commands_work_in_their_order(script, mnist, monkeypatch, tmp_path):
         for i, code in enumerate(CODE.findall(text) if name != USE else [])
     ],
 )
-def test_code_runs_as_it_stands(name, code, mnist, monkeypatch, capsys, tmp_path):
-    draw_sevens(mnist, tmp_path)
-    monkeypatch.chdir(tmp_path)
+def test_code_runs_as_it_stands(name, code, mnist, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
     monkeypatch.setattr(mnist_jax, "load_dataset", lambda name: part(mnist, 2000, 100))
     monkeypatch.setattr(mnist_jax, "hold_out", lambda data, size: hold_out(data, size // 10))
     with mock.patch.dict(mnist_jax.ARCHS), mock.patch.dict(mnist_jax.RECIPES):  # What the code adds goes away after it.

@@ -16,7 +16,7 @@ import types
 
 import jax
 import pytest
-from conftest import PREPARED, ROOT, assert_refused, begin, part, refused, run_script, wait_for
+from conftest import PREPARED, ROOT, assert_refused, begin, damage, part, refused, run_script, wait_for
 
 from mnist_jax import Config, StorageError, make_config, save_weights
 from mnist_jax.cli import flags
@@ -150,12 +150,18 @@ def test_two_runs_in_one_directory(environment, tmp_path):
     first.terminate()
     first.communicate()
     assert first.returncode == 143
-    assert_refused(found, f"is being written by process {first.pid} on")
+    status, out, err = found
+    assert (status, out, err.count("\n")) == (5, "", 1)
+    assert f"is being written by process {first.pid} on" in err
 
 
 def test_metrics_cut_in_mid_line(uninterrupted, run_dir):
-    content = (run_dir / "metrics.jsonl").read_text()
-    (run_dir / "metrics.jsonl").write_text(content[: len(content) // 2])
+    for how in ("missing", "empty", "truncated"):
+        content = (run_dir / "metrics.jsonl").read_text()
+        damage(run_dir / "metrics.jsonl", how)
+        refused(r"metrics.jsonl' cannot be read .*; resume the run, which writes it", directory.load_epochs, run_dir)
+        if how != "truncated":
+            (run_dir / "metrics.jsonl").write_text(content)
     assert finish(run_dir, "--epochs", 6) == uninterrupted
 
 

@@ -1,13 +1,20 @@
 import dataclasses
 import inspect
+import json
 import re
+from fractions import Fraction
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
-from conftest import refused
+from conftest import part, refused
 
+import mnist_jax as mj
 from mnist_jax import ARCHS, RECIPES, Config, make_config
 from mnist_jax.augment import Distortion
 from mnist_jax.recipes.values import make_distortion
+from mnist_jax.runs.directory import config_of
 
 
 def test_reference_is_the_notebooks_recipe_and_default_meets_the_limit_on_epochs():
@@ -57,14 +64,83 @@ UNUSABLE = {
     10_001: ("epochs", "eval_batch_size"),
     2**32: ("seed",),
     2.5: ("epochs", "batch_size", "seed"),
-    "1": ("learning_rate", "rotation"),
+    "1": ("learning_rate", "rotation", "epochs", "nesterov"),
+    None: ("epochs", "learning_rate", "nesterov", "arch", "dataset"),
+    10**400: ("learning_rate",),
+    b"gap": ("arch", "recipe", "run_dir"),
 }
 
 
 @pytest.mark.parametrize(("value", "setting"), [(value, name) for value in UNUSABLE for name in UNUSABLE[value]])
 def test_unusable_values_are_named_with_the_remedy(value, setting):
-    name, shown = setting.replace("_", " "), re.escape(str(value))
+    name, shown = setting.replace("_", " "), re.escape(str(value)[:60])
     refused(f"(?=.*{name})(?=.*{shown}).*choose", make_config, **{"recipe": "default", setting: value})
+
+
+WHOLE = [2.0, np.int64(2), np.float32(2), np.array(2), jnp.int32(2), jnp.bfloat16(2), Fraction(2)]
+NOT_WHOLE = [
+    "2",
+    b"2",
+    None,
+    True,
+    np.True_,
+    2.5,
+    2j,
+    float("nan"),
+    float("inf"),
+    [2],
+    np.array([2]),
+    jnp.zeros((2, 2)),
+]
+
+
+@pytest.mark.parametrize("whole", WHOLE)
+def test_equal_numbers_of_any_type_are_taken_and_written_plainly(whole):
+    rate, flag = np.float32(0.5), jnp.array(True)
+    config = make_config(epochs=whole, learning_rate=whole, momentum=rate, nesterov=flag, dataset=np.str_("mnist"))
+    plain = make_config(epochs=2, learning_rate=2.0, momentum=0.5, nesterov=True)
+    assert (config, hash(config)) == (plain, hash(plain))
+    assert json.dumps(dataclasses.asdict(config)) == json.dumps(dataclasses.asdict(plain))
+    assert config_of({"batch_size": 128.0, "epochs": 2.0}) == make_config(epochs=2)
+
+
+def test_what_is_no_whole_number_is_refused_wherever_one_is_given(mnist):
+    data, trained, key = part(mnist, 64, 2), mj.load_pretrained("small"), mj.Streams.from_seed(1).order
+    uses = {
+        "epochs": lambda value: make_config(epochs=value),
+        "seed": lambda value: mj.fit_seeds(Config(), data, seeds=[value]),
+        "seed .* choose 0 to 4294967295": mj.Streams.from_seed,
+        "hold out": lambda value: mj.hold_out(data, value),
+        "batch size": lambda value: mj.evaluate(trained, data.test, value),
+        "batch size .* 1 or more": lambda value: mj.predict(trained, data.test.images, value),
+        "batch size .*": lambda value: mj.epoch_order(key, 1, 64, value),
+        "number of examples": lambda value: mj.epoch_order(key, 1, value, 2),
+        "number of steps": lambda value: mj.make_optimizer(Config(), value),
+        "number of classes": lambda value: mj.make_model("gap", num_classes=value),
+    }
+    for value in NOT_WHOLE:
+        for name, use in uses.items():
+            refused(rf"(?=.*{re.escape(repr(value)[:5])}.*choose).*{name}", use, value)
+    jax.jit(lambda traced: refused("epochs .*Tracer", make_config, epochs=traced))(2)
+
+
+def test_direct_arguments_of_any_number_type_and_of_other_types(mnist):
+    data, trained = part(mnist, 64, 2), mj.load_pretrained("small")
+    key = mj.Streams.from_seed(np.float64(1)).order
+    assert len(mj.hold_out(data, jnp.int32(60)).test.labels) == 60
+    assert mj.epoch_order(key, 1, 64.0, jnp.int32(16)).tolist() == mj.epoch_order(key, 1, 64, 16).tolist()
+    assert mj.make_optimizer(Config(), np.int64(4)) == mj.make_optimizer(Config(), 4)
+    assert np.array_equal(mj.predict(trained, data.test.images, 2.0), mj.predict(trained, data.test.images))
+    for value in (None, "swift", {"epochs": 1}):
+        for use in (mj.fit, mj.start, mj.make_setup, lambda *both: mj.fit_many([both[0]], both[1])):
+            refused("config is a .*make_config", use, value, data)
+        refused("trained is a ", mj.predict, value, data.test.images)
+        refused("trained is a ", mj.save_weights, "path", value)
+    refused("progress is a TrainState; give", mj.fit, Config(), data, progress=mj.TrainState(*[None] * 4))
+    refused("seeds array.* cannot be used", mj.fit_seeds, Config(), data, seeds=np.array(1))
+    refused("dataset is a int; give a name or a path", mj.load_dataset, 5)
+    refused("data dir is a int; give a path", mj.load_dataset, "mnist", data_dir=5)
+    refused("arch is a int; give a name or a layout", mj.make_model, 5)
 
 
 def test_help_knows_every_setting():

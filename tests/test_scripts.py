@@ -274,6 +274,7 @@ def test_the_command_lists_its_commands_and_refuses_others():
         "bundle-mnist",
         "calibrate",
         "measure-pictures",
+        "train-reader",
     }
     assert set(re.findall(r"^  ([a-z-]+) {2,}\w", run_command("--help")[1], re.MULTILINE)) == names
     assert "0.01" in run_command("train", "--recipe", "reference", "--help")[1]

@@ -69,7 +69,7 @@ def test_the_unforeseen_is_told_apart_from_an_objective_that_is_not_met(script, 
 
 
 def test_a_report_that_cannot_be_drawn_does_not_cost_the_run(script, monkeypatch, tmp_path, quick_compiler):
-    monkeypatch.setattr(report, "write_report", lambda *_: 1 / 0)
+    monkeypatch.setattr(report, "write_report", lambda *_, **__: 1 / 0)
     code, out, err = script("train.py", *TINY, "--run-dir", "run")
     assert (code, err) == (0, "")
     assert "warning: the report cannot be drawn (ZeroDivisionError" in out

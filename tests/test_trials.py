@@ -30,14 +30,14 @@ def test_a_trial_says_what_the_final_weights_do(ran):
 
 
 def test_trials_are_lines_of_a_file(ran, tmp_path):
-    trial = ran[2]
+    trial, other = ran[2], ran[2]._replace(config=ran[2].config | {"seed": 8})
     path = tmp_path / "new" / "trials.jsonl"
     assert records.read_trials(path) == []
     records.prepare_trials(path)
     diverged = records.Trial({"arch": "gap"}, diverged="at step 3")
     records.append_trials(path, trial)
-    records.append_trials(path, diverged, trial)
-    assert records.read_trials(path) == [trial, diverged, trial]
+    records.append_trials(path, diverged, other)
+    assert records.read_trials(path) == [trial, diverged, other]
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines[1] == {"version": 1, "config": {"arch": "gap"}, "diverged": "at step 3"}
     assert lines[0]["history"][1]["test_accuracy"] == trial.history[1].test_accuracy
@@ -46,11 +46,35 @@ def test_trials_are_lines_of_a_file(ran, tmp_path):
     refused(r"trials.jsonl' has format 2, newer than 1; update mnist_jax$", records.read_trials, path)
 
 
-@pytest.mark.parametrize("damage", ['{"config"\n', "[]\n", "{}\n", '{"config": {}, "unheard": 0}\n', "\xff\n"])
+@pytest.mark.parametrize("damage", ["[]\n", "{}\n", '{"config": {}, "unheard": 0}\n'])
 def test_a_line_that_is_no_trial_is_named(tmp_path, damage):
     path = tmp_path / "trials.jsonl"
     path.write_text(damage, encoding="latin-1")
     refused(r"trials.jsonl' cannot be read .* repair or remove the line$", records.read_trials, path)
+
+
+@pytest.mark.parametrize("damage", ['{"config": {"se{"config": {}}', "\xff", "\0\0\0\0", ""])
+def test_a_line_that_was_cut_off_is_named_and_skipped(tmp_path, damage):
+    path = tmp_path / "trials.jsonl"
+    path.write_text(f'{{"config": {{"seed": 1}}}}\n{damage}\n{{"config": {{"seed": 2}}}}\n', encoding="latin-1")
+    with pytest.warns(UserWarning, match=r"trials.jsonl': line 2 was cut off and is left out; remove it$"):
+        assert [trial.config["seed"] for trial in records.read_trials(path)] == [1, 2]
+
+
+def test_doubles_are_named_and_dropped(tmp_path):
+    """Two trials are the same if their settings, data and attempt are, written out or not."""
+    path = tmp_path / "trials.jsonl"
+    records.prepare_trials(path)
+    config = dataclasses.asdict(make_config("reference", arch="gap", seed=3))
+    first, double = records.Trial(config, seconds=1.0), {"recipe": "reference", "arch": "gap", "seed": 3}
+    others = (
+        first._replace(sha256="0"),
+        first._replace(attempt={"norm": 1}),
+        first._replace(config=config | {"seed": 4}),
+    )
+    records.append_trials(path, first, *others, records.Trial(double))
+    with pytest.warns(UserWarning, match=r"line 5 has the trial of line 1 again and is left out; remove it$"):
+        assert records.read_trials(path) == [first, *others]
 
 
 @pytest.mark.parametrize(
@@ -79,6 +103,9 @@ def test_a_full_disk_adds_nothing(ran, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
+    (tmp_path / "full.jsonl").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=r"\(No space left on device\).*; free space, then run the same command"):
+        records.append_trials(tmp_path / "full.jsonl", ran[2])
 
 
 def test_settings_are_compared_as_they_were_written():

@@ -5,12 +5,13 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
 import jax
 
-from mnist_jax.cli.program import fail
+from mnist_jax.cli.program import fail, format_warning
 from mnist_jax.cli.streams import printing
 from mnist_jax.errors import DivergedError, InputError, LostError, StorageError
 from mnist_jax.runtime import __version__, backend
@@ -70,6 +71,7 @@ def run(main: Callable[[T], int | None], options: type[T], args: Sequence[str], 
     """
     from mnist_jax.cli.flags import parse  # It imports tyro, which the list of commands does without.
 
+    warnings.formatwarning = format_warning
     try:
         parsed = parse(options, args, command)
         if not getattr(parsed, "compilation_cache", True):

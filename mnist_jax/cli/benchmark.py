@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mnist_jax.cli.program import report, require_at_least, require_folder, telling
 from mnist_jax.errors import InputError
-from mnist_jax.lab import benchmark, tables
+from mnist_jax.lab import benchmark, records, tables
 from mnist_jax.recipes.config import make_config
 from mnist_jax.runtime import cores
 
@@ -18,7 +18,7 @@ class Options:
     Batches of real images, SGD with momentum, dropout and batch norm on, float32. Each contender is a process of its
     own; ratios are taken round by round. Run it with nothing else running.
 
-    Exit status: 0 done, 2 bad input, 4 cannot write.
+    Exit status: 0 done, 2 bad input, 4 cannot write, 5 another process writes the file of --json.
 
     Example: mnist-jax benchmark --arch gap --json results/benchmark-gap.json
     """
@@ -51,6 +51,6 @@ def main(options: Options) -> None:
             raise InputError(f"contender {name!r} cannot run here; choose from {', '.join(possible)}")
     names = [name for name in possible if not options.contenders or name in options.contenders or name == "ours"]
 
-    with telling() as tell:
+    with records.only_writer(options.json), telling() as tell:
         result = benchmark.run(config, names, options.rounds, options.steps, options.threads, tell)
     report(tables.speed_table([result]), result, options.json)

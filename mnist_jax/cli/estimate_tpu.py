@@ -8,7 +8,7 @@ import tyro
 
 from mnist_jax.cli.program import report, require_at_least, require_folder, telling
 from mnist_jax.lab import tables, tpu
-from mnist_jax.lab.records import TpuEstimates
+from mnist_jax.lab.records import TpuEstimates, only_writer
 from mnist_jax.recipes.config import Config
 from mnist_jax.runtime import environment
 
@@ -20,7 +20,7 @@ class Options:
     Needs no TPU, but the package libtpu. What it prints are the compiler's estimates, not times: cycles of a step, of a
     step of many seeds, of scoring a batch; memory on each device; seconds to compile.
 
-    Exit status: 0 done, 2 bad input, 4 cannot write.
+    Exit status: 0 done, 2 bad input, 4 cannot write, 5 another process writes the file of --json.
 
     Example: mnist-jax estimate-tpu --arch gap --topology v5e:1x1
     """
@@ -46,7 +46,7 @@ def main(options: Options) -> None:
     mesh, config = tpu.make_mesh(options.topology), options.config
     programs = {"epoch": 0, f"epoch of {options.seeds} seeds": options.seeds, "scoring": 0}
     found = {}
-    with telling() as tell:
+    with only_writer(options.json), telling() as tell:
         for name, seeds in programs.items():
             found[name] = {}
             for key, layers in tpu.LAYERS.items():

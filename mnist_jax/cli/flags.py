@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from mnist_jax.cli.program import called, script_name
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, require_path
 from mnist_jax.recipes.config import make_config
 from mnist_jax.runs.directory import load_config
 
@@ -30,7 +30,8 @@ def parse(options: type[T], args: Sequence[str], command: str) -> T:
     names, for the network of `--arch`. It has no flags for the settings in `options.UNUSED`. In the help text
     `mnist-jax COMMAND` is written as it was called.
 
-    Raises InputError for a flag that is unknown or has no usable value, SystemExit after `--help`.
+    In paths `~` is expanded. Raises InputError for a flag that is unknown or has no usable value, SystemExit after
+    `--help`.
     """
     default: dict[str, Any] = {}
     if any(field.name == "config" for field in dataclasses.fields(options)):
@@ -48,7 +49,7 @@ def parse(options: type[T], args: Sequence[str], command: str) -> T:
     said, flags = io.StringIO(), {}
     try:
         with contextlib.redirect_stderr(said), _wording(getattr(options, "UNUSED", ()), flags):
-            return tyro.cli(
+            parsed = tyro.cli(
                 options,
                 prog=call if call.startswith("mnist-jax ") else script_name(command),
                 args=args,
@@ -67,6 +68,23 @@ def parse(options: type[T], args: Sequence[str], command: str) -> T:
         raise InputError(
             f"unknown flag {unknown[0]}; {f'did you mean {meant}? See' if meant else 'see'} --help"
         ) from None
+    return _expanded(parsed)
+
+
+def _expanded(options: T) -> T:
+    """Expands `~` in every path; raises InputError for an address such as gs://bucket/run."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(options):
+        value, name = getattr(options, field.name), field.name.replace("_", " ")
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = _expanded(value)
+        elif isinstance(value, Path):
+            changes[field.name] = require_path(value, name)
+        elif isinstance(value, str) and field.name in ("run_dir", "data_dir"):
+            changes[field.name] = str(require_path(value, name))
+        elif isinstance(value, tuple) and field.name != "paths":  # `predict` refuses its pictures one by one.
+            changes[field.name] = tuple(require_path(one, name) if isinstance(one, Path) else one for one in value)
+    return dataclasses.replace(options, **changes)
 
 
 def similar(unknown: str, flags: Iterable[str]) -> list[str]:

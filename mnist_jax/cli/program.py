@@ -5,12 +5,13 @@ import json
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mnist_jax.errors import InputError, StorageError
-from mnist_jax.runs.directory import load_run
+from mnist_jax.errors import InputError, StorageError, reason, remedy
+from mnist_jax.runs.directory import load_run, write_text
 from mnist_jax.runs.weights import load_pretrained
 from mnist_jax.steps import Trained
 
@@ -45,6 +46,14 @@ def fail(message: str, status: int) -> NoReturn:
     """Prints an error in one line and exits."""
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(status)
+
+
+_formatted = warnings.formatwarning
+
+
+def format_warning(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
+    """A warning for users is one line, without the place in the code."""
+    return f"warning: {message}\n" if category is UserWarning else _formatted(message, category, *place, **line)
 
 
 def load_trained(run_dir: Path | None, arch: str | None) -> Trained:
@@ -83,7 +92,8 @@ def writing(path: Path, flag: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"cannot write {str(path)!r} ({error.strerror}); name another with {flag}") from error
+        what = remedy(error, f"make its folder, or name another with {flag}")
+        raise StorageError(f"cannot write {str(path)!r} ({reason(error)}); {what}") from error
 
 
 @contextlib.contextmanager
@@ -107,4 +117,4 @@ def report(table: Iterable[str], record: Any, path: Path | None) -> None:
     Console(width=120).print(Markdown("\n".join(table)))
     if path:
         with writing(path, "--json"):
-            path.write_text(json.dumps(record._asdict(), indent=2) + "\n", encoding="utf-8")
+            write_text(path, json.dumps(record._asdict(), indent=2) + "\n")

@@ -1,6 +1,7 @@
 """Trains a recipe over many seeds and keeps every seed's history in `results/`."""
 
 import dataclasses
+import importlib.util
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,8 +26,8 @@ class Options:
     Each finished seed is appended to the results file at once, and seeds in the file are not trained again: the same
     command continues an interrupted series, also on other cores or machines.
 
-    Exit status: 0 done, 2 bad input, 3 training diverged, 4 cannot write, 5 a worker or the scheduler lost, 130
-    interrupted, 143 terminated.
+    Exit status: 0 done, 2 bad input, 3 training diverged, 4 cannot write, 5 a worker or the scheduler
+    lost, or another process writes the file, 130 interrupted, 143 terminated.
 
     Example: mnist-jax reproduce --recipe reference --arch gap --seeds 5
     """
@@ -55,8 +56,14 @@ def main(options: Options) -> None:
         write_tables(Path(), Path("results"))
         return
     require_at_least(1, options, "seeds", "together")
+    out = options.out or Path("results") / f"{options.config.recipe}-{options.config.arch}.jsonl"
+    with records.only_writer(out):
+        train_missing(options, out)
+
+
+def train_missing(options: Options, out: Path) -> None:
+    """Trains the seeds that the file lacks, appends each, and prints the statistics."""
     config = options.config
-    out = options.out or Path("results") / f"{config.recipe}-{config.arch}.jsonl"
     finished, data = {}, jobs.dataset(config)  # Ahead of the first training, whether it can be had.
     for trial in records.read_trials(out):
         if trial.sha256 not in (None, data.sha256):
@@ -112,6 +119,8 @@ def write_tables(folder: Path, results: Path) -> None:
     pages = tables.pages(folder)
     if not (pages and results.is_dir()):
         raise InputError(f"--table needs README.md and results/, which {str(Path.cwd())!r} lacks; go where they are")
+    if importlib.util.find_spec("adjustText") is None:
+        raise InputError("--table draws with adjustText, which is not installed: pip install 'mnist-jax[figures]'")
     changed = []
     for page in pages:
         text = page.read_text("utf-8")

@@ -29,7 +29,8 @@ class Options:
     finished trial is appended to the log at once; trials in the log are not run again. Prints the combinations, the
     best first.
 
-    Exit status: 0 done, 2 bad input, 4 cannot write, 5 a worker or the scheduler lost, 130 interrupted, 143 terminated.
+    Exit status: 0 done, 2 bad input, 4 cannot write, 5 a worker or the scheduler lost, or another process
+    writes the log, 130 interrupted, 143 terminated.
 
     Networks may be written as layouts: --vary arch=16-pool-s24p-pool-32,16-s24-pool-32 tries two.
 
@@ -59,6 +60,14 @@ def main(options: Options) -> None:
     configs = [dataclasses.replace(base, **dict(zip(settings, each, strict=True))) for each in values]
     named = base.arch if "arch" not in settings and base.arch in ARCHS else "layouts"
     log = options.log or Path("results") / f"search-{named}.jsonl"
+    with records.only_writer(log):
+        run_missing(options, log, base, configs, settings)
+
+
+def run_missing(
+    options: Options, log: Path, base: Config, configs: list[Config], settings: dict[str, list[Any]]
+) -> None:
+    """Runs the trials that the log lacks, appends each, and prints the ranking."""
     records.prepare_trials(log)  # Ahead of the first training, whether it can be written.
     try:
         data = jobs.dataset(base)  # Whether it can be had.

@@ -12,7 +12,7 @@ from pathlib import Path
 from mnist_jax.cli.program import report, require_at_least, require_folder, telling
 from mnist_jax.errors import InputError
 from mnist_jax.lab import baselines, tables
-from mnist_jax.lab.records import TimeToTarget, measured_on
+from mnist_jax.lab.records import TimeToTarget, measured_on, only_writer
 from mnist_jax.recipes.config import make_config
 
 
@@ -25,7 +25,7 @@ class Options:
     images; the start of its process is not counted. They take turns; run it with nothing else running. A network that
     is not in the notebooks is timed against the last of theirs, bn_dropout. Needs PyTorch.
 
-    Exit status: 0 done, 2 bad input, 4 cannot write.
+    Exit status: 0 done, 2 bad input, 4 cannot write, 5 another process writes the file of --json.
 
     Example: mnist-jax time-to-target --arch swift --json results/time-to-target-swift.json
     """
@@ -47,7 +47,11 @@ def main(options: Options) -> None:
     if importlib.util.find_spec("torch") is None:
         raise InputError("PyTorch is not installed, and it is what to compare with: pip install torch")
     seconds, torch = {"cold": [], "warm": []}, []
-    with tempfile.TemporaryDirectory() as directory, telling() as tell:
+    with (
+        only_writer(options.json),
+        tempfile.TemporaryDirectory() as directory,
+        telling() as tell,
+    ):
         for i in range(options.rounds):
             cache = Path(directory) / f"cache-{i}"
             for name in seconds:

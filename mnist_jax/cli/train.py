@@ -41,7 +41,7 @@ class Options:
     second one exits at once.
 
     Exit status: 0 done, 1 objective not met (with --require-objective), 2 bad input, 3 training diverged, 4 cannot
-    write, 5 another process lost, 70 a bug, 130 interrupted, 143 terminated.
+    write, 5 another process lost, or writing there, 70 a bug, 130 interrupted, 143 terminated.
 
     Example: mnist-jax train --arch bn_dropout
     """

@@ -8,7 +8,7 @@ from mnist_jax.data.arrays import Dataset, Split, as_images, hold_out, standardi
 from mnist_jax.data.bundled import load_bundled
 from mnist_jax.data.files import load_path
 from mnist_jax.data.tfds import load_tfds
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, require, require_path
 
 __all__ = ["Dataset", "Split", "as_images", "hold_out", "load_dataset", "standardize", "standardize_pixels", "to_float"]
 
@@ -41,8 +41,14 @@ def load_dataset(
       >>> mj.load_dataset("mnist")
       Dataset('mnist', train=60000, test=10000, image_shape=(28, 28, 1), classes=10)
     """
+    require(dataset, str | os.PathLike, "dataset", "give a name or a path")
+    require(data_dir, str | os.PathLike | None, "data dir", "give a path")
     if source not in SOURCES:
         raise InputError(f"unknown data source {source!r}; choose from {', '.join(SOURCES)}")
+    if data_dir is not None:
+        data_dir = require_path(data_dir, "data dir")
+    if not isinstance(dataset, str) or "://" in dataset:
+        dataset = require_path(dataset, "dataset")
     if not isinstance(dataset, str) or _PATH.match(dataset):
         if data_dir is not None or source == "tfds":
             option = "data source 'tfds'" if data_dir is None else f"data dir {str(data_dir)!r}"

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import json
 import math
-import numbers
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,7 +15,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 from numpy.typing import ArrayLike
 
-from mnist_jax.errors import InputError, require
+from mnist_jax.errors import InputError, plain_number, require, shown
+from mnist_jax.runtime import default_types
 
 _MAX_CLASSES = 65_536  # More is a mistake in the labels.
 _SCALES = "give integers from 0 to 255 or floats in [0, 1]"
@@ -155,6 +155,7 @@ def to_float(images: jax.typing.ArrayLike) -> jax.Array:
     return pixels * 255 if jnp.issubdtype(images.dtype, jnp.floating) else pixels
 
 
+@default_types()
 def standardize(
     images: UInt8[jax.typing.ArrayLike, "*N C"] | Float[jax.typing.ArrayLike, "*N C"],
     mean: tuple[float, ...],
@@ -212,9 +213,11 @@ def hold_out(data: Dataset, size: int) -> Dataset:
       >>> mj.hold_out(data, 16)
       Dataset('arrays', train=48, test=16, image_shape=(12, 12, 1), classes=3)
     """
-    images, labels = data.train
-    if not isinstance(size, numbers.Integral) or not 0 < size < len(labels):
-        raise InputError(f"cannot hold out {size} of {len(labels)} training images; choose 1 to {len(labels) - 1}")
+    require(data, Dataset, "data", "make a Dataset of it, by Dataset.from_arrays")
+    (images, labels), given, size = data.train, size, plain_number(size, int) or 0
+    if not 0 < size < len(labels):
+        found = f"{shown(given)} of {len(labels)} training images"
+        raise InputError(f"cannot hold out {found}; choose 1 to {len(labels) - 1}")
     missing = np.setdiff1d(labels, labels[-size:])
     if len(missing):
         names = ", ".join(data.classes[label] for label in missing[:3]) + (", ..." if len(missing) > 3 else "")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mnist_jax.data.arrays import Dataset
-from mnist_jax.errors import InputError, refusing
+from mnist_jax.errors import InputError, refusing, require_path
 
 FORMATS = ("PNG", "JPEG", "BMP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
@@ -31,16 +31,16 @@ def load_path(path: Path) -> Dataset:
 
     Raises InputError, naming the file, if one is missing, damaged, or does not fit.
     """
-    remedy = "name a folder or an npz file"
+    path, remedy = require_path(path, "dataset"), "name a folder or an npz file"
     with refusing(f"dataset {str(path)!r} cannot be read: ", f"; {remedy}"):
-        path = path.expanduser()
         if not path.exists():
             raise InputError(f"dataset {str(path)!r} does not exist; {remedy}")
+        has_idx = path.is_dir() and any(_find_idx(path, name) for name in _IDX)
     named = path if path.name.strip(".") else path.resolve()
     try:
         if not path.is_dir():
             return Dataset.from_arrays(*_npz(path), name=named.stem)
-        if any(_find_idx(path, name) for name in _IDX):
+        if has_idx:
             x_train, y_train, x_test, y_test = (_read_idx(path, name) for name in _IDX)
             return Dataset.from_arrays((x_train, y_train), (x_test, y_test), name=named.name)
         return _pictures(path, named.name)

@@ -18,12 +18,14 @@ from mnist_jax.errors import InputError
 from mnist_jax.layers import FLAX
 from mnist_jax.models import IMAGE_SHAPE, Network
 from mnist_jax.reports import render
+from mnist_jax.runtime import default_types
 from mnist_jax.steps import Trained
 from mnist_jax.summary import count_params
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
+@default_types()
 def to_stablehlo(trained: Trained) -> bytes:
     """Exports a network as a StableHLO program for CPU, CUDA and TPU, with its weights.
 
@@ -45,6 +47,7 @@ def to_stablehlo(trained: Trained) -> bytes:
     return bytes(exported(jax.ShapeDtypeStruct(shape, jnp.uint8)).serialize())
 
 
+@default_types()
 def to_onnx(trained: Trained) -> bytes:
     """Exports a network as an ONNX model with its weights, by jax2onnx, which the extra `onnx` installs.
 
@@ -99,6 +102,7 @@ class Op(NamedTuple):
     name: str = ""
 
 
+@default_types()
 def operations(trained: Trained) -> list[Op]:
     """Reads a network's operations on a standardized image off its trace, in order.
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mnist_jax.deploy.digits import Row, to_digit, to_row
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, refusing, remedy, require_path
 
 T = TypeVar("T")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "HEIF")
@@ -36,9 +36,11 @@ def find_images(path: Path) -> list[Path]:
       >>> [path.name for path in images.find_images(Path("."))]
       ['seven.png']
     """
+    path = require_path(path, "image")
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    with refusing(f"folder {str(path)!r} cannot be read (", "); name another"):
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
     if not found:
         raise InputError(f"folder {str(path)!r} holds no {', '.join(SUFFIXES)} file; name another")
     return found
@@ -107,12 +109,12 @@ def load_grey(path: Path) -> np.ndarray:
       >>> images.load_grey(Path("seven.png")).shape
       (112, 112)
     """
-    remedy = "give a PNG, JPEG, WebP, GIF, TIFF or BMP file"
+    path, wanted = require_path(path, "image"), "give a PNG, JPEG, WebP, GIF, TIFF or BMP file"
     if path.exists() and not path.is_file():  # Reading a named pipe would block.
-        raise InputError(f"image {str(path)!r} is not a regular file; {remedy}")
+        raise InputError(f"image {str(path)!r} is not a regular file; {wanted}")
     formats = _formats()
     if path.suffix.lower() == ".heic" and "HEIF" not in formats:
-        remedy = "pip install pillow-heif"
+        wanted = "pip install pillow-heif"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Of large pictures, because MAX_PIXELS is lower, and of odd metadata.
@@ -129,7 +131,7 @@ def load_grey(path: Path) -> np.ndarray:
         raise InputError(f"image {str(path)!r} is too large; make it smaller, up to {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # Decoders of damaged files raise errors of any kind.
         reason = getattr(error, "strerror", None) or "it is not an intact picture"
-        raise InputError(f"image {str(path)!r} cannot be read: {reason}; {remedy}") from error
+        raise InputError(f"image {str(path)!r} cannot be read: {reason}; {remedy(error, wanted)}") from error
     factor = -(-max(grey.shape) // _LONGEST)
     return np.asarray(Image.fromarray(grey.astype(np.float32)).reduce(factor), np.float64) if factor > 1 else grey
 

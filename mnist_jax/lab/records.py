@@ -1,17 +1,20 @@
 """The records in `results/`: trials, one per line, and measurements, each read as it was written."""
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 import psutil
 
-from mnist_jax.errors import InputError, StorageError
+from mnist_jax.errors import InputError, StorageError, reason, remedy
 from mnist_jax.recipes.config import ARCH_RECIPES, RECIPES, RETIRED, Config
+from mnist_jax.runs import locks
 from mnist_jax.runs.directory import VERSION, require_known
 from mnist_jax.runtime import environment
 from mnist_jax.training import EpochMetrics
@@ -124,30 +127,56 @@ def measured_on() -> dict[str, Any]:
 def read_trials(path: Path) -> list[Trial]:
     """Reads the trials of a file, none if it does not exist; skips an incomplete last line.
 
-    Raises InputError if another line is not a trial, or its version is newer than this package.
+    Another line that was cut off is skipped too, and so is a trial that an earlier line has; a warning names them.
+
+    Raises InputError if the file cannot be read, a line is not a trial, or its version is newer than this package.
     """
-    if not path.exists():
-        return []
+    trials: list[Trial] = []
+    lines_of: dict[Any, int] = {}
     try:
-        lines = [{"version": 0, **json.loads(line)} for line in _whole(path.read_bytes()).splitlines()]
-        return [_trial(**require_known(path, line)) for line in lines]
-    except (TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        for number, line in enumerate(_whole(path.read_bytes()).splitlines() if path.exists() else (), 1):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                _warn(path, number, "was cut off and is left out; remove it")
+                continue
+            trial = _trial(**require_known(path, {"version": 0, **record}))
+            attempt = json.dumps(trial.attempt, sort_keys=True)
+            key = settings(trial.config), attempt, trial.dataset, trial.sha256
+            if (first := lines_of.setdefault(key, number)) < number:
+                _warn(path, number, f"has the trial of line {first} again and is left out; remove it")
+            else:
+                trials.append(trial)
+    except OSError as error:
+        what = f"({reason(error)}); {remedy(error, 'name another file')}"
+        raise InputError(f"results {str(path)!r} cannot be read {what}") from error
+    except TypeError as error:
         raise InputError(f"results {str(path)!r} cannot be read ({error}); repair or remove the line") from error
+    return trials
+
+
+@contextlib.contextmanager
+def only_writer(path: Path | None) -> Iterator[None]:
+    """Locks a file of results, if there is one, against other processes that write it.
+
+    Raises BusyError if another process does, InputError if the file cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        if path:
+            with _writable(path):
+                stack.enter_context(locks.hold(path.parent, f".{path.name}", f"results {str(path)!r}"))
+        yield
 
 
 def prepare_trials(path: Path) -> None:
     """Makes the file if it is missing, and cuts off an incomplete last line; raises InputError if not writable."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b") as file:
-            file.seek(0)
-            text = file.read()
-            whole = _whole(text)
-            if whole != text:
-                file.truncate(min(len(text), len(whole)))
-                file.write(whole[len(text) :])
-    except OSError as error:
-        raise InputError(f"results {str(path)!r} cannot be written ({error.strerror}); name another file") from error
+    with _writable(path), path.open("a+b") as file:
+        file.seek(0)
+        text = file.read()
+        whole = _whole(text)
+        if whole != text:
+            file.truncate(min(len(text), len(whole)))
+            file.write(whole[len(text) :])
 
 
 def append_trials(path: Path, *trials: Trial) -> None:
@@ -159,12 +188,13 @@ def append_trials(path: Path, *trials: Trial) -> None:
             with path.open("a", encoding="utf-8") as file:
                 file.write(text)
         except OSError:
-            os.truncate(path, size)
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)
             raise
     except OSError as error:
         raise StorageError(
-            f"cannot write to results {str(path)!r} ({error.strerror}); what was there is intact; free space or "
-            "correct the permissions, then run the same command again"
+            f"cannot write to results {str(path)!r} ({reason(error)}); what was there is intact; "
+            f"{remedy(error, 'mend that')}, then run the same command again"
         ) from error
 
 
@@ -177,6 +207,21 @@ def settings(config: Mapping[str, Any], **changes: Any) -> frozenset[tuple[str, 
     today = {field.name: field.default for field in dataclasses.fields(Config)}
     today |= RECIPES.get(recipe, {}) | ARCH_RECIPES.get((recipe, arch), {})
     return frozenset({**RETIRED, **today, **config, **changes}.items())
+
+
+@contextlib.contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """Makes the folder of results; turns an OSError, there or in the block, into an InputError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        what = f"({reason(error)}); {remedy(error, 'name another file')}"
+        raise InputError(f"results {str(path)!r} cannot be written {what}") from error
+
+
+def _warn(path: Path, number: int, what: str) -> None:
+    warnings.warn(f"results {str(path)!r}: line {number} {what}", stacklevel=3)
 
 
 def _whole(text: bytes) -> bytes:

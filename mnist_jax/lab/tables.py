@@ -89,14 +89,16 @@ def _head(columns: str) -> list[str]:
 
 def front_table(results: Path) -> Iterator[str]:
     """The three networks that push a limit each, and the command that trains one."""
-    yield from _head("| network | test accuracy, % | seeds | parameters | epochs | seconds | on | command |")
-    for arch in ("swift", "small", "accurate"):
-        seeds = read_trials(results / f"default-{arch}.jsonl")
-        (hardware,) = {(seed.environment["cpu"], seed.environment["cpu_cores"]) for seed in seeds}
+    groups = {arch: read_trials(results / f"default-{arch}.jsonl") for arch in ("swift", "small", "accurate")}
+    environments = [seed.environment or {} for seeds in groups.values() for seed in seeds]
+    ((cpu, cores),) = {(each["cpu"], each["cpu_cores"]) for each in environments}
+    columns = f"test accuracy, % | seeds | parameters | epochs | seconds, {cores} core of {cpu}"
+    yield from _head(f"| network | {columns} | command |")
+    for arch, seeds in groups.items():
         yield (
             f"| `{arch}` | {percent(last_epoch(seeds))} | {len(seeds)} | {parameters_of(arch):,} "
             f"| {len(seeds[0].history)} | {statistics.median(seed.seconds for seed in seeds):.0f} "
-            f"| {hardware[0]}, {hardware[1]} core | `uv run scripts/train.py --arch {arch}` |"
+            f"| `uv run scripts/train.py --arch {arch}` |"
         )
 
 

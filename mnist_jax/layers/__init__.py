@@ -9,8 +9,7 @@ parameters, and forward mode too.
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -42,17 +41,23 @@ class Layers(NamedTuple):
     relu: Callable[[jax.Array], jax.Array]
 
 
-def _flax_batch_norm_max_pool(**options):
+# Functions with names, so that a network can be pickled and its copy is equal: a partial or a custom derivative is not.
+def _conv(*args: Any, **options: Any) -> nn.Module:
+    return nn.Conv(*args, conv_general_dilated=conv_general_dilated, **options)
+
+
+def _batch_norm_max_pool(**options: Any) -> nn.Module:
+    return BatchNorm(use_scale=False, pool=True, **options)
+
+
+def _flax_batch_norm_max_pool(**options: Any) -> Callable[[jax.Array], jax.Array]:
     norm = nn.BatchNorm(use_scale=False, **options)
     return lambda x: flax_max_pool(norm(x))
 
 
-FAST = Layers(
-    partial(nn.Conv, conv_general_dilated=conv_general_dilated),
-    BatchNorm,
-    partial(BatchNorm, use_scale=False, pool=True),
-    Dropout,
-    max_pool,
-    relu,
-)
-FLAX = Layers(nn.Conv, nn.BatchNorm, _flax_batch_norm_max_pool, nn.Dropout, flax_max_pool, nn.relu)
+def _flax_relu(x: jax.Array) -> jax.Array:
+    return nn.relu(x)
+
+
+FAST = Layers(_conv, BatchNorm, _batch_norm_max_pool, Dropout, max_pool, relu)
+FLAX = Layers(nn.Conv, nn.BatchNorm, _flax_batch_norm_max_pool, nn.Dropout, flax_max_pool, _flax_relu)

@@ -2,14 +2,13 @@
 
 import dataclasses
 import math
-import numbers
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ParamSpec
 
 from mnist_jax.data import SOURCES
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, plain_number, require, shown
 from mnist_jax.models import KERNEL_INITS, make_model
 from mnist_jax.optimizers import OPTIMIZERS, SCHEDULES
 
@@ -101,7 +100,7 @@ class Config:
         for names, (least, bound, wanted) in _RANGES.items():
             for name in names.split():
                 if not least <= getattr(self, name) < bound:
-                    raise InputError(_unusable(name, getattr(self, name), wanted))
+                    raise InputError(_unusable(name, shown(getattr(self, name)), wanted))
 
 
 # Minimum and exclusive bound of the numbers, and how errors describe the range.
@@ -188,6 +187,7 @@ def make_config(recipe: str = "default", arch: str = "bn_dropout", **settings: A
       >>> mj.make_config("reference", arch="gap", seed=2).learning_rate
       0.01
     """
+    recipe, arch = _typed("recipe", recipe, str), _typed("arch", arch, str)
     _one_of("recipe", recipe, RECIPES)
     for name in settings:
         _one_of("setting", name, Config.__dataclass_fields__)
@@ -195,22 +195,27 @@ def make_config(recipe: str = "default", arch: str = "bn_dropout", **settings: A
     return Config(recipe=recipe, arch=arch, **merged)
 
 
-_KINDS: dict[Any, tuple[Any, str]] = {
-    int: (numbers.Integral, "a whole number"),
-    float: (numbers.Real, "a number"),
-    bool: (bool, "True or False"),
-}
+def require_config(config: Any) -> None:
+    """Raises InputError unless this is a `Config`."""
+    require(config, Config, "config", "make one by make_config")
+
+
+_KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "True or False"}
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
     """Converts a number or path of any type to `int`, `float`, `bool` or text."""
     if value is None and kind == str | None:
         return None
-    abstract, wanted = _KINDS.get(kind, ((str, os.PathLike), "text"))
-    if not isinstance(value, abstract) or (isinstance(value, bool) and kind is not bool):
-        raise InputError(_unusable(name, repr(value), wanted))
-    # As absolute text a `Path` still counts as a path, not as a name.
-    return kind(value) if kind in _KINDS else str(Path(value).absolute() if isinstance(value, Path) else value)
+    if kind in _KINDS:
+        plain = plain_number(value, kind)
+    elif isinstance(value, os.PathLike):  # As absolute text it still counts as a path, not as a name.
+        plain = str(Path(os.fsdecode(value)).absolute())
+    else:
+        plain = str(value) if isinstance(value, str) else None
+    if plain is None:
+        raise InputError(_unusable(name, shown(value), _KINDS.get(kind, "text")))
+    return plain
 
 
 def _one_of(name: str, value: Any, choices: Iterable[str]) -> None:

@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 
 from mnist_jax import devices
 from mnist_jax.data import Dataset
-from mnist_jax.errors import InputError
-from mnist_jax.recipes.config import Config
+from mnist_jax.errors import InputError, require, shown
+from mnist_jax.recipes.config import Config, require_config
 from mnist_jax.recipes.values import (
     DISTORTION_NUMBERS,
     NUMBERS,
@@ -101,6 +101,7 @@ def fit(
       >>> state, len(history)
       (TrainState(step=4, 104 parameters), 1)
     """
+    require_config(config)
     lanes = Lanes([Streams.from_seed(config.seed)])
     reached = _train(config, data, parts, lanes, stop, progress=progress, mesh=mesh, on_step=on_step, on_epoch=on_epoch)
     return reached.state, list(reached.history)
@@ -147,8 +148,13 @@ def fit_seeds(
       >>> states.params["conv1"]["kernel"].shape, len(histories)
       ((2, 3, 3, 1, 8), 2)
     """
-    if not isinstance(seeds, Iterable) or not (configs := [dataclasses.replace(config, seed=seed) for seed in seeds]):
-        raise InputError(f"seeds {seeds} cannot be used; give one or more, as [1, 2]")
+    require_config(config)
+    try:
+        configs = [dataclasses.replace(config, seed=seed) for seed in seeds]
+    except TypeError:  # A number, or an array of rank 0.
+        configs = []
+    if not configs:
+        raise InputError(f"seeds {shown(seeds)} cannot be used; give one or more, as [1, 2]")
     lanes = Lanes([Streams.from_seed(one.seed) for one in configs], [f"seed {one.seed}" for one in configs])
     reached = _train(config, data, parts, lanes, stop, progress=progress, mesh=mesh, on_step=on_step, on_epoch=on_epoch)
     return reached.state, [list(history) for history in zip(*reached.history, strict=True)]
@@ -215,7 +221,9 @@ def fit_many(
 def _varied(configs, parts):
     """The numbers in which configs differ. Raises InputError for an empty list, or for another difference."""
     if not isinstance(configs, list) or not configs:
-        raise InputError(f"configs {configs!r:.60} cannot be used; give a list of one or more")
+        raise InputError(f"configs {shown(configs)} cannot be used; give a list of one or more")
+    for config in configs:
+        require_config(config)
     names = [name for name in Config.__dataclass_fields__ if name != "seed"]
     differing = [name for name in names if len({getattr(config, name) for config in configs}) > 1]
     replaced = OPTIMIZER_NUMBERS * (parts.get("optimizer") is not None)
@@ -239,6 +247,8 @@ def shared_facts(config: Config, data: Dataset) -> dict[str, Any]:
 
 
 def _train(config, data, parts, lanes, stop, setup=None, **options) -> Progress[Any]:
+    remedy = "give that of a Stopped, or what on_epoch was given"
+    require(options.get("progress"), Progress | None, "progress", remedy)
     with devices.together() as facts:  # Processes that differ would wait for each other, or mix two trainings.
         setup = setup or make_setup(config, data, **parts)
         if jax.process_count() > 1:

@@ -14,11 +14,12 @@ from flax.core import meta
 from mnist_jax import models, optimizers
 from mnist_jax.augment import Always, Distortion
 from mnist_jax.data import Dataset, hold_out, load_dataset
-from mnist_jax.errors import InputError, refusing, require
+from mnist_jax.errors import InputError, refusing, require, require_whole
 from mnist_jax.layers import FLAX
 from mnist_jax.losses import CrossEntropy, Loss
 from mnist_jax.models import KERNEL_INITS, Network
-from mnist_jax.recipes.config import Config
+from mnist_jax.recipes.config import Config, require_config
+from mnist_jax.runtime import default_types
 from mnist_jax.steps import Setup
 from mnist_jax.training import steps_per_epoch
 
@@ -66,8 +67,24 @@ def network_of(config: Config, num_classes: int = 10) -> Network:
     )
 
 
-# Cached, so that runs with equal optimizer settings get the same object and `jax.jit` compiles once.
-_optimizer_of = functools.cache(optimizers.optimizer_of)
+@dataclasses.dataclass(frozen=True)
+class OptimizerPart:
+    """The function `init` or `update` of an optimizer, made when it is called.
+
+    The functions of optax are closures. This one can be pickled, and is equal for equal settings, so that `jax.jit`
+    compiles once.
+
+    Attributes:
+      name: "init" or "update".
+      settings: the arguments of `optimizers.optimizer_of` with their names.
+    """
+
+    name: str
+    settings: tuple[tuple[str, Any], ...]
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Calls the function of optax."""
+        return getattr(optimizers.optimizer_of(**dict(self.settings)), self.name)(*args, **options)
 
 
 def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransformation:
@@ -84,7 +101,10 @@ def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransforma
       >>> optimizer = mj.make_optimizer(config, total_steps=4)
       >>> clipped = optax.chain(optax.clip_by_global_norm(1.0), optimizer)
     """
-    return _optimizer_of(total_steps=total_steps, **{name: getattr(config, name) for name in _OPTIMIZER_SETTINGS})
+    require_config(config)
+    steps = ("total_steps", require_whole(total_steps, "number of steps", 1))
+    settings = (steps, *((name, getattr(config, name)) for name in _OPTIMIZER_SETTINGS))
+    return optax.GradientTransformation(OptimizerPart("init", settings), OptimizerPart("update", settings))
 
 
 def make_distortion(config: Config) -> Distortion | None:
@@ -93,6 +113,7 @@ def make_distortion(config: Config) -> Distortion | None:
     return distortion if any(distortion) and config.plain_epochs < config.epochs else None
 
 
+@default_types()
 def make_setup(
     config: Config,
     data: Dataset,
@@ -125,6 +146,7 @@ def make_setup(
       >>> adam.image_shape, adam.classes
       ((12, 12, 1), ('a', 'b', 'c'))
     """
+    require_config(config)
     require(data, Dataset, "data", "make a Dataset of it, by Dataset.from_arrays")
     require(model, nn.Module | None, "model", "give a Flax module; name networks of the package by arch in the config")
     for name, part in (("model", model), ("optimizer", optimizer), ("augment", augment), ("loss", loss)):

@@ -11,25 +11,21 @@ RUN_DIR/weights.safetensors  parameters and batch statistics after the last epoc
 import contextlib
 import dataclasses
 import json
-import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-import filelock
-
 from mnist_jax.data import Dataset, load_dataset
-from mnist_jax.errors import InputError, StorageError
+from mnist_jax.errors import InputError, StorageError, reason, refusing, remedy, require_path
 from mnist_jax.recipes.config import RETIRED, Config, make_config
-from mnist_jax.runs.weights import load_weights, replace_file
+from mnist_jax.runs import locks
+from mnist_jax.runs.weights import TEMPORARY, load_weights, replace_file
 from mnist_jax.steps import Trained
 from mnist_jax.training import EpochMetrics
 
 CONFIG, DATASET, METRICS, SUMMARY = "config.json", "dataset.json", "metrics.jsonl", "summary.json"
 WEIGHTS = "weights.safetensors"
-LOCK, OWNER = ".lock", ".owner"
 
 VERSION = 1  # Of summaries, and of the results in `lab/records.py`.
 T = TypeVar("T", bound=Any)
@@ -77,7 +73,8 @@ def read_record(path: Path, kind: type[T]) -> T:
         record = require_known(path, {"version": 0, **json.loads(path.read_text(encoding="utf-8"))})
         return kind(**{name: record[name] for name in kind._fields if name in record})
     except (OSError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{str(path)!r} cannot be read ({error}); repair or remove it") from error
+        what = remedy(error, "repair or remove it")
+        raise InputError(f"{str(path)!r} cannot be read ({error}); {what}") from error
 
 
 def require_known(path: Path, record: dict[str, Any]) -> dict[str, Any]:
@@ -89,24 +86,26 @@ def require_known(path: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 def create_run(run_dir: Path, config: Config) -> None:
     """Makes a run directory with its config; raises InputError if it holds a run or cannot be written."""
-    if (run_dir / CONFIG).exists():
-        raise InputError(f"run dir {str(run_dir)!r} already holds a run; resume it, or name another")
     try:
+        if (run_dir / CONFIG).exists():
+            raise InputError(f"run dir {str(run_dir)!r} already holds a run; resume it, or name another")
         run_dir.mkdir(parents=True, exist_ok=True)
         _write_json(run_dir / CONFIG, dataclasses.asdict(config))
     except OSError as error:
-        raise InputError(f"run dir {str(run_dir)!r} cannot be written ({error.strerror}); name another") from error
+        raise _refused(run_dir, error) from error
 
 
 def load_config(run_dir: Path) -> Config:
     """Reads the config of a run; raises InputError if `run_dir` holds no run, or its config cannot be used."""
-    path = run_dir / CONFIG
+    path = require_path(run_dir, "run dir") / CONFIG
     try:
         return config_of(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise InputError(f"{str(run_dir)!r} holds no run ({path.name}: {error.strerror}); name a run dir") from error
+        what = f"({path.name}: {reason(error)}); {remedy(error, 'name a run dir')}"
+        raise InputError(f"{str(run_dir)!r} holds no run {what}") from error
     except (TypeError, ValueError) as error:
-        raise InputError(f"config {str(path)!r} cannot be used: {error}") from error
+        what = "" if isinstance(error, InputError) else "; repair it"
+        raise InputError(f"config {str(path)!r} cannot be used: {error}{what}") from error
 
 
 def config_of(settings: dict[str, Any]) -> Config:
@@ -170,23 +169,21 @@ def _dataset_record(run_dir: Path) -> DatasetRecord:
 
 
 @contextlib.contextmanager
-def lock(run_dir: Path) -> Iterator[None]:
-    """Locks a run against other writers. The system releases the lock when this process ends, in whatever way.
+def lock(run_dir: Path, new: bool = False) -> Iterator[None]:
+    """Locks a run against other writers, a new one in a directory that it makes.
 
-    Raises InputError if another process holds the lock, StorageError if the directory cannot be written.
+    Raises BusyError if another process holds the lock; StorageError, for a new run InputError, if the directory cannot
+    be written.
     """
-    owner = run_dir / OWNER
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(filelock.FileLock(run_dir / LOCK, timeout=0))
-            owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
-        except filelock.Timeout:
-            who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
-            raise InputError(
-                f"run dir {str(run_dir)!r} is being written by {who}; wait for it or stop it, or name another"
-            ) from None
+            if new:
+                run_dir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locks.hold(run_dir, "", f"run dir {str(run_dir)!r}"))
+            for left in run_dir.rglob(TEMPORARY):
+                left.unlink()
         except OSError as error:
-            raise _unwritable(run_dir, error) from error
+            raise (_refused if new else _unwritable)(run_dir, error) from error
         yield
 
 
@@ -206,9 +203,13 @@ def save_epochs(run_dir: Path, history: Sequence[EpochMetrics]) -> None:
 
 
 def load_epochs(run_dir: Path) -> list[EpochMetrics]:
-    """The finished epochs of a run."""
-    lines = (run_dir / METRICS).read_text(encoding="utf-8").splitlines()
-    return [EpochMetrics(**json.loads(line)) for line in lines]
+    """Reads the finished epochs of a run; raises InputError if there are none, or a line cannot be read."""
+    path = run_dir / METRICS
+    with refusing(f"{str(path)!r} cannot be read (", "); resume the run, which writes it again"):
+        history = [EpochMetrics(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not history:
+            raise ValueError("it has no epoch")
+    return history
 
 
 def load_run(run_dir: str | Path) -> Trained:
@@ -227,8 +228,9 @@ def load_run(run_dir: str | Path) -> Trained:
       >>> mj.load_run("runs/swift")
       Trained(swift, 9,910 parameters, images 28x28x1, 10 classes)
     """
-    load_config(Path(run_dir))
-    return load_weights(Path(run_dir) / WEIGHTS)
+    run_dir = require_path(run_dir, "run dir")
+    load_config(run_dir)
+    return load_weights(run_dir / WEIGHTS)
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -249,9 +251,14 @@ def storing(run_dir: Path) -> Iterator[None]:
         raise _unwritable(run_dir, error) from error
 
 
+def _refused(run_dir: Path, error: OSError) -> InputError:
+    what = f"({reason(error)}); {remedy(error, 'name another')}"
+    return InputError(f"run dir {str(run_dir)!r} cannot be written {what}")
+
+
 def _unwritable(run_dir: Path, error: Exception) -> StorageError:
-    reason = " ".join(str(error).split())[:300]
+    said = " ".join(str(error).split())[:300]
+    what = remedy(error, "mend that")
     return StorageError(
-        f"cannot write to run dir {str(run_dir)!r}: {reason}; what was saved is intact: free space or correct the "
-        "permissions, then resume the run"
+        f"cannot write to run dir {str(run_dir)!r}: {said}; what was saved is intact: {what}, then resume the run"
     )

@@ -17,7 +17,7 @@ import psutil
 
 from mnist_jax import devices
 from mnist_jax.data import Dataset
-from mnist_jax.errors import InputError, LostError
+from mnist_jax.errors import InputError, LostError, require_path
 from mnist_jax.objective import objective
 from mnist_jax.optimizers import make_schedule
 from mnist_jax.recipes.config import Config
@@ -219,23 +219,25 @@ def session(config: Config, whole: Dataset, *, resume: Path | None = None, **opt
       resume: directory of a run to resume, instead of a new run.
       options: `keep`, `checkpoint_every` and `clock` of the `Session`.
 
-    Raises InputError if the directory holds a run already, cannot be written or is in use, if the data does not fit or
-    is not the run's, or as `checkpoints.resume`; in every process, if in one, or if they differ in config or data.
+    Raises InputError if the directory holds a run already or cannot be written, if the data does not fit or is not the
+    run's, or as `checkpoints.resume`; BusyError if another process writes there. In several processes all raise if one
+    does, or if they differ in config or data.
     """
     with devices.together() as facts:
         data = part_of(config, whole)
         make_setup(config, data)  # Raises if the data does not fit, before anything is written.
+        run_dir = require_path(resume or config.run_dir or _new_run_dir(config), "run dir")
         facts |= shared_facts(config, whole) | {"resume": str(resume is not None)}
-    run = Session(config, data, resume or Path(config.run_dir or _new_run_dir(config)), **options)
+    run = Session(config, data, run_dir, **options)
     writer = devices.is_writer()
     with contextlib.ExitStack() as stack:
         with devices.together():  # What the writer refuses ends them all.
-            if writer and not resume:
+            if writer:
+                stack.enter_context(directory.lock(run.run_dir, new=not resume))
+            if writer and not resume:  # Locked, or another process that begins there would get this config.
                 directory.create_run(run.run_dir, config)
                 known = directory.DatasetRecord(whole.name, whole.sha256)
                 directory.save_json(run.run_dir, directory.DATASET, known._asdict())
-            if writer:
-                stack.enter_context(directory.lock(run.run_dir))
             if resume and writer:
                 directory.require_same_data(resume, whole)
                 run.progress, run.damaged = checkpoints.resume(resume, config, data)
@@ -251,7 +253,17 @@ def session(config: Config, whole: Dataset, *, resume: Path | None = None, **opt
 
 
 def _new_run_dir(config: Config) -> Path:
-    """A directory named after the time, with a number if another run began in the same second."""
+    """A directory named after the time, with a number if another run began in the same second; the writer makes it."""
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.arch}-{config.recipe}"
-    names = (name if i == 1 else f"{name}-{i}" for i in itertools.count(1))
-    return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
+    path = Path("runs") / name
+    for i in itertools.count(2):
+        try:
+            if devices.is_writer():
+                path.mkdir(parents=True)
+        except FileExistsError:
+            path = path.with_name(f"{name}-{i}")
+            continue
+        except OSError:
+            pass  # `directory.lock` says why.
+        break
+    return path

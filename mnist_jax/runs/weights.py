@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mnist_jax.data.bundled import MEAN, STD
-from mnist_jax.errors import InputError, StorageError
+from mnist_jax.errors import InputError, StorageError, reason, remedy, require, require_path
 from mnist_jax.models import ARCHS, IMAGE_SHAPE, Network, make_model
 from mnist_jax.steps import Trained
 from mnist_jax.summary import abstract_variables
@@ -23,6 +24,8 @@ from mnist_jax.summary import abstract_variables
 FORMAT = 2  # 1 had the network's name and the weights only: they are of MNIST.
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 READER = "accurate-held-out"  # Reads pictures: doubt is calibrated on images that these weights have not seen.
+
+TEMPORARY = f"*.{8 * '[0-9a-f]'}.tmp"  # What a killed `replace_file` leaves.
 
 _MNIST = {
     "mean": [MEAN],
@@ -44,11 +47,14 @@ def save_weights(path: str | Path, trained: Trained) -> None:
       trained: the network, a `Trained`.
 
     Raises:
+      InputError: `trained` is no `Trained`.
       StorageError: the file cannot be written.
+      InputError: no file can have this path.
 
     Example:
       >>> mj.save_weights("letters.safetensors", trained)
     """
+    require(trained, Trained, "trained", "give a Trained, as setup.trained(state)")
     flat = flatten_dict(trained.variables, sep="/")
     tensors = {name: np.asarray(value) for name, value in flat.items()}
     about = {
@@ -63,10 +69,12 @@ def save_weights(path: str | Path, trained: Trained) -> None:
     about["sha256"] = _sha256(tensors, about)
     # One entry, because safetensors writes several in random order, and equal weights should give equal files.
     metadata = {"mnist_jax": json.dumps(about)}
+    path = require_path(path, "weights")
     try:
-        replace_file(Path(path), lambda temporary: save_file(tensors, temporary, metadata))
-    except OSError as error:
-        raise StorageError(f"weights {str(path)!r} cannot be written ({error.strerror}); name another file") from error
+        replace_file(path, lambda temporary: save_file(tensors, temporary, metadata))
+    except (OSError, SafetensorError) as error:
+        what = f"({reason(error)}); {remedy(error, 'name another file')}"
+        raise StorageError(f"weights {str(path)!r} cannot be written {what}") from error
 
 
 def load_weights(path: str | Path, *, model: nn.Module | None = None) -> Trained:
@@ -87,12 +95,14 @@ def load_weights(path: str | Path, *, model: nn.Module | None = None) -> Trained
       >>> mj.load_weights("letters.safetensors")
       Trained(8-pool, 104 parameters, images 12x12x1, 3 classes)
     """
+    path = require_path(path, "weights")
     try:
         with safe_open(path, framework="numpy") as file:
             about = dict(json.loads((file.metadata() or {}).get("mnist_jax", "{}")))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (OSError, TypeError, ValueError, SafetensorError) as error:
-        raise InputError(f"weights {str(path)!r} cannot be read ({error}); name a finished run") from error
+        what = remedy(error, "name a finished run")
+        raise InputError(f"weights {str(path)!r} cannot be read ({error}); {what}") from error
     if about.get("format") not in (1, FORMAT):
         raise InputError(
             f"weights {str(path)!r} have format {about.get('format')}; expected 1 or {FORMAT}, as save_weights writes"
@@ -135,7 +145,8 @@ def load_weights(path: str | Path, *, model: nn.Module | None = None) -> Trained
 def load_pretrained(name: str) -> Trained:
     """Loads a trained network of the package: the `default` recipe with seed 1, which was fixed beforehand.
 
-    `accurate-held-out` is `accurate` trained without the last 10,000 training images, which calibrate its doubt.
+    `accurate-held-out` is `accurate` trained without the last 10,000 training images, which calibrate its doubt, and
+    then on with images drawn anew, by `scripts/train_reader.py`.
 
     Args:
       name: a name in `ARCHS`, or "accurate-held-out".
@@ -182,10 +193,12 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
 
     The file's mode is that of the umask, even if `write` sets another (safetensors: 0600).
     """
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.touch()
-    mode = temporary.stat().st_mode
-    write(temporary)
-    temporary.chmod(mode)
-    temporary.replace(path)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # Others may write the same file.
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        write(temporary)
+        temporary.chmod(mode)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,230 @@
+"""Where things are written: one writer at a time, paths, and what is said when the disk refuses."""
+
+import dataclasses
+import errno
+import fcntl
+import importlib.util
+import os
+import re
+import resource
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, assert_refused, part, refused
+
+from mnist_jax import StorageError, load_dataset, load_pretrained, load_run, load_weights, make_config, save_weights
+from mnist_jax.cli import reproduce, train
+from mnist_jax.cli.flags import parse
+from mnist_jax.cli.program import writing
+from mnist_jax.deploy import images
+from mnist_jax.errors import BusyError, remedy
+from mnist_jax.lab import records, tpu
+from mnist_jax.runs import directory
+from mnist_jax.runs.session import session
+
+
+def without_flock(monkeypatch, number):
+    """Many network disks have no locks."""
+
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+@pytest.mark.parametrize("number", [None, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_has_one_writer_at_a_time(tmp_path, monkeypatch, number):
+    """Also where the disk has no `flock`, as many network disks."""
+    if number:
+        without_flock(monkeypatch, number)
+    path = tmp_path / "new" / "trials.jsonl"
+    for _ in range(2):  # It is free again.
+        with records.only_writer(path), records.only_writer(path.with_name("other.jsonl")), records.only_writer(None):
+            said = rf"trials.jsonl' is being written by process {os.getpid()} on .*; wait for it or stop it, or name"
+            with pytest.raises(BusyError, match=said), records.only_writer(path):
+                pass
+            assert records.read_trials(path) == []
+    assert BusyError.status == 5
+
+
+def test_a_lock_that_a_killed_process_left_on_another_machine_can_be_removed(tmp_path, monkeypatch):
+    without_flock(monkeypatch, errno.ENOLCK)
+    left = tmp_path / ".trials.jsonl.held"
+    left.write_text("4711\nelsewhere\n")
+    with pytest.raises(BusyError, match=rf"if it is gone, remove '{left}'$"):
+        records.only_writer(tmp_path / "trials.jsonl").__enter__()
+    left.unlink()
+    with records.only_writer(tmp_path / "trials.jsonl"):
+        pass
+
+
+@pytest.mark.parametrize("number", [None, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_two_runs_that_begin_at_once(mnist, monkeypatch, tmp_path, number):
+    """The first has the lock and has not written its config yet; the second leaves none. Also on a disk without locks.
+
+    Without a directory named, each has its own.
+    """
+    if number:
+        without_flock(monkeypatch, number)
+    run_dir, data = tmp_path / "run", part(mnist, 300, 100)
+    config = make_config("reference", arch="gap", batch_size=100, run_dir=str(run_dir))
+    with directory.lock(run_dir, new=True):
+        with pytest.raises(BusyError, match=f"is being written by process {os.getpid()} on"):
+            session(config, data).__enter__()
+        assert not (run_dir / "config.json").exists()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda _: "now")
+    unnamed = dataclasses.replace(config, run_dir=None)
+    with session(unnamed, data) as one, session(unnamed, data) as two:
+        assert [run.run_dir.name for run in (one, two)] == ["now-gap-reference", "now-gap-reference-2"]
+
+
+# What the system says, and what helps.
+CAUSES = {
+    "ENOSPC": "free space",
+    "EDQUOT": "free space",
+    "EACCES": "correct the permissions",
+    "EROFS": "not read-only",
+    "EMFILE": "open files",
+    "ESTALE": "check the disk",
+    "EBADMSG": "name another with --out",
+}
+
+
+@pytest.mark.parametrize("name", CAUSES)
+def test_the_remedy_is_for_the_cause(name):
+    number = getattr(errno, name)
+    error = OSError(number, os.strerror(number))
+    with (
+        pytest.raises(StorageError, match=rf"\({re.escape(error.strerror)}\); .*{CAUSES[name]}"),
+        writing(ROOT, "--out"),
+    ):
+        raise error
+    otherwise = CAUSES[name].replace("name another with --out", "mend that")
+    with pytest.raises(StorageError, match=rf"is intact: .*{otherwise}.*, then resume"), directory.storing(ROOT):
+        raise error
+
+
+def test_a_path_that_cannot_be_is_refused_with_its_remedy(tmp_path):
+    trained, limits = load_pretrained("gap"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    (tmp_path / "file").touch()
+    for path, what in (
+        (tmp_path / "file" / "w", "a file is where a folder must be"),
+        (tmp_path, "that is a folder"),
+        (tmp_path / "absent" / "w", "name another file"),
+    ):
+        with pytest.raises(StorageError, match=rf"cannot be written \(.*{what}$"):
+            save_weights(path, trained)
+    (tmp_path / "loop").symlink_to("loop")
+    for path, what in ((tmp_path / ("x" * 300), "shorter name"), (tmp_path / "loop" / "w", "circle"), ("a\0", "null")):
+        for function in (load_dataset, load_weights, load_run, images.find_images, images.load_grey):
+            refused(rf"cannot be used \(.*{what}", function, Path(path))
+        refused(what, save_weights, path, trained)
+        refused(what, load_dataset, "mnist", data_dir=path, source="tfds")
+    refused("a file is where a folder must be", directory.create_run, tmp_path / "file" / "run", make_config())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=r"File too large.*; allow larger files"):
+            save_weights(tmp_path / "w", trained)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop"]
+    full = ValueError(
+        "RESOURCE_EXHAUSTED: Failed to write: No space left on device [os_error_code='28']"
+    )  # TensorStore
+    assert remedy(full, "else") == "free space"
+
+
+def test_a_folder_that_may_not_be_read_is_said_with_its_remedy(monkeypatch, tmp_path):
+    def deny(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    for name in ("iterdir", "is_file", "exists"):
+        monkeypatch.setattr(Path, name, deny)
+    for function, *args in (
+        (images.find_images, tmp_path),
+        (load_dataset, tmp_path),
+        (directory.create_run, tmp_path, make_config()),
+        (records.read_trials, tmp_path),
+    ):
+        refused(r"Permission denied.*; correct the permissions$", function, *args)
+
+
+def test_what_a_killed_save_left_is_removed(tmp_path):
+    for name in ("config.json.0123abcd.tmp", "mine.tmp"):
+        (tmp_path / name).touch()
+    with directory.lock(tmp_path):
+        assert [path.name for path in tmp_path.glob("*.tmp")] == ["mine.tmp"]
+
+
+def test_home_is_expanded_and_addresses_are_refused(monkeypatch, tmp_path, mnist):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    trained = load_pretrained("gap")
+    save_weights("~/w.safetensors", trained)
+    assert str(load_weights("~/w.safetensors")) == str(trained)
+    config = make_config("reference", arch="gap", batch_size=100, run_dir="~/run")
+    with session(config, part(mnist, 300, 100)) as run:
+        assert run.run_dir == tmp_path / "run"
+    for address in ("gs://bucket/x", "s3://x/y.npz", "file:///x/", Path("hdfs://host/x")):
+        for function in (load_dataset, load_run, load_weights, directory.load_config):
+            refused("://.* is an address, and only a path of this machine can be used", function, address)
+        refused("address", load_dataset, "mnist", data_dir=address, source="tfds")
+        refused("address", save_weights, address, trained)
+    refused("address", session(dataclasses.replace(config, run_dir="gs://bucket/run"), part(mnist, 300, 100)).__enter__)
+    refused("weights is a NoneType; give text or a Path", load_weights, None)
+    refused("home", load_weights, "~nobody-of-that-name/w")
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("reproduce.py --out FILE", "seeds.jsonl"),
+        ("search.py --log FILE", "log.jsonl"),
+        ("benchmark.py --json FILE", "speed.json"),
+        ("time_to_target.py --json FILE", "seconds.json"),
+        ("estimate_tpu.py --json FILE", "cycles.json"),
+    ],
+)
+def test_a_second_series_is_refused_before_the_work(script, monkeypatch, command, name):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(tpu, "make_mesh", lambda topology: None)
+    with records.only_writer(Path(name)):
+        status, out, err = script(*command.replace("FILE", name).split())
+    assert (status, out, err.count("\n")) == (5, "", 1)
+    assert f"error: results '{name}' is being written by process {os.getpid()} on " in err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train.py --run-dir ADDRESS",
+        "train.py --resume ADDRESS",
+        "train.py --dataset ADDRESS",
+        "train.py --data-source tfds --data-dir ADDRESS",
+        "evaluate.py ADDRESS",
+        "evaluate.py --pictures . --page ADDRESS",
+        "predict.py ADDRESS",
+        "export.py --out ADDRESS",
+        "compare.py run ADDRESS",
+        "compare.py run --out ADDRESS",
+        "reproduce.py --out ADDRESS",
+        "reproduce.py --weights-dir ADDRESS",
+        "search.py --log ADDRESS",
+        "benchmark.py --json ADDRESS",
+    ],
+)
+def test_an_address_is_refused_before_the_work(script, tmp_path, command):
+    found = script(*command.replace("ADDRESS", "gs://bucket/x").split())
+    assert_refused(found, "'gs://bucket/x' is an address, and only a path of this machine can be used; name one")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"), [(train, "--run-dir"), (reproduce, "--out"), (reproduce, "--weights-dir")]
+)
+def test_home_is_expanded_in_flags(monkeypatch, tmp_path, command, flag):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = parse(command.Options, [f"{flag}=~/x"], command.__name__.rpartition(".")[2])
+    values = [*vars(options).values(), options.config.run_dir]
+    assert str(tmp_path / "x") in map(str, values)
