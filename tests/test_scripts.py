@@ -273,7 +273,9 @@ def test_the_command_lists_its_commands_and_refuses_others():
     names = {path.stem.replace("_", "-") for path in (ROOT / "scripts").glob("*.py")} - {
         "bundle-mnist",
         "calibrate",
+        "execute-tour",
         "measure-pictures",
+        "screenshots",
         "train-reader",
     }
     assert set(re.findall(r"^  ([a-z-]+) {2,}\w", run_command("--help")[1], re.MULTILINE)) == names

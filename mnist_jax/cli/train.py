@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import tyro
@@ -129,7 +130,7 @@ def main(options: Options) -> int:
     return int(options.require_objective and not summary.objective_met)
 
 
-def drawn(console: Console, reports: Future, run_dir: Path, data: Dataset) -> Path | None:
+def drawn(console: Console, reports: Future[Any], run_dir: Path, data: Dataset) -> Path | None:
     """Writes the report by the module that is being imported; one that cannot be drawn does not cost the run."""
     try:
         return reports.result().write_report(run_dir, data, command=typed("train"))
