@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+from unittest import mock
 
 import chex
 import jax
 import numpy as np
 import pytest
-from conftest import PREPARED, begin, free_port, part, refused, run_script
+from conftest import PREPARED, ROOT, begin, free_port, part, refused, run_command, run_script
 from safetensors.numpy import load_file
 
 from mnist_jax import devices, evaluate, load_dataset, make_config, make_setup, training
@@ -140,15 +141,14 @@ def test_two_processes_are_one(environment, tmp_path):
 
 # What both processes of a pair do. Number 1 was told something else each time.
 PAIR = """
-import contextlib, dataclasses, json, sys
-from pathlib import Path
+import dataclasses, json, sys
 import numpy as np
 import mnist_jax as mj
 from mnist_jax import cli, devices
 from mnist_jax.errors import StorageError
 from mnist_jax.runs.session import session
 
-coordinator, one, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+coordinator, one = sys.argv[1], int(sys.argv[2])
 devices.join_processes(coordinator, 2, one)
 data = mj.load_dataset("mnist")
 data = dataclasses.replace(data, train=mj.Split(*(array[:64] for array in data.train)))
@@ -157,7 +157,7 @@ begun = mj.start(config, data)
 other = dataclasses.replace(data, classes=tuple("abcdefghij"))
 
 def begin(**settings):
-    with session(dataclasses.replace(config, run_dir=str(folder), **settings), data):
+    with session(dataclasses.replace(config, **settings), data):
         raise AssertionError
 
 def only_one():
@@ -171,7 +171,7 @@ cases = [
     lambda: mj.fit_seeds(config, data, seeds=[1, 2 + one], mesh=mesh),
     lambda: mj.fit(config, data, mesh=mesh, progress=begun._replace(state=begun.state._replace(step=np.int32(one)))),
     lambda: begin(seed=1 + one),
-    begin,
+    lambda: begin(run_dir="."),
     only_one,
 ]
 ends = []
@@ -182,7 +182,7 @@ for case in cases:
         ends.append([type(error).__name__, str(error)])
 devices.join_processes = lambda *arguments: None
 try:
-    cli.main(["train", "--arch", "gap", "--no-report", "--run-dir", str(folder / "new"), "--seed", str(1 + one)])
+    cli.main(["train", "--arch", "gap", "--no-report", "--seed", str(1 + one)])
 except SystemExit as end:
     print(json.dumps([ends, end.code]))
 """
@@ -193,7 +193,8 @@ def test_two_processes_that_were_told_different_things(environment, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     address, pipes = f"localhost:{free_port()}", {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     command = [sys.executable, "-c", PAIR, address]
-    ended = finish([subprocess.Popen([*command, str(i), tmp_path], env=environment, **pipes) for i in (0, 1)])
+    env = environment | {"PYTHONPATH": str(ROOT)}
+    ended = finish([subprocess.Popen([*command, str(i)], env=env, cwd=tmp_path, **pipes) for i in (0, 1)])
     (zero, status), (one, other_status) = (json.loads(out.splitlines()[-1]) for out, _, _ in ended)
     assert (status, other_status) == (2, 2)
     asked = "; give all processes the same"
@@ -203,13 +204,13 @@ def test_two_processes_that_were_told_different_things(environment, tmp_path):
         ("InputError", f"process 1 has trainings ['seed 1', 'seed 3'], but process 0 ['seed 1', 'seed 2']{asked}"),
         ("InputError", f"process 1 has step 1, but process 0 0{asked}"),
         ("InputError", f"process 1 has seed 2, but process 0 1{asked}"),
-        ("InputError", f"run dir {str(tmp_path)!r} already holds a run; resume it, or name another"),
+        ("InputError", "run dir '.' already holds a run; resume it, or name another"),
         ("StorageError", "the disk is full; free space"),
     ]
     for ends, other in ((zero, "process 1: "), (one, "process 0: ")):
         for (kind, said), (error, words) in zip(ends, parts, strict=True):
             assert (kind, said.removeprefix(other)[: len(words)]) == (error, words)
-    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow
@@ -238,3 +239,14 @@ def test_alone_by_default_and_with_processes_that_can_be(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     devices.join_processes(None, None, None)
     assert joined == [{"heartbeat_timeout_seconds": 30}]
+
+
+@pytest.mark.parametrize(("error", "status"), [(ZeroDivisionError, 70), (KeyboardInterrupt, 130)])
+def test_a_bug_in_one_of_several_processes_ends_it_at_once(monkeypatch, error, status):
+    """A normal exit would wait five minutes for the others, which wait for this one."""
+    ended = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr("os._exit", ended.append)
+    monkeypatch.setattr(devices, "choose_mesh", mock.Mock(side_effect=error))
+    assert run_command("train", "--arch", "gap")[0] == status
+    assert ended == [status]

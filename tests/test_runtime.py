@@ -9,12 +9,13 @@ from pathlib import Path
 
 import jax
 import pytest
-from conftest import PREPARED, refused, run_command
+from conftest import part, refused, run_command
 
 import mnist_jax
 from mnist_jax import devices, fit, make_config, runtime
 from mnist_jax.lab import jobs
 from mnist_jax.lab.records import measured_on
+from mnist_jax.runs.session import session
 
 
 def test_compiler_options_are_for_cpu_only_and_those_that_this_jaxlib_does_not_know_left_out(monkeypatch):
@@ -162,7 +163,7 @@ UNIX = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios", "tty"}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing has to be removed there")
-def test_what_windows_and_macos_lack_is_not_imported_and_not_called(monkeypatch, tmp_path):
+def test_what_windows_and_macos_lack_is_not_imported_and_not_called(monkeypatch, tmp_path, mnist, quick_compiler):
     """No module of Unix alone at the top of a file, and a run without the names, /proc and glibc."""
     files = sorted(Path(runtime.__file__).parent.rglob("*.py"))
     top = [node for path in files for node in ast.parse(path.read_text(encoding="utf-8")).body]
@@ -191,9 +192,11 @@ def test_what_windows_and_macos_lack_is_not_imported_and_not_called(monkeypatch,
 
     monkeypatch.setattr(Path, "open", none_of_linux)
     monkeypatch.setattr(signal, "set_wakeup_fd", any_descriptor)
-    small = ["--data-source", "tfds", "--data-dir", PREPARED, "--batch-size", 300, "--recipe", "reference"]
-    status, _, err = run_command("train", "--arch", "gap", *small, "--epochs", 1, "--run-dir", tmp_path / "run")
-    assert (status, err) == (0, ""), err
+    config = make_config("reference", arch="8-pool", epochs=1, batch_size=100, run_dir=str(tmp_path / "run"))
+    with session(config, part(mnist, 200, 100)) as run:
+        state, history = run.fit(tell=lambda metrics: None)
+        run.finish(state, history[-1])
+    assert mnist_jax.load_run(run.run_dir).variables
     assert measured_on()["cpu"]
     with jobs._without_sigint():
         assert len(runtime.cores()) == os.cpu_count()

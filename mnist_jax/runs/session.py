@@ -226,12 +226,12 @@ def session(config: Config, whole: Dataset, *, resume: Path | None = None, **opt
     with devices.together() as facts:
         data = part_of(config, whole)
         make_setup(config, data)  # Raises if the data does not fit, before anything is written.
-        run_dir = require_path(resume or config.run_dir or _new_run_dir(config), "run dir")
         facts |= shared_facts(config, whole) | {"resume": str(resume is not None)}
-    run = Session(config, data, run_dir, **options)
     writer = devices.is_writer()
     with contextlib.ExitStack() as stack:
         with devices.together():  # What the writer refuses ends them all.
+            run_dir = require_path(resume or config.run_dir or _new_run_dir(config), "run dir")
+            run = Session(config, data, run_dir, **options)
             if writer:
                 stack.enter_context(directory.lock(run.run_dir, new=not resume))
             if writer and not resume:  # Locked, or another process that begins there would get this config.
