@@ -171,7 +171,7 @@ def test_what_cannot_be_written_says_so_and_harms_nothing(run, small, monkeypatc
     with pytest.raises(StorageError, match=r"cannot write to run dir .*Permission denied.*then resume the run"):
         save_epochs(run_dir, seen[0].history)
     assert (run_dir / "metrics.jsonl").read_bytes() == before
-    with pytest.raises(StorageError, match=r"weights .* cannot be written \(Permission denied\); name another file"):
+    with pytest.raises(StorageError, match=r"weights .* cannot be written \(Permission denied\); correct the permissions"):
         save_weights(run_dir / "weights", make_setup(CONFIG, small).trained(seen[0].state))
     monkeypatch.undo()
     same(resume(run_dir, CONFIG, small).progress, seen[-1])
