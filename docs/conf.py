@@ -15,7 +15,7 @@ from mnist_jax import cli
 from mnist_jax.deploy import export, reading
 
 HERE = Path(__file__).parent
-MADE = HERE / "_made"  # What is made for the site; git ignores it.
+MADE = HERE / "made"  # What is made for the site; git ignores it.
 
 project = "mnist_jax"
 author = copyright = "The mnist_jax developers"  # noqa: A001
@@ -36,7 +36,7 @@ napoleon_custom_sections = [("Attributes", "params_style")]
 html_theme = "furo"
 html_title = "mnist_jax"
 html_static_path = []
-html_extra_path = ["_made/draw"]
+html_extra_path = ["made/draw"]
 html_theme_options = {
     "source_repository": "https://github.com/mnist-jax/mnist_jax/",
     "source_branch": "main",

@@ -17,7 +17,7 @@ from mnist_jax.training import Progress
 CONFIG = make_config("reference", arch="gap", epochs=3, batch_size=100, average_decay=0.9, optimizer="adamw")
 
 
-def test_a_run_directory_is_made_once_and_has_a_usable_config(small, tmp_path):
+def test_a_run_directory_ismade_once_and_has_a_usable_config(small, tmp_path):
     config = make_config("reference", arch="gap", seed=5)
     create_run(tmp_path / "a" / "run", config)
     assert load_config(tmp_path / "a" / "run") == config
@@ -171,7 +171,7 @@ def test_what_cannot_be_written_says_so_and_harms_nothing(run, small, monkeypatc
     with pytest.raises(StorageError, match=r"cannot write to run dir .*Permission denied.*then resume the run"):
         save_epochs(run_dir, seen[0].history)
     assert (run_dir / "metrics.jsonl").read_bytes() == before
-    with pytest.raises(StorageError, match=r"weights .* cannot be written \(Permission denied\); correct the permissions"):
+    with pytest.raises(StorageError, match=r"weights .* cannot be written \(Permission denied\); correct the perm"):
         save_weights(run_dir / "weights", make_setup(CONFIG, small).trained(seen[0].state))
     monkeypatch.undo()
     same(resume(run_dir, CONFIG, small).progress, seen[-1])

@@ -13,7 +13,7 @@ from mnist_jax.statistics import seed_statistics
 PAGES = {path: path.read_text("utf-8") for path in tables.pages(ROOT)}
 
 
-def test_the_tables_are_made_from_the_results():
+def test_the_tables_aremade_from_the_results():
     assert {ROOT / "README.md", ROOT / "docs" / "results.md"} <= set(PAGES)
     assert set(re.findall("<!-- table: (.+?) -->", "".join(PAGES.values()))) == set(tables.TABLES)
     for page, text in PAGES.items():
