@@ -120,7 +120,8 @@ def test_errors_are_counted_over_seeds_and_trials_over_settings(tmp_path):
     settings = ((0.1, 1), (0.1, 2), (0.2, 1))
     tried = [{"config": {"recipe": "fast", "arch": "gap", "learning_rate": r, "seed": s}} for r, s in settings]
     lines = [json.dumps(trial | {"seconds": 900.0}) for trial in tried]
-    lines.append(json.dumps(tried[0] | {"diverged": "at once"}))
+    other = tried[2]["config"] | {"seed": 2}
+    lines.append(json.dumps({"config": other, "diverged": "at once"}))
     write(tmp_path / "search-gap.jsonl", *lines)
     assert list(tables.trials_table(tmp_path))[2:] == ["| `gap` | 2 | 4 | 0.8 |"]
     attempt = tried[0] | {"seconds": 900.0, "attempt": {"sam_rho": 0.05}}
