@@ -178,7 +178,7 @@ def process(share: Sequence[int], cached: bool = True) -> Iterator[Executor]:
     context = multiprocessing.get_context("spawn")
     leash, end = context.Pipe(duplex=False)
     executor = ProcessPoolExecutor(1, context, _begin, (leash, share, cached))
-    with _blocking_sigint():
+    with _without_sigint():
         executor.submit(int)
     leash.close()
     try:
@@ -186,17 +186,6 @@ def process(share: Sequence[int], cached: bool = True) -> Iterator[Executor]:
     finally:
         end.close()
         executor.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _blocking_sigint() -> Iterator[None]:
-    """A process that starts in the block does not handle Ctrl-C: it inherits the mask. Windows has none."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    yield
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
