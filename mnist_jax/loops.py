@@ -66,7 +66,9 @@ def loop(
 def program(body: Callable[..., Any], many: bool, whole: bool) -> Callable[..., Any]:
     """The jitted program of `loop`: one step, or with `whole` all of them."""
     function = steps_of(body, many) if whole else step_of(body, many)
-    return jax.jit(function, static_argnames="static", donate_argnames="state", compiler_options=compiler_options())
+    return jax.jit(
+        function, static_argnames="static", donate_argnames="state", compiler_options=compiler_options(False)
+    )
 
 
 def step_of(body: Callable, many: bool) -> Callable:

@@ -4,7 +4,9 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax import lax
 
 from mnist_jax.errors import InputError, require
 from mnist_jax.summary import is_kernel
@@ -85,15 +87,38 @@ def optimizer_of(
         return optax.chain(optax.add_decayed_weights(weight_decay, _kernels), sgd) if decays else sgd
     if optimizer == "adamw":
         return optax.adamw(rate, momentum, beta2, weight_decay=weight_decay, mask=_kernels, nesterov=nesterov)
-    return optax.contrib.muon(
-        rate,
-        beta=momentum,
-        weight_decay=weight_decay,
-        nesterov=nesterov,
-        adam_b2=beta2,
-        muon_weight_dimension_numbers=_matrices,
-        consistent_rms=0.2,
+    return _looped(
+        optax.contrib.muon(
+            rate,
+            beta=momentum,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            adam_b2=beta2,
+            muon_weight_dimension_numbers=_matrices,
+            consistent_rms=0.2,
+        )
     )
+
+
+def _looped(muon: optax.GradientTransformation, iterations: int = 5) -> optax.GradientTransformation:
+    """Muon whose iterations are a loop on a CPU, which compiles sooner than optax's unrolled ones; states are alike.
+
+    Optax loops where each iteration has coefficients of its own. Updates are equal to the bit. They would not be with
+    kernels above 4,096 parameters, which XLA fuses otherwise, so these stay unrolled.
+    """
+
+    def loop(updates, state, params):
+        coefficients = optax.tree.get(state, "ns_coeffs")
+        each = jnp.broadcast_to(coefficients, (iterations, 3))
+        updates, state = muon.update(updates, optax.tree.set(state, ns_coeffs=each), params)
+        return updates, optax.tree.set(state, ns_coeffs=coefficients)
+
+    def update(updates, state, params=None):
+        if max((leaf.size for leaf in jax.tree.leaves(updates)), default=0) > 4096:
+            return muon.update(updates, state, params)
+        return lax.platform_dependent(updates, state, params, cpu=loop, default=muon.update)
+
+    return optax.GradientTransformation(muon.init, update)
 
 
 def require_plain(optimizer: optax.GradientTransformation, params: Any) -> None:

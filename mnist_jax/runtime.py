@@ -66,7 +66,7 @@ def default_types() -> Iterator[None]:
 
 
 @cache
-def compiler_options(once: bool = False) -> dict[str, str | int] | None:
+def compiler_options(once: bool) -> dict[str, str | int] | None:
     """Options for `jax.jit(..., compiler_options=...)` on the default backend; None if it needs none.
 
     Recent versions of XLA:CPU hand wide convolutions to YNNPACK, which takes six times as long as Eigen for a kernel

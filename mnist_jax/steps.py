@@ -9,6 +9,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax.core import meta
 from jax import lax
@@ -71,7 +72,8 @@ class Metrics(NamedTuple):
     @classmethod
     def zeros(cls, *shape: int) -> "Metrics":
         """Metrics of no examples, each field an array of this shape: `()`, or `(seeds,)`."""
-        return cls(*(jnp.zeros(shape, dtype) for dtype in (jnp.float32, jnp.int32, jnp.int32, jnp.int32)))
+        types = np.float32, np.int32, np.int32, np.int32
+        return cls(*jax.device_put([np.zeros(shape, dtype) for dtype in types]))  # `jnp.zeros` would compile.
 
     def __add__(self, other: "Metrics") -> "Metrics":  # pyright: ignore[reportIncompatibleMethodOverride]
         """Adds the sums; keeps the earlier bad step (`self` precedes `other`)."""
@@ -101,9 +103,13 @@ class Streams(NamedTuple):
     def from_seed(cls, seed: int) -> "Streams":
         """Makes the streams of a seed in 0..2^32-1; raises InputError for any other."""
         backend()  # A fit uses JAX here first. The key is that of `jax.random.key`, whatever generator the process has.
-        data = jnp.array([0, require_whole(seed, "seed", 0, 2**32 - 1)], jnp.uint32)
+        data = np.array([0, require_whole(seed, "seed", 0, 2**32 - 1)], np.uint32)
         with default_types():
-            return cls(*jax.random.split(jax.random.wrap_key_data(data, impl="threefry2x32"), 3))
+            return jit(_streams, once=True)(data)
+
+
+def _streams(data):
+    return Streams(*jax.random.split(jax.random.wrap_key_data(data, impl="threefry2x32"), 3))
 
 
 @flax.struct.dataclass

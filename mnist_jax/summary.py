@@ -65,7 +65,7 @@ def layers_of(model: nn.Module, image_shape: tuple[int, int, int] = IMAGE_SHAPE)
       >>> sum(layer.params for layer in layers)
       9752
     """
-    model, images = _plain(model), jnp.zeros((1, *image_shape), jnp.float32)
+    model, images = _plain(model), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     calls: list[_Call] = []
 
     def mark(call, args, kwargs, context):
@@ -217,16 +217,18 @@ def _after(equation: Any, inputs: list, states: list) -> tuple[_Axis, ...] | Non
     return None
 
 
-def _sizes(model: nn.Module, variables: dict[str, Any], images: jax.Array) -> dict[tuple[str, ...], dict[str, int]]:
+def _sizes(
+    model: nn.Module, variables: dict[str, Any], images: jax.ShapeDtypeStruct
+) -> dict[tuple[str, ...], dict[str, int]]:
     """By the path of each module with parameters of its own, how many those are, and how many of them are given."""
     collections = {**variables}
     params = collections.pop("params", {})
 
-    def logits(params, collections):
+    def logits(params, collections, images):
         options: dict[str, Any] = {"mutable": [*collections], "rngs": {"params": jax.random.key(0)}}
         return model.apply({"params": params, **collections}, images, train=True, **options)[0]
 
-    jaxpr = jax.make_jaxpr(logits)(params, collections).jaxpr
+    jaxpr = jax.make_jaxpr(logits)(params, collections, images).jaxpr
     live = {atom for atom in jaxpr.outvars if not hasattr(atom, "val")}
     for equation in reversed(jaxpr.eqns):
         if equation.primitive.name != "stop_gradient" and live.intersection(equation.outvars):

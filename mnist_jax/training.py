@@ -195,7 +195,7 @@ def train_epoch(
     own, shared, steps = (order, key, numbers), (split, np.float32(strength)), range(first, order.shape[-2])
 
     def ends(before: Metrics) -> bool:
-        return bool(np.any(before.bad_step)) or stop()
+        return bool(np.asarray(before.bad_step).any()) or stop()  # `np.any` would compile a program.
 
     return loop(train_body, steps, state, totals, own, shared, setup, many=many, on_step=on_step, stop=ends)
 

@@ -71,6 +71,19 @@ def test_muon_orthogonalizes_kernels_and_leaves_batch_norm_to_adam_which_takes_t
     chex.assert_trees_all_close(updates_of(adamw, params, grads), signs, rtol=1e-4)
 
 
+def test_muon_in_a_loop_is_optaxs_to_the_bit():
+    params = {"conv": {"kernel": jnp.ones((3, 3, 4, 6))}, "wide": {"kernel": jnp.ones((1, 1, 4, 10))}}
+    grads = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
+    ours = make_optimizer(make_config("reference", optimizer="muon", learning_rate=0.1, schedule="constant"), 100)
+    of_kernels = jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers((0, 1, 2), 3), params)
+    options = {"beta": 0.9, "adam_b2": 0.999, "consistent_rms": 0.2, "muon_weight_dimension_numbers": of_kernels}
+    theirs = optax.contrib.muon(optax.constant_schedule(0.1), nesterov=False, **options)
+    results = [jax.jit(muon.update)(grads, muon.init(params), params) for muon in (ours, theirs)]
+    chex.assert_trees_all_equal(*(jax.tree.leaves(result) for result in results))
+    text = jax.jit(ours.update).lower(grads, ours.init(params), params).as_text()
+    assert text.count("stablehlo.while") == 2  # One for each kernel; optax's own has none.
+
+
 def test_an_optimizer_that_needs_more_is_refused_and_one_that_may_take_more_is_not():
     adam, params = optax.adam(1e-3), {"kernel": jnp.ones((2, 2))}
     for needs_value in (optax.polyak_sgd(), optax.chain(adam, optax.contrib.reduce_on_plateau())):

@@ -19,17 +19,17 @@ from mnist_jax.runs.session import session
 
 
 def test_compiler_options_are_for_cpu_only_and_those_that_this_jaxlib_does_not_know_left_out(monkeypatch):
-    assert runtime.compiler_options(once=True) == {"xla_backend_optimization_level": 0}
+    assert runtime.compiler_options(True) == {"xla_backend_optimization_level": 0}
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert runtime.compiler_options.__wrapped__() is None
-    assert runtime.compiler_options.__wrapped__(once=True) is None
+    assert runtime.compiler_options.__wrapped__(False) is None
+    assert runtime.compiler_options.__wrapped__(True) is None
     monkeypatch.undo()
 
     def refuse(*args, **kwargs):
         raise jax.errors.JaxRuntimeError("No such compile option")
 
     monkeypatch.setattr(jax, "jit", refuse)
-    assert runtime.compiler_options.__wrapped__() is None
+    assert runtime.compiler_options.__wrapped__(False) is None
 
 
 COMPILE = """

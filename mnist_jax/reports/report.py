@@ -4,13 +4,13 @@ import base64
 import dataclasses
 import subprocess
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mnist_jax.data import Dataset
@@ -36,17 +36,17 @@ def write_report(run_dir: Path, data: Dataset, command: str = "") -> Path:
     config, trained, scored = directory.load_config(run_dir), directory.load_run(run_dir), data.test
     history = directory.load_epochs(run_dir)
     summary = directory.read_record(run_dir / directory.SUMMARY, directory.Summary)
-    probabilities = np.asarray(jax.jit(jax.nn.softmax)(predict(trained, scored.images)))
-    wrong, calibrated = _mistakes(probabilities, scored.labels, data.classes), calibration(probabilities, scored.labels)
-    counts = confusion(scored.labels, probabilities.argmax(1), len(trained.classes))
-    pictures = _pictures(history, summary.scored_on, trained, scored, wrong, counts, calibrated)
     steps = total_steps(config, data)
     schedule = make_schedule(config.schedule, config.learning_rate, config.warmup, steps)
-    rates = np.asarray(jax.vmap(schedule)(jnp.arange(steps)))
-    pictures["learning-rate"] = picture(
-        partial(figures.learning_rates, rates),
-        f"Learning rate over {steps:,} steps, at most {rates.max():g}, in the last {rates[-1]:.2g}.",
-    )
+    with ThreadPoolExecutor(1) as background:  # Compiling leaves the interpreter free to draw.
+        scoring = background.submit(predict, trained, scored.images)
+        rates = np.asarray(jax.jit(jax.vmap(schedule))(np.arange(steps)))
+        pictures = _pictures_of_training(history, summary.scored_on, trained, rates)
+        logits = scoring.result()
+    probabilities = np.asarray(jax.jit(jax.nn.softmax)(logits))
+    wrong, calibrated = _mistakes(probabilities, scored.labels, data.classes), calibration(probabilities, scored.labels)
+    counts = confusion(scored.labels, probabilities.argmax(1), len(trained.classes))
+    pictures |= _pictures_of_scores(trained, scored, wrong, counts, calibrated)
     finished = datetime.fromtimestamp((run_dir / directory.SUMMARY).stat().st_mtime).astimezone()
     made = {"date": finished.isoformat(" ", "minutes"), "commit": commit(), "command": command}
     page = render(
@@ -104,10 +104,9 @@ def _mistakes(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[s
     ]
 
 
-def _pictures(history, scored_on, trained, scored, wrong, counts, calibrated) -> dict[str, dict[str, str]]:
-    """Every picture by name."""
-    last, images = history[-1], scored.images[[item["index"] for item in wrong]]
-    captions = [f"{item['true']} not {item['guess']} {item['confidence']:.0%}" for item in wrong]
+def _pictures_of_training(history, scored_on, trained, rates) -> dict[str, dict[str, str]]:
+    """The pictures that need no scores, by name."""
+    last = history[-1]
     return {
         "loss": picture(
             partial(figures.losses, history, scored_on),
@@ -117,6 +116,23 @@ def _pictures(history, scored_on, trained, scored, wrong, counts, calibrated) ->
             partial(figures.accuracies, history, scored_on, TARGET_ACCURACY),
             f"Training accuracy, in the last epoch {last.train_accuracy:.2%}; {scored_on}: {last.test_accuracy:.2%}.",
         ),
+        "learning-rate": picture(
+            partial(figures.learning_rates, rates),
+            f"Learning rate over {len(rates):,} steps, at most {rates.max():g}, in the last {rates[-1]:.2g}.",
+        ),
+        "kernels": picture(
+            partial(figures.kernels, np.asarray(trained.variables["params"]["conv1"]["kernel"])),
+            "The kernels of the first convolution.",
+            themed=False,
+        ),
+    }
+
+
+def _pictures_of_scores(trained, scored, wrong, counts, calibrated) -> dict[str, dict[str, str]]:
+    """The pictures of what the final weights make of the scored images, by name."""
+    images = scored.images[[item["index"] for item in wrong]]
+    captions = [f"{item['true']} not {item['guess']} {item['confidence']:.0%}" for item in wrong]
+    return {
         "confusion": picture(
             partial(figures.confusion, counts, trained.classes),
             f"Confusion matrix; {len(wrong)} errors off its diagonal.",
@@ -124,11 +140,6 @@ def _pictures(history, scored_on, trained, scored, wrong, counts, calibrated) ->
         "calibration": picture(
             partial(figures.reliability, calibrated),
             "Accuracy against confidence, beside the diagonal of a calibrated network.",
-        ),
-        "kernels": picture(
-            partial(figures.kernels, np.asarray(trained.variables["params"]["conv1"]["kernel"])),
-            "The kernels of the first convolution.",
-            themed=False,
         ),
         "errors": picture(
             partial(figures.digits, images, captions),
