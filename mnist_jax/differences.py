@@ -153,16 +153,19 @@ def compare_series(
             raise InputError(f"a series has {len(seeds)} seeds, which have no spread; give two or more")
     one, other = (np.array([each.accuracies[s] for s in seeds]) for each, seeds in zip((a, b), used, strict=True))
     groups = [one - other] if paired else [one, other]
-    seed_variances = tuple(float(values.var(ddof=1)) for values in groups)
-    parts = [variance / len(values) for variance, values in zip(seed_variances, groups, strict=True)]
-    image_variance, image_df = 0.0, inf
+    seed_variances, dfs = [_variance(values) for values in groups], [len(values) - 1.0 for values in groups]
+    image_variance = 0.0
     if images == "sampled":
-        image_variance, image_df = _image_part(a, b, used, paired)
-    variance, df = _satterthwaite([*parts, image_variance], [*(len(values) - 1 for values in groups), image_df])
+        image_variance, interactions = _image_parts(a, b, used, paired)
+        for i, interaction in enumerate(interactions):
+            if seed_variances[i] < interaction:  # The variance over seeds is that of the interaction, or more.
+                seed_variances[i], dfs[i] = interaction, inf
+    parts = [variance / len(values) for variance, values in zip(seed_variances, groups, strict=True)]
+    variance, df = _satterthwaite([*parts, image_variance], [*dfs, inf])
     difference, stderr = float(one.mean() - other.mean()), variance**0.5
     reach = float(special.stdtrit(df, (1 + LEVEL) / 2)) * stderr if stderr else inf
-    both = [[series.accuracies[seed] for seed in shared] for series in (a, b)]
-    varied = len(shared) > 2 and all(np.ptp(values) > 0 for values in both)
+    both = np.array([[series.accuracies[seed] for seed in shared] for series in (a, b)])
+    varied = len(shared) > 2 and np.ptp(both, 1).all()
     return Comparison(
         difference,
         difference - reach,
@@ -173,11 +176,16 @@ def compare_series(
         (len(one), len(other)),
         stderr,
         df,
-        seed_variances,
+        tuple(seed_variances),
         image_variance,
         float(np.corrcoef(*both).flat[1]) if varied else None,
         float(np.sign(np.subtract.outer(one, other)).mean() / 2 + 0.5),
     )
+
+
+def _variance(values: np.ndarray) -> float:
+    """The sample variance; 0 where values differ by rounding alone."""
+    return float(values.var(ddof=1)) if np.ptp(values) > 1e-9 else 0.0
 
 
 def _satterthwaite(variances: Sequence[float], dfs: Sequence[float]) -> tuple[float, float]:
@@ -187,20 +195,20 @@ def _satterthwaite(variances: Sequence[float], dfs: Sequence[float]) -> tuple[fl
     return total, min(total**2 / spread, 1e9) if spread else 1e9
 
 
-def _image_part(a: Series, b: Series, used: Sequence[Sequence[int]], paired: bool) -> tuple[float, float]:
-    """The variance of the difference that is due to the choice of images alone, and its degrees of freedom.
+def _image_parts(a: Series, b: Series, used: Sequence[Sequence[int]], paired: bool) -> tuple[float, list[float]]:
+    """The variance of the difference that is due to images alone; the part of each seed variance that is interaction.
 
-    The mean squares of images have that of the interaction of seeds and images in them, which is subtracted here: the
-    variance over seeds has it too.
+    The mean square of images has that of the interaction in it, which is subtracted: the variance over seeds has it.
     """
     wrong, _, count = _wrong_images(a, b, used)
     by_image = wrong[0].mean(0) - wrong[1].mean(0)
-    variance = ((by_image**2).sum() - by_image.sum() ** 2 / count) / (count - 1) / count
+    variance, interactions = ((by_image**2).sum() - by_image.sum() ** 2 / count) / (count - 1) / count, []
     for each in [wrong[0] - wrong[1]] if paired else wrong:
         n, sums = len(each), (each.sum(0), each.sum(1), each.sum())
         residual = (each**2).sum() - (sums[0] ** 2).sum() / n - (sums[1] ** 2).sum() / count + sums[2] ** 2 / n / count
-        variance -= residual / ((n - 1) * (count - 1)) / (n * count)
-    return max(float(variance), 0.0), count - 1
+        interactions.append(float(residual / ((n - 1) * (count - 1)) / count))
+        variance -= interactions[-1] / n
+    return max(float(variance), 0.0), interactions
 
 
 def _wrong_images(a: Series, b: Series, used: Sequence[Sequence[int]]) -> tuple[list[np.ndarray], np.ndarray, int]:
