@@ -6,7 +6,7 @@ from conftest import refused
 from scipy import stats
 
 from mnist_jax import compare
-from mnist_jax.differences import Series, against_best, compare_series, holm, mcnemar
+from mnist_jax.differences import Series, against_best, compare_series, mcnemar
 
 RNG = np.random.default_rng(28)
 A = dict(enumerate(RNG.normal(0.995, 0.0005, 7)))
