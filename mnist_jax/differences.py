@@ -122,19 +122,19 @@ def compare_series(
         raise InputError(f"one series was scored on {a.scored}, the other on {b.scored}; compare those of the same")
     shared = sorted(a.accuracies.keys() & b.accuracies.keys())
     if paired and len(shared) < 2:
-        raise InputError(f"{len(shared)} seeds are in both series; pair two or more, or compare without pairs")
+        raise InputError(f"the series share {len(shared)} of their seeds; pair two or more, or compare without pairs")
     used = [shared, shared] if paired else [sorted(a.accuracies), sorted(b.accuracies)]
     for seeds in used:
         if len(seeds) < 2:
-            raise InputError(f"a series has {len(seeds)} seeds, which have no spread; give two or more")
+            raise InputError("a series has fewer than two seeds, which have no spread; give two or more")
     one, other = (np.array([each.accuracies[s] for s in seeds]) for each, seeds in zip((a, b), used, strict=True))
     groups = [one - other] if paired else [one, other]
     seed_variances, dfs = [_variance(values) for values in groups], [len(values) - 1.0 for values in groups]
     image_variance = 0.0
     if images == "sampled":
         image_variance, interactions = _image_parts(a, b, used, paired)
-        # The variance over seeds is that of the interaction, or more. Where few seeds spread less, by chance, Satterthwaite
-        # would have many degrees of freedom of so small a mean square; at most fourfold keeps Holm's small levels right.
+        # The variance over seeds is that of the interaction, or more. Where few seeds spread less, by chance, so small
+        # a mean square has many degrees of freedom, by Satterthwaite; at most fourfold keeps small levels right.
         for i, least in enumerate(interactions):
             if seed_variances[i] < least:
                 dfs[i] *= (least / max(seed_variances[i], least / 2)) ** 2

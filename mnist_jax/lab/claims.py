@@ -74,6 +74,17 @@ def sentences(results: Path) -> Iterator[str]:
         yield f"- {sentence((f'`{a}`', one), (f'`{b}`', other), result)}"
 
 
+def claim_line(results: Path) -> Iterator[str]:
+    """The first claim in short."""
+    (a, one), (b, other) = _claimed(CLAIMS[0], results)
+    fixed, sampled = (compare_series(one, other, images=images) for images in ("fixed", "sampled"))
+    yield (
+        f"`{a}` is more accurate than `{b}` by {100 * fixed.difference:.3f} percentage points (seeds: "
+        f"{' and '.join(map(str, fixed.seeds))})."
+    )
+    yield f"The 95% interval is {interval(fixed)} on these images, and {interval(sampled)} with the images random too."
+
+
 def claims_table(results: Path) -> Iterator[str]:
     """Every difference that the pages speak of, in percentage points, with both kinds of uncertainty."""
     yield "| A | B | seeds | A less B, points | 95%, these images | p | 95%, digits like them | p |"

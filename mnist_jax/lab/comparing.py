@@ -121,7 +121,7 @@ def _series(trials: Sequence[Trial], name: str) -> Series:
     for trial in trials:
         seed = trial.config["seed"]
         if not trial.history:
-            raise InputError(f"{name} has seed {seed}, which diverged; leave the setting out, or say so and that seed")
+            raise InputError(f"{name} has seed {seed}, which diverged; leave it out, and say so")
         if seed in accuracies:
             raise InputError(f"{name} has seed {seed} twice; give the trials of one setting")
         accuracies[seed], errors[seed] = trial.history[-1].test_accuracy, trial.errors
