@@ -39,7 +39,7 @@ class Options:
     Example: mnist-jax compare results/default-accurate.jsonl results/default-bn_dropout.jsonl
     """
 
-    paths: tyro.conf.Positional[tuple[Path, ...]]
+    runs: tyro.conf.Positional[tuple[Path, ...]]
     """Files of trials, or directories of finished runs."""
     out: Path = Path("compare.html")
     """Page to write."""
@@ -59,13 +59,13 @@ class Options:
 
 def main(options: Options) -> None:
     """Compares the files, or reads the runs; writes the page."""
-    files = [path for path in options.paths if path.suffix == ".jsonl" or path.is_file()]
-    if not options.paths:
+    files = [path for path in options.runs if path.suffix == ".jsonl" or path.is_file()]
+    if not options.runs:
         raise InputError("no run or file to compare; name files of trials, or the directories of finished runs")
     if not files:
         compare_runs(options)
-    elif len(files) < len(options.paths):
-        (run, *_) = [path for path in options.paths if path not in files]
+    elif len(files) < len(options.runs):
+        (run, *_) = [path for path in options.runs if path not in files]
         raise InputError(f"cannot compare file {str(files[0])!r} with run {str(run)!r}; name files or runs, not both")
     else:
         compare_files(options)
@@ -75,7 +75,7 @@ def compare_runs(options: Options) -> None:
     """Writes the page of finished runs."""
     if options.paired or options.images != "fixed":
         raise InputError("--paired and --images are for files of trials, and these are runs; leave them out")
-    first, *others = options.paths
+    first, *others = options.runs
     named = options.dataset, options.data_dir, options.data_source
     data, remark = directory.load_run_data(first, directory.load_run(first), *named)
     remedy = "compare runs of the same data, or name with --dataset what to score all of them on"
@@ -84,13 +84,13 @@ def compare_runs(options: Options) -> None:
     if remark:
         print(f"note: {remark}", file=sys.stderr)
     with writing(options.out, "--out"):
-        comparison.write_comparison(options.paths, part_of(directory.load_config(first), data), options.out)
-    print(f"{options.out}: {counted(len(options.paths), 'run')}; the figure is in {options.out.with_suffix('.png')}")
+        comparison.write_comparison(options.runs, part_of(directory.load_config(first), data), options.out)
+    print(f"{options.out}: {counted(len(options.runs), 'run')}; the figure is in {options.out.with_suffix('.png')}")
 
 
 def compare_files(options: Options) -> None:
     """Prints the comparison of the series in files, and writes their page."""
-    found = {name: each for path in options.paths for name, each in read_series(path).items()}
+    found = {name: each for path in options.runs for name, each in read_series(path).items()}
     series = {name: each for name, each in found.items() if len(each.accuracies) > 1}
     if lone := len(found) - len(series):
         print(f"note: {counted(lone, 'setting')} with one seed, which has no spread: left out", file=sys.stderr)
@@ -152,7 +152,7 @@ def told(series: Mapping[str, Series], best: str, others: Mapping[str, Compariso
 
 def scored_data(options: Options) -> Dataset | None:
     """The data that the first file was scored on; None, and a note, where it cannot be had."""
-    trial = read_trials(options.paths[0])[0]
+    trial = read_trials(options.runs[0])[0]
     name, place = options.dataset or trial.dataset, options.data_dir or trial.config.get("data_dir")
     try:
         data = load_dataset(
