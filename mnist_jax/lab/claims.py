@@ -79,7 +79,7 @@ def claim_line(results: Path) -> Iterator[str]:
     (a, one), (b, other) = _claimed(CLAIMS[0], results)
     fixed, sampled = (compare_series(one, other, images=images) for images in ("fixed", "sampled"))
     yield (
-        f"`{a}` is more accurate than `{b}` by {100 * fixed.difference:.3f} percentage points (seeds: "
+        f"The mean of `{a}` is {100 * fixed.difference:.3f} percentage points above that of `{b}` (seeds: "
         f"{' and '.join(map(str, fixed.seeds))})."
     )
     yield f"The 95% interval is {interval(fixed)} on these images, and {interval(sampled)} with the images random too."
