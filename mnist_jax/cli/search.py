@@ -52,7 +52,7 @@ class Options:
     until: str | None = None
     """Difference to resolve between the best combination and the others, as 0.05%."""
     trainings: int | None = None
-    """Number of trainings to end --until with, those in the log included. If not given: 20 per combination."""
+    """Number of trainings to end --until with, those in the log included. If not given: 20 times the first ones."""
     log: Path | None = None
     """File to append to. If not given: results/search-ARCH.jsonl, or search-layouts.jsonl for layouts."""
     compilation_cache: bool = True
@@ -85,8 +85,8 @@ def main(options: Options) -> None:
         search.run(options.workers, options.seeds, difference, options.trainings or 20 * first)
     print(*racing.ranking({name: [*filter(None, trials.values())] for name, trials in search.trials.items()}), sep="\n")
     if difference:
-        done = "not " if search.next_name(difference) else ""
-        print(f"{done}resolved to {options.until} at {1 - racing.ERROR:.0%} confidence after {search.count} trainings")
+        said = f"resolved to {options.until} at {1 - racing.ERROR:.0%} confidence after {search.count} trainings"
+        print(f"not {said}; a larger --trainings goes on" if search.next_name(difference) else said)
 
 
 @dataclasses.dataclass(frozen=True)

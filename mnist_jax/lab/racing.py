@@ -12,7 +12,7 @@ from mnist_jax.lab.records import Trial
 # The columns of a ranking and their widths: 80 with the spaces between.
 COLUMNS = {"": 1, "accuracy": 8, "std": 7, "seeds": 5, "to best": 8, "95% interval": 20, "loss": 8, "training": 8}
 COLUMNS |= {"seconds": 7}
-ERROR = 0.05  # Probability of a wrong best, at most, where it leads by the difference to resolve.
+ERROR = 0.05
 
 
 def next_setting(
@@ -21,18 +21,18 @@ def next_setting(
     """Chooses the setting to train next: of the best and its closest rival the one with fewer seeds.
 
     Every setting gets one seed first. The choice is that of UGapE: Gabillon, Ghavamzadeh and Lazaric, "Best arm
-    identification: a unified approach to fixed budget and fixed confidence", NeurIPS 2012. The best is resolved when
-    the errors of all pairs sum up to `error`. A pair is judged by Wald's sequential test of the best being ahead or
-    behind by D, the difference, with an estimated variance as in Kim and Nelson, "A fully sequential procedure for
-    indifference-zone selection in simulation", ACM TOMACS 11, 2001: with a lead L of variance V on f degrees of
-    freedom, its error is (1 + 4 D L / (f V)) ** (-f / 2), which for many seeds is exp(-2 D L / V). The variance over
-    seeds is one for all settings, pooled, and no less than that of rounding to whole images.
+    identification: a unified approach to fixed budget and fixed confidence", NeurIPS 2012. A pair is judged by Wald's
+    sequential test of the best being ahead or behind by D, the difference, with an estimated variance as in Kim and
+    Nelson, "A fully sequential procedure for indifference-zone selection in simulation", ACM TOMACS 11, 2001: with a
+    lead L of variance V on f degrees of freedom the odds are (1 + 4 D L / (f V)) ** (-f / 2) that it is behind, for
+    many seeds exp(-2 D L / V). The best is resolved when the odds of all pairs sum up to those of `error`. The variance
+    over seeds is one for all settings, pooled, and no less than that of rounding to whole images.
 
     Args:
       accuracies: for each setting, a fraction per seed; nan for a seed in training.
       difference: the lead to resolve, a fraction; of two settings closer than that, either is taken.
       images: number of scored images.
-      error: the sum of the probabilities at which the best is resolved.
+      error: probability, at most, that a setting that is better by the difference is not the one resolved.
 
     Returns:
       The index of the setting, or None if the best is resolved.
@@ -51,8 +51,8 @@ def next_setting(
     if (df := n.sum() - len(n)) > 0:
         squares = sum(float(np.var(each)) * len(each) for each in done)
         variance = max(squares / df, 1 / (12 * images**2)) * (1 / n[best] + 1 / n)
-        wrong = (1 + 4 * difference * leads / (df * variance)) ** (-df / 2)
-        if wrong[others].sum() <= error:
+        odds = (1 + 4 * difference * leads / (df * variance)) ** (-df / 2)
+        if odds[others].sum() <= error / (1 - error):
             return None
     ranks = np.where(others, leads / (1 / begun[best] + 1 / begun), np.inf)
     rival = int(ranks.argmin())
