@@ -115,55 +115,34 @@ class Comparison(NamedTuple):
 def compare_series(
     a: Series, b: Series, *, images: Literal["fixed", "sampled"] = "fixed", paired: bool = False
 ) -> Comparison:
-    """Compares two series; `mj.compare` takes trials, files and plain accuracies too.
-
-    With n seeds a side, the variance of the difference is that of the mean of the seeds. Unpaired: Welch, "The
-    generalization of 'Student's' problem", Biometrika 34, 1947. Paired: Student's test of the differences by seed.
-    With `images="sampled"` the variance due to images is added, as the mixed model of seeds, images and their
-    interaction estimates it from mean squares, with Satterthwaite's degrees of freedom: Searle, Casella and McCulloch,
-    "Variance Components", 1992, chapter 4.
-
-    Args:
-      a: one series.
-      b: the other.
-      images: "fixed" for a claim about the scored images, "sampled" for one about all images they were drawn from.
-      paired: pair the seeds that both have, and leave out the others.
-
-    Returns:
-      The difference, its interval and what they were made of.
-
-    Raises:
-      InputError: If seeds, errors by image or shared seeds are missing, or the images are not the same.
-
-    Example:
-      >>> a, b = differences.Series({1: 0.99, 2: 0.98}), differences.Series({1: 0.97, 2: 0.95})
-      >>> f"{differences.compare_series(a, b).difference:.3f}"
-      '0.025'
-    """
+    """Compares two series, as `mj.compare` does what it is given, whose docstring has the method and the errors."""
     if images not in ("fixed", "sampled"):
         raise InputError(f"images {shown(images)} cannot be used; choose fixed or sampled")
     if a.scored and b.scored and a.scored != b.scored:
         raise InputError(f"one series was scored on {a.scored}, the other on {b.scored}; compare those of the same")
     shared = sorted(a.accuracies.keys() & b.accuracies.keys())
     if paired and len(shared) < 2:
-        raise InputError(f"{len(shared)} seeds are in both series; pair two or more, or compare without pairs")
+        raise InputError(f"the series share {len(shared)} of their seeds; pair two or more, or compare without pairs")
     used = [shared, shared] if paired else [sorted(a.accuracies), sorted(b.accuracies)]
     for seeds in used:
         if len(seeds) < 2:
-            raise InputError(f"a series has {len(seeds)} seeds, which have no spread; give two or more")
+            raise InputError("a series has fewer than two seeds, which have no spread; give two or more")
     one, other = (np.array([each.accuracies[s] for s in seeds]) for each, seeds in zip((a, b), used, strict=True))
     groups = [one - other] if paired else [one, other]
     seed_variances, dfs = [_variance(values) for values in groups], [len(values) - 1.0 for values in groups]
     image_variance = 0.0
     if images == "sampled":
         image_variance, interactions = _image_parts(a, b, used, paired)
-        for i, interaction in enumerate(interactions):
-            if seed_variances[i] < interaction:  # The variance over seeds is that of the interaction, or more.
-                seed_variances[i], dfs[i] = interaction, inf
+        # The variance over seeds is that of the interaction, or more. Where few seeds spread less, by chance, so small
+        # a mean square has many degrees of freedom, by Satterthwaite; at most fourfold keeps small levels right.
+        for i, least in enumerate(interactions):
+            if seed_variances[i] < least:
+                dfs[i] *= (least / max(seed_variances[i], least / 2)) ** 2
+                seed_variances[i] = least
     parts = [variance / len(values) for variance, values in zip(seed_variances, groups, strict=True)]
     variance, df = _satterthwaite([*parts, image_variance], [*dfs, inf])
     difference, stderr = float(one.mean() - other.mean()), variance**0.5
-    reach = float(special.stdtrit(df, (1 + LEVEL) / 2)) * stderr if stderr else inf
+    reach = _reach(stderr, df, LEVEL)
     both = np.array([[series.accuracies[seed] for seed in shared] for series in (a, b)])
     varied = len(shared) > 2 and np.ptp(both, 1).all()
     return Comparison(
@@ -183,6 +162,11 @@ def compare_series(
     )
 
 
+def _reach(stderr: float, df: float, level: float) -> float:
+    """Half the width of a confidence interval."""
+    return float(special.stdtrit(df, (1 + level) / 2)) * stderr if stderr else inf
+
+
 def _variance(values: np.ndarray) -> float:
     """The sample variance; 0 where values differ by rounding alone."""
     return float(values.var(ddof=1)) if np.ptp(values) > 1e-9 else 0.0
@@ -200,7 +184,7 @@ def _image_parts(a: Series, b: Series, used: Sequence[Sequence[int]], paired: bo
 
     The mean square of images has that of the interaction in it, which is subtracted: the variance over seeds has it.
     """
-    wrong, _, count = _wrong_images(a, b, used)
+    wrong, _, count = wrong_images(a, b, used)
     by_image = wrong[0].mean(0) - wrong[1].mean(0)
     variance, interactions = ((by_image**2).sum() - by_image.sum() ** 2 / count) / (count - 1) / count, []
     for each in [wrong[0] - wrong[1]] if paired else wrong:
@@ -211,7 +195,7 @@ def _image_parts(a: Series, b: Series, used: Sequence[Sequence[int]], paired: bo
     return max(float(variance), 0.0), interactions
 
 
-def _wrong_images(a: Series, b: Series, used: Sequence[Sequence[int]]) -> tuple[list[np.ndarray], np.ndarray, int]:
+def wrong_images(a: Series, b: Series, used: Sequence[Sequence[int]]) -> tuple[list[np.ndarray], np.ndarray, int]:
     """For each series, 1 where a seed gets an image wrong, float [seeds, some images]; their indices; all images.
 
     The images are those that some seed gets wrong.
@@ -232,22 +216,23 @@ def _wrong_images(a: Series, b: Series, used: Sequence[Sequence[int]]) -> tuple[
 def against_best(
     series: Mapping[str, Series], *, images: Literal["fixed", "sampled"] = "fixed", paired: bool = False
 ) -> tuple[str, dict[str, Comparison]]:
-    """Compares every series with the best, with p-values corrected by Holm's method.
+    """Compares every series with the best, corrected for their number.
 
-    The data choose the best, so all pairs are corrected for, not only those with the best: among equal series, the
-    chance that any two are called different is at most 5%. Holm, "A simple sequentially rejective multiple test
-    procedure", Scandinavian Journal of Statistics 6, 1979. Each interval is 95% by itself.
+    The data choose the best, so the correction is for all pairs, not only those with the best: among equal series, the
+    chance that any two are called different is at most 5%. P-values are corrected as in Holm, "A simple sequentially
+    rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979. Intervals hold together in 95% of
+    cases, by Bonferroni's inequality.
 
     Args:
       series: two or more, by name.
-      images: as for `compare_series`.
-      paired: as for `compare_series`.
+      images: as for `mj.compare`.
+      paired: as for `mj.compare`.
 
     Returns:
       The name of the best, and by name of each other the best less it.
 
     Raises:
-      InputError: As `compare_series`, with the names; or for fewer than two series.
+      InputError: As `mj.compare`, with the names; or for fewer than two series.
 
     Example:
       >>> given = {name: differences.Series({1: x, 2: x + 0.001}) for name, x in (("a", 0.95), ("b", 0.99), ("c", 0.9))}
@@ -265,25 +250,19 @@ def against_best(
                 pairs[name, other] = compare_series(series[name], series[other], images=images, paired=paired)
             except InputError as error:
                 raise InputError(f"{name} and {other}: {error}") from error
-    corrected = dict(zip(pairs, holm([pair.p_value for pair in pairs.values()]), strict=True))
-    best = names[0]
-    others = (name for name in series if name != best)
-    return best, {name: pairs[best, name]._replace(p_value=corrected[best, name]) for name in others}
+    corrected = dict(zip(pairs, _holm([pair.p_value for pair in pairs.values()]), strict=True))
+    best, found = names[0], {}
+    for name in series:
+        if name != best:
+            pair = pairs[best, name]
+            reach = _reach(pair.stderr, pair.df, 1 - (1 - LEVEL) / len(pairs))
+            ends = {"low": pair.difference - reach, "high": pair.difference + reach}
+            found[name] = pair._replace(p_value=corrected[best, name], **ends)
+    return best, found
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Corrects p-values for their number by Holm's method, the step-down form of Bonferroni's.
-
-    Args:
-      p_values: one per test.
-
-    Returns:
-      The corrected ones, in the same order.
-
-    Example:
-      >>> differences.holm([0.01, 0.04, 0.03])
-      [0.03, 0.06, 0.06]
-    """
+def _holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number."""
     order = np.argsort(p_values, kind="stable")
     stepped = np.asarray(p_values, float)[order] * np.arange(len(p_values), 0, -1)
     corrected = np.empty(len(p_values))
@@ -327,7 +306,7 @@ def mcnemar(a: Series, b: Series) -> McNemar:
       >>> differences.mcnemar(one, other)
       McNemar(only_a=[5], only_b=[3, 7], p_value=1.0)
     """
-    wrong, places, _ = _wrong_images(a, b, [sorted(a.accuracies), sorted(b.accuracies)])
+    wrong, places, _ = wrong_images(a, b, [sorted(a.accuracies), sorted(b.accuracies)])
     missed = [each.mean(0) > 0.5 for each in wrong]
     only_a, only_b = (places[one & ~other].tolist() for one, other in (missed[::-1], missed))
     few, both = min(len(only_a), len(only_b)), len(only_a) + len(only_b)

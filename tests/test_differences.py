@@ -1,37 +1,204 @@
-"""`compare` against scipy.stats, closed forms and simulation."""
+"""`compare` against scipy.stats, closed forms and simulations; the command and its page."""
+
+import re
 
 import numpy as np
 import pytest
-from conftest import refused
+from conftest import ROOT, assert_accessible, refused
 from scipy import stats
 
-from mnist_jax import compare
-from mnist_jax.differences import Series, against_best, compare_series, holm, mcnemar
+from mnist_jax import EpochMetrics, compare
+from mnist_jax.differences import Series, against_best, compare_series, mcnemar
+from mnist_jax.lab import claims, records
+from mnist_jax.lab.comparing import Simulated, read_series, series_of
+from mnist_jax.runs.directory import read_record
 
 RNG = np.random.default_rng(28)
 A = dict(enumerate(RNG.normal(0.995, 0.0005, 7)))
 B = dict(enumerate(RNG.normal(0.9945, 0.0009, 5)))
+FILES = [str(ROOT / "results" / f"default-{arch}.jsonl") for arch in ("accurate", "bn_dropout", "swift")]
 
 
 @pytest.mark.parametrize("paired", [False, True])
 def test_fixed_images_are_the_t_tests_of_scipy(paired):
-    a, b = np.array([*A.values()]), np.array([*B.values()])
-    expected = stats.ttest_rel(a[:5], b) if paired else stats.ttest_ind(a, b, equal_var=False)
+    a, b = np.array([*A.values()])[: 5 if paired else 7], np.array([*B.values()])
+    expected = stats.ttest_rel(a, b) if paired else stats.ttest_ind(a, b, equal_var=False)
     result = compare(A, B, paired=paired)
     assert (result.p_value, result.df) == pytest.approx((expected.pvalue, expected.df))
     assert (result.low, result.high) == pytest.approx(tuple(expected.confidence_interval()))
-    assert result.chance == pytest.approx(stats.mannwhitneyu(a[:5] if paired else a, b).statistic / (25 if paired else 35))
+    assert result.chance == pytest.approx(stats.mannwhitneyu(a, b).statistic / len(a) / len(b))
     assert result.correlation == pytest.approx(stats.pearsonr(a[:5], b).statistic)
     swapped = compare(B, A, paired=paired)
     assert (swapped.difference, swapped.low) == pytest.approx((-result.difference, -result.high))
 
 
+def series(wrong):
+    """A series from what each seed gets wrong, bool [seeds, images]."""
+    errors = {seed: np.flatnonzero(row).tolist() for seed, row in enumerate(wrong)}
+    return Series({seed: 1 - len(each) / wrong.shape[1] for seed, each in errors.items()}, errors, wrong.shape[1])
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_sampled_images_are_the_mixed_model(paired):
+    """Mean squares of seeds, images and their interaction, from the whole table of both."""
+    wrong = [RNG.random((6, 300)) < np.clip(RNG.beta(0.1, 2, 300) + RNG.normal(0, 0.06, (6, 1)), 0, 1) for _ in "ab"]
+    expected = np.var(wrong[0].mean(0) - wrong[1].mean(0), ddof=1) / 300
+    for table in [wrong[0] * 1.0 - wrong[1]] if paired else [each * 1.0 for each in wrong]:
+        residual = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+        interaction = (residual**2).sum() / 5 / 299
+        assert interaction / 300 < table.mean(1).var(ddof=1)
+        expected += table.mean(1).var(ddof=1) / 6 - interaction / 6 / 300
+    result = compare_series(*map(series, wrong), images="sampled", paired=paired)
+    assert result.stderr**2 == pytest.approx(expected)
+    fixed = compare_series(*map(series, wrong), paired=paired)
+    assert result.image_share == pytest.approx(1 - (fixed.stderr / result.stderr) ** 2)
+    # Seeds that agree leave the images alone.
+    alike = [np.tile(RNG.random(300) < 0.2, (3, 1)) for _ in range(2)]
+    result = compare_series(*map(series, alike), images="sampled", paired=paired)
+    expected = stats.ttest_1samp(alike[1][0] * 1.0 - alike[0][0], 0)
+    assert result.p_value == pytest.approx(expected.pvalue, rel=0.05)
+    assert result.image_share == pytest.approx(1)
+
+
+def test_seeds_that_do_not_spread_tell_nothing():
+    result = compare({1: 0.99, 2: 0.99}, {1: 0.98, 2: 0.98})
+    assert (result.p_value, result.low, result.high) == (1, -np.inf, np.inf)
+    assert compare(A, A, paired=True).p_value == 1
+
+
 def test_seeds_needed_has_the_power_asked_for():
-    """64 a side for half a deviation, 34 pairs, as in Cohen's tables."""
-    unit = compare({1: 0.4, 2: 0.6}, {1: 0.3, 2: 0.5})
-    a, b = (unit._replace(seed_variances=(0.01,) * n, image_variance=0.0) for n in (2, 1))
-    assert (a.seeds_needed(0.05), b.seeds_needed(0.05)) == (64, 34)
-    assert a._replace(image_variance=1e-3).seeds_needed(0.05) is None
-    assert a.seeds_needed(5) == 2
-    refused("difference 0 cannot", a.seeds_needed, 0)
-    refused("power 1 cannot", a.seeds_needed, 0.1, 1)
+    """64 a side for half a deviation, and 34 pairs, as in Cohen's tables."""
+    one = compare(A, B)
+    unpaired, pairs = (one._replace(seed_variances=(0.01,) * n) for n in (2, 1))
+    assert (unpaired.seeds_needed(0.05), pairs.seeds_needed(0.05), unpaired.seeds_needed(5)) == (64, 34, 2)
+    assert unpaired._replace(image_variance=1e-3).seeds_needed(0.05) is None
+    refused("difference 0 cannot", unpaired.seeds_needed, 0)
+    refused("power 1 cannot", unpaired.seeds_needed, 0.1, 1)
+
+
+def test_all_against_the_best_are_corrected_for_all_pairs():
+    many = {
+        name: Series(dict(enumerate(RNG.normal(mean, 0.01, 5))))
+        for name, mean in {"a": 0.9, "b": 0.94, "c": 0.91}.items()
+    }
+    best, others = against_best(many)
+    assert (best, list(others)) == ("b", ["a", "c"])
+    raw = sorted(stats.ttest_ind(*map(list, pair), equal_var=False).pvalue for pair in _pairs(many))
+    stepped = np.minimum(np.maximum.accumulate(np.array(raw) * [3, 2, 1]), 1)
+    assert {round(each.p_value, 9) for each in others.values()} <= {round(p, 9) for p in stepped}
+    alone = compare_series(many["b"], many["a"])
+    assert alone.low > others["a"].low
+    assert against_best({"a": many["a"], "b": many["b"]})[1]["a"] == alone
+    refused("1 series", against_best, {"a": many["a"]})
+    refused("b and d: a series has fewer than two seeds", against_best, {"b": many["b"], "d": Series({1: 0.9})})
+
+
+def _pairs(many):
+    values = [each.accuracies.values() for each in many.values()]
+    return [(values[i], values[j]) for i in range(3) for j in range(i)]
+
+
+def test_mcnemar_by_the_majority_of_seeds():
+    one = Series({1: 0.9, 2: 0.9, 3: 0.9}, {1: [1, 2, 9], 2: [1, 2], 3: [3, 1]}, 100)
+    other = Series({1: 0.9, 2: 0.9}, {1: [2, 5, 6, 7], 2: [2, 5, 6, 8]}, 100)
+    result = mcnemar(one, other)
+    assert (result.only_a, result.only_b) == ([5, 6], [1])
+    assert result.p_value == pytest.approx(stats.binomtest(1, 3).pvalue)
+
+
+def test_verdicts_are_right_as_often_as_they_say():
+    """In the stored simulation, whose limits are those of its page; and in one of normal seeds, here."""
+    found = read_record(ROOT / "results" / "comparisons.json", Simulated)
+    assert found.comparisons >= 2000
+    assert {(case["images"], case["paired"]) for case in found.cases} == {
+        (images, paired) for images in ("fixed", "sampled") for paired in (False, True)
+    }
+    assert {case["seeds"] for case in found.cases} >= {3, 20}
+    for case in found.cases:
+        assert 0.93 <= case["coverage"] <= 0.97, case
+        assert max(case["equal_different"], case["any_of_ten_different"]) <= 0.06, case
+    drawn = RNG.normal(0.995, 0.0005, (400, 2, 4))
+    results = [compare(dict(enumerate(a)), dict(enumerate(b + 0.001))) for a, b in drawn]
+    assert 0.92 < np.mean([result.low <= -0.001 <= result.high for result in results]) < 0.99
+
+
+def test_the_simulation_counts(script, tmp_path):
+    files = ["--a", FILES[0], "--b", FILES[1]]
+    flags = ["--comparisons", "8", "--seeds", "4", "--out", "c.json"]
+    assert script("simulate_comparisons.py", *files, *flags)[0] == 0
+    found = read_record(tmp_path / "c.json", Simulated)
+    assert found.difference == pytest.approx(compare(*FILES[:2]).difference)
+    assert [case["coverage"] > 0.4 and case["equal_different"] < 0.6 for case in found.cases] == [True] * 4
+
+
+def trial(seed, accuracy, errors=(), **config):
+    history = (EpochMetrics(1, 0.1, 0.99, 0.1, accuracy, 1.0),) if accuracy else ()
+    config = {"arch": "gap", "recipe": "default", "seed": seed, **config}
+    return records.Trial(config, history=history, errors=errors, diverged=None if accuracy else "at once")
+
+
+def write(path, *trials):
+    records.prepare_trials(path)
+    records.append_trials(path, *trials)
+    return path
+
+
+def test_trials_files_and_accuracies_are_the_same_series(tmp_path):
+    one = [trial(seed, 0.98, (seed, 5)) for seed in (1, 2)]
+    assert series_of(one) == series_of(write(tmp_path / "one.jsonl", *one))
+    assert (series_of(one).count, series_of(one).scored) == (100, "100 test images of mnist")
+    assert series_of({1: 0.98, 2: 0.98}).accuracies == series_of(one).accuracies
+    both = write(tmp_path / "both.jsonl", *one, *(trial(seed, 0.97, learning_rate=0.5) for seed in (1, 2)))
+    assert list(read_series(both)) == ["both, learning_rate 0.005", "both, learning_rate 0.5"]
+    far = [trial(seed, 0.98, (seed, 5), held_out=10) for seed in (1, 2)]
+    for said, a, options in (
+        ("hold 2 settings", str(both), {}),
+        ("hold no trial", tmp_path / "absent.jsonl", {}),
+        ("seed 1 twice", [*one, *one], {}),
+        ("seed 3, which diverged", [*one, trial(3, None)], {}),
+        ("different data", [one[0], far[1]], {}),
+        ("10 held-out images of mnist", far, {}),
+        ("1.5 of seed 1", {1: 1.5}, {}),
+        ("fewer than two seeds", {1: 0.5}, {}),
+        ("errors of each seed by image", {1: 0.5, 2: 0.6}, {"images": "sampled"}),
+        ("'random' cannot be used", one, {"images": "random"}),
+        ("share 1 of their seeds", {1: 0.5, 9: 0.6}, {"paired": True}),
+    ):
+        refused(said, compare, a, one, **options)
+
+
+def test_what_differs_among_many_settings_is_told(tmp_path):
+    settings = [{}, {}, {"learning_rate": 0.1}, {"momentum": 0.5, "beta2": 0.5, "weight_decay": 0.1}]
+    path = write(tmp_path / "s.jsonl", *(trial(seed, 0.9, **each) for seed, each in enumerate(settings, 1)))
+    assert list(read_series(path)) == [
+        "s, as most",
+        "s, learning_rate 0.1",
+        "s, beta2 0.5, momentum 0.5, weight_decay 0.1",
+    ]
+
+
+def test_the_command_says_it_in_a_sentence_and_on_a_page(script, tmp_path):
+    status, out, err = script("compare.py", *FILES[:2])
+    assert (status, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    words = " ".join(out.split())
+    a, b = ((f"default-{arch}", series_of(path)) for arch, path in zip(("accurate", "bn_dropout"), FILES, strict=False))
+    assert claims.sentence(a, b, compare(*FILES[:2])) in words
+    assert re.search(r"seeds 4\d% and images 5\d%; both random: 95% 0\.0", words)
+    assert "at 80% power: 0.1: 5, 0.05: 16, 0.02: 92" in words
+    page = (tmp_path / "compare.html").read_text(encoding="utf-8")
+    assert_accessible(page)
+    assert not re.search(r"https?:|@import|url\(|<script", page)
+    assert (page.count("<circle"), page.count("data:image/png"), page.count('role="img"')) == (41, 4, 3)
+    few = [
+        write(tmp_path / f"{name}.jsonl", *(trial(seed, 0.98, (seed, 5 + i), dataset="x") for seed in (1, 2, 3)))
+        for i, name in enumerate("abc")
+    ]
+    status, out, err = script("compare.py", *few, "--images", "sampled", "--paired", "--out", "all.html")
+    assert (status, out.count("Holm's method for 3 pairs")) == (0, 2)
+    assert err.startswith("note: images are told by their indices alone: ")
+    assert "a alone, not c: 1 images" in (tmp_path / "all.html").read_text(encoding="utf-8")
+    lone = write(tmp_path / "lone.jsonl", trial(1, 0.9))
+    status, _, err = script("compare.py", lone, FILES[0])
+    assert (status, err.splitlines()[0]) == (2, "note: 1 setting with one seed, which has no spread: left out")
+    assert "error: 1 series to compare" in err

@@ -44,6 +44,7 @@ FILES = {
     "measure-pictures",
     "screenshots",
     "simulate-search",
+    "simulate-comparisons",
     "execute-tour",
     "train-reader",
 }  # Scripts that are no commands.
@@ -154,7 +155,7 @@ def test_commands_work_in_their_order(script, monkeypatch, tmp_path):
     for name, *given in (words for words in SCRIPTS if not {*words} & {*ELSEWHERE}):
         arguments = [part.replace("RUN_DIR", ran or "") for part in given]
         arguments = [str(PREPARED) if part == "DIR" else part for part in arguments]
-        arguments = [str(ROOT / part) if part.startswith("docs/") else part for part in arguments]
+        arguments = [str(ROOT / part) if part.startswith(("docs/", "results/default-")) else part for part in arguments]
         monkeypatch.chdir(ROOT if "--table" in arguments else tmp_path)
         few = [] if {"--resume", "--help", "--table"} & {*arguments} else shorter.get(name, [])
         few = [*few, *(["--trainings", "9"] if "--until" in given else [])]

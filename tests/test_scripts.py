@@ -203,8 +203,11 @@ predict.py                                  | no file is given
 predict.py x.png --run-dir y                | 'y'
 export.py run --arch gap --out x            | one of the two
 export.py --arch gap --format pdf --out x   | 'pdf'
-compare.py                                  | no run
+compare.py                                  | no run or file
+compare.py absent.jsonl                     | no trial
+compare.py absent.jsonl absent              | not both
 compare.py absent                           | 'absent'
+compare.py absent --paired                  | leave them out
 reproduce.py --table                        | README.md and results/
 reproduce.py --seeds 0                      | seeds 0 | choose
 reproduce.py --jobs 0                       | jobs 0 | choose
@@ -315,6 +318,7 @@ def test_the_command_lists_its_commands_and_refuses_others():
         "measure-pictures",
         "screenshots",
         "simulate-search",
+        "simulate-comparisons",
         "train-reader",
     }
     assert set(re.findall(r"^  ([a-z-]+) {2,}\w", run_command("--help")[1], re.MULTILINE)) == names

@@ -25,7 +25,7 @@ COMMANDS = {
     "evaluate": "score trained weights on the test images, or on pictures by people",
     "predict": "say which digit, or which number, a picture shows",
     "export": "write a trained network as a page to draw on, StableHLO or ONNX",
-    "compare": "put finished runs side by side on one page",
+    "compare": "say whether networks differ, or put finished runs side by side",
     "search": "try settings on held-out training images",
     "reproduce": "train a recipe over many seeds",
     "benchmark": "time a training step and scoring against plain Flax and PyTorch",

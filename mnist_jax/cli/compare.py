@@ -1,34 +1,52 @@
-"""Puts finished runs side by side on one page."""
+"""Compares trained networks: files of trials, with their uncertainty, or runs side by side on one page."""
 
 import dataclasses
+import statistics
 import sys
+import textwrap
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 from mnist_jax.cli.program import counted, writing
+from mnist_jax.data import Dataset, hold_out, load_dataset
+from mnist_jax.differences import Comparison, Series, against_best, mcnemar
 from mnist_jax.errors import InputError
+from mnist_jax.lab.claims import interval, p_text, sentence
+from mnist_jax.lab.comparing import read_series
+from mnist_jax.lab.records import read_trials
 from mnist_jax.recipes.values import part_of
-from mnist_jax.reports import comparison
+from mnist_jax.reports import comparison, verdict
 from mnist_jax.runs import directory
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Puts finished runs side by side on one page.
+    """Says whether networks differ, from files of trials, or puts finished runs side by side.
 
-    Accuracy against parameters, the curves, runs that differ in their seed alone as one with a band, and the images
-    that all of them get wrong. The figure is written beside the page as PNG.
+    Files, as reproduce and search write them: the difference of the means with its 95% interval, what of its
+    uncertainty is seeds and what is test images, the images that differ, and how many seeds tell a difference. Each
+    setting in a file is one series. Several are compared with the best, corrected by Holm's method. The page has the
+    seeds as dots and a forest plot.
+
+    Run directories: accuracy against parameters, the curves, runs that differ in their seed alone as one with a band,
+    and the images that all of them get wrong. The figure is written beside the page as PNG.
 
     Exit status: 0 done, 2 bad input, 4 cannot write.
 
-    Example: mnist-jax compare runs/basic runs/lighter runs/gap runs/bn_dropout
+    Example: mnist-jax compare results/default-accurate.jsonl results/default-bn_dropout.jsonl
     """
 
-    run_dirs: tyro.conf.Positional[tuple[Path, ...]]
-    """Directories of finished runs."""
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """Files of trials, or directories of finished runs."""
     out: Path = Path("compare.html")
     """Page to write."""
+    images: Literal["fixed", "sampled"] = "fixed"
+    """Of files: what the claim is about, the scored images (fixed) or all that they were drawn from (sampled)."""
+    paired: bool = False
+    """Of files: pair the trials with the same seed."""
     dataset: str | None = None
     """Other data than the first run's: mnist, another name of TensorFlow Datasets, or a path."""
     data_source: str | None = None
@@ -40,10 +58,24 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Reads the runs and writes the page."""
-    if not options.run_dirs:
-        raise InputError("no run to compare; name the directories of finished runs")
-    first, *others = options.run_dirs
+    """Compares the files, or reads the runs; writes the page."""
+    files = [path for path in options.paths if path.suffix == ".jsonl" or path.is_file()]
+    if not options.paths:
+        raise InputError("no run or file to compare; name files of trials, or the directories of finished runs")
+    if not files:
+        compare_runs(options)
+    elif len(files) < len(options.paths):
+        (run, *_) = [path for path in options.paths if path not in files]
+        raise InputError(f"cannot compare file {str(files[0])!r} with run {str(run)!r}; name files or runs, not both")
+    else:
+        compare_files(options)
+
+
+def compare_runs(options: Options) -> None:
+    """Writes the page of finished runs."""
+    if options.paired or options.images != "fixed":
+        raise InputError("--paired and --images are for files of trials, and these are runs; leave them out")
+    first, *others = options.paths
     named = options.dataset, options.data_dir, options.data_source
     data, remark = directory.load_run_data(first, directory.load_run(first), *named)
     remedy = "compare runs of the same data, or name with --dataset what to score all of them on"
@@ -52,5 +84,84 @@ def main(options: Options) -> None:
     if remark:
         print(f"note: {remark}", file=sys.stderr)
     with writing(options.out, "--out"):
-        comparison.write_comparison(options.run_dirs, part_of(directory.load_config(first), data), options.out)
-    print(f"{options.out}: {counted(len(options.run_dirs), 'run')}; the figure is in {options.out.with_suffix('.png')}")
+        comparison.write_comparison(options.paths, part_of(directory.load_config(first), data), options.out)
+    print(f"{options.out}: {counted(len(options.paths), 'run')}; the figure is in {options.out.with_suffix('.png')}")
+
+
+def compare_files(options: Options) -> None:
+    """Prints the comparison of the series in files, and writes their page."""
+    found = {name: each for path in options.paths for name, each in read_series(path).items()}
+    series = {name: each for name, each in found.items() if len(each.accuracies) > 1}
+    if lone := len(found) - len(series):
+        print(f"note: {counted(lone, 'setting')} with one seed, which has no spread: left out", file=sys.stderr)
+    if len(series) < 2:
+        raise InputError(f"{counted(len(series), 'series')} to compare; name files that have two, of two seeds or more")
+    best, others = against_best(series, images=options.images, paired=options.paired)
+    pairs = len(series) * (len(series) - 1) // 2
+    texts = [sentence((best, series[best]), (name, series[name]), each, pairs) for name, each in others.items()]
+    known = all(each.errors is not None for each in series.values())
+    differing = {name: mcnemar(series[best], series[name]) for name in others} if known else {}
+    print(*(fill(line) for line in told(series, best, others, options)), sep="\n")
+    data = scored_data(options)
+    with writing(options.out, "--out"):
+        verdict.write_verdict(series, best, others, differing, texts, data, options.out)
+    print(*(f"\n{fill(text)}" for text in texts), sep="\n")
+    print(f"\n{options.out}")
+
+
+def fill(line: str) -> str:
+    """A line in 80 columns; a longer one goes on under its indent."""
+    indent = " " * (len(line) - len(line.lstrip()))
+    return textwrap.fill(line, 80, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def told(series: Mapping[str, Series], best: str, others: Mapping[str, Comparison], options: Options) -> Iterator[str]:
+    """The lines that are printed."""
+    yield f"accuracy on {series[best].scored}, and differences in percentage points"
+    for name, each in series.items():
+        mean = 100 * statistics.fmean(each.accuracies.values())
+        yield f"{name}: mean {mean:.3f}%, {counted(len(each.accuracies), 'seed')}"
+    if len(others) > 1:
+        yield "All pairs are corrected for, as the same data chose the best: p by Holm, intervals by Bonferroni."
+    known = all(each.errors is not None for each in series.values())
+    _, sampled = against_best(series, images="sampled", paired=options.paired) if known else ("", {})
+    for name, result in others.items():
+        yield ""
+        yield f"{best} less {name}: {100 * result.difference:.3f}"
+        corrected = " (Holm)" if len(others) > 1 else ""
+        what = "seeds random, images fixed" if result.images == "fixed" else "seeds and images random"
+        yield f"  {what}: 95% {interval(result)}, {p_text(result.p_value)}{corrected}"
+        if both := sampled.get(name):
+            yield f"  of the variance, seeds {1 - both.image_share:.0%} and images {both.image_share:.0%}" + (
+                f"; both random: 95% {interval(both)}, {p_text(both.p_value)}" if result.images == "fixed" else ""
+            )
+            images = mcnemar(series[best], series[name])
+            yield (
+                f"  images that most seeds get right: {len(images.only_a)} by the first alone, {len(images.only_b)} by "
+                f"the second (McNemar's {p_text(images.p_value)})"
+            )
+        yield f"  a seed of the first beats one of the second in {result.chance:.0%} of cases"
+        if result.correlation is not None:
+            paired = "paired" if result.paired else "not paired"
+            yield f"  correlation of the seeds in both: {result.correlation:.2f} ({paired})"
+        needed = (f"{100 * d:g}: {result.seeds_needed(d) or 'no number'}" for d in (0.001, 0.0005, 0.0002))
+        yield f"  seeds a side for a difference at 80% power: {', '.join(needed)}"
+
+
+def scored_data(options: Options) -> Dataset | None:
+    """The data that the first file was scored on; None, and a note, where it cannot be had."""
+    trial = read_trials(options.paths[0])[0]
+    name, place = options.dataset or trial.dataset, options.data_dir or trial.config.get("data_dir")
+    try:
+        data = load_dataset(
+            trial.config.get("dataset", name) if options.dataset is None else name,
+            data_dir=place,
+            source=options.data_source or trial.config.get("data_source", "bundled"),
+        )
+        if trial.sha256 not in (None, data.sha256):
+            raise InputError(f"data set {data.name!r} is not that of the trials; name theirs with --dataset")
+    except InputError as error:
+        print(f"note: images are told by their indices alone: {error}", file=sys.stderr)
+        return None
+    held_out = trial.config.get("held_out", 0)
+    return hold_out(data, held_out) if held_out else data

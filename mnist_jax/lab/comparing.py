@@ -1,24 +1,43 @@
 """What is compared: series of trials, files of them, or plain accuracies."""
 
+import collections
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from mnist_jax.differences import Comparison, Series, compare_series
 from mnist_jax.errors import InputError, plain_number, require_path, shown
 from mnist_jax.lab.records import Trial, read_trials, settings
+from mnist_jax.runs.directory import VERSION
 
 Source: TypeAlias = Sequence[Trial] | Mapping[int, float] | str | os.PathLike[str]
 
 
-def compare(a: Source, b: Source, *, images: Literal["fixed", "sampled"] = "fixed", paired: bool = False) -> Comparison:
-    """Tells whether A is more accurate than B: the difference between two series of seeds, and how sure it is.
+class Simulated(NamedTuple):
+    """How often verdicts on simulated comparisons are right: `comparisons.json`, by `simulate_comparisons.py`."""
 
-    The interval and the p-value are those of Welch's t-test, or of Student's for pairs. `images="sampled"` adds the
-    uncertainty of the scored images: the claim is then about digits, not about these images. The formulas are in
-    `mnist_jax.differences.compare_series`.
+    cases: list[dict[str, Any]]
+    difference: float
+    comparisons: int
+    files: list[str]
+    environment: dict[str, Any]
+    version: int = VERSION
+
+
+def compare(a: Source, b: Source, *, images: Literal["fixed", "sampled"] = "fixed", paired: bool = False) -> Comparison:
+    """Tells whether A is more accurate than B: the difference of two series of seeds, and how sure it is.
+
+    Without pairs this is the test of Welch, "The generalization of 'Student's' problem", Biometrika 34, 1947: the
+    variance is the sum of both series' variances over seeds, each divided by its seeds. With pairs it is Student's test
+    of the differences by seed. Both are about these images.
+
+    `images="sampled"` makes a claim about all images that these were drawn from. The mixed model of seeds, images and
+    their interaction adds the variance over images of the mean difference, divided by the images, less that of the
+    interaction, which is in the variance over seeds. The variance over seeds is at least that of the interaction. All
+    are estimated from mean squares, and the degrees of freedom are Satterthwaite's: Searle, Casella and McCulloch,
+    "Variance Components", 1992, chapter 4.
 
     Args:
       a: trials of one setting, the path of a file that `reproduce` or `search` wrote, or accuracies by seed, fractions.
@@ -72,24 +91,28 @@ def read_series(path: Path) -> dict[str, Series]:
         key = settings(trial.config, seed=0, run_dir=None), json.dumps(trial.attempt, sort_keys=True)
         groups.setdefault(key, []).append(trial)
     whole = {key: each for key, each in groups.items() if all(trial.history for trial in each)} or groups
-    varied = _varied([each[0] for each in whole.values()])
+    told = [_told(each[0]) for each in whole.values()]
     return {
-        ", ".join([path.stem, *(f"{name} {value}" for name, value in _told(each[0]) if name in varied)]): _series(
-            each, f"results {str(path)!r}"
-        )
-        for each in whole.values()
+        ", ".join([path.stem, *label]): _series(each, f"results {str(path)!r}")
+        for label, each in zip(_labels(told), whole.values(), strict=True)
     }
 
 
-def _told(trial: Trial) -> list[tuple[str, object]]:
+def _told(trial: Trial) -> list[tuple[str, str]]:
     """The settings of a trial, and what was attempted beside them."""
-    return [*sorted(settings(trial.config, seed=0, run_dir=None), key=str), *sorted((trial.attempt or {}).items())]
+    named = [*sorted(settings(trial.config, seed=0, run_dir=None), key=str), *sorted((trial.attempt or {}).items())]
+    return [(name, str(value)) for name, value in named]
 
 
-def _varied(trials: Iterable[Trial]) -> set[str]:
-    """The names of the settings in which trials differ."""
-    told = [{(name, str(value)) for name, value in _told(trial)} for trial in trials]
-    return {name for one in told for name, _ in one - set.intersection(*told)}
+def _labels(told: Sequence[list[tuple[str, str]]]) -> list[list[str]]:
+    """What tells settings apart, in words: all that varies or, of much, what most have not."""
+    times = collections.Counter(item for each in told for item in each)
+    varied = {name for name, value in times if times[name, value] < len(told)}
+    most = {item for item in times if times[item] > len(told) / 2} if len(varied) > 3 else set()
+    labels = [
+        [f"{name} {value}" for name, value in each if name in varied and (name, value) not in most] for each in told
+    ]
+    return [label or ["as most"] * bool(most) for label in labels]
 
 
 def _series(trials: Sequence[Trial], name: str) -> Series:
@@ -98,7 +121,7 @@ def _series(trials: Sequence[Trial], name: str) -> Series:
     for trial in trials:
         seed = trial.config["seed"]
         if not trial.history:
-            raise InputError(f"{name} has seed {seed}, which diverged; leave the setting out, or say so and that seed")
+            raise InputError(f"{name} has seed {seed}, which diverged; leave it out, and say so")
         if seed in accuracies:
             raise InputError(f"{name} has seed {seed} twice; give the trials of one setting")
         accuracies[seed], errors[seed] = trial.history[-1].test_accuracy, trial.errors

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from mnist_jax.lab import records
 from mnist_jax.lab.cards import WEIGHTS, card_table
+from mnist_jax.lab.claims import claim_line, claims_table, means_table, sentences, simulated_table
 from mnist_jax.lab.exercise import layers_table
 from mnist_jax.lab.records import Pictures, Races, Speed, TimeToTarget, TpuEstimates, Trial, read_trials
 from mnist_jax.models import ARCHS, make_model
@@ -289,6 +290,11 @@ TABLES: dict[str, Callable[[Path], Iterator[str]]] = {
     "frontier": frontier_table,
     "trials": trials_table,
     "errors": errors_table,
+    "means": means_table,
+    "claims": claims_table,
+    "claim": claim_line,
+    "sentences": sentences,
+    "comparisons": simulated_table,
     "speed": lambda results: speed_table(_read(Speed, (results / f"benchmark-{arch}.json" for arch in ARCHS))),
     "time": lambda results: time_table(_read(TimeToTarget, sorted(results.glob("time-to-target*.json")))),
     "races": lambda results: races_table(next(_read(Races, [results / "search-until.json"]))),
