@@ -69,7 +69,7 @@ def test_a_ranking_is_whole_and_tells_what_cannot_be_told():
     assert [title.partition(";")[0] for title, _ in rows] == [names[i] for i in (2, 1, 3, 0)]
     assert [figures[0] for _, figures in rows] == [" ", "=", "?", " "]
     assert {len(line) for line in (head, *(figures for _, figures in rows))} == {80}
-    assert "99.490%  0.040%     3  -0.010%   -0.101% to +0.081%" in rows[1][1]
+    assert "99.490%  0.040%     3  -0.010%   -0.139% to +0.119%" in rows[1][1]
     assert lines[8:] == [
         "= cannot be told from the best (Welch's test, p > 0.05, Holm's correction, pairs: 3)",
         "? cannot be told: it or the best has one seed",

@@ -163,11 +163,13 @@ def test_search_goes_on_until_the_best_is_resolved(script, monkeypatch, tmp_path
     command += ["--vary", "learning_rate=0.01,0.02,0.04,0.08,1.0", "--until", "0.2%", "--trainings"]
     status, out, _ = script(*command, "5")
     assert (status, len(log.read_text().splitlines())) == (0, 5)
-    assert out.endswith("\nnot resolved to 0.2% at 95% confidence after 5 trainings; a larger --trainings goes on\n")
+    assert out.endswith(
+        "\nthe best is not resolved to 0.2% at 95% confidence after 5 trainings; a larger --trainings goes on\n"
+    )
     lines = script(*command, "60")[1].splitlines()
     tried = [json.loads(line)["config"] for line in log.read_text().splitlines()]
     assert 8 < len(tried) < 30
-    assert lines[-1] == f"resolved to 0.2% at 95% confidence after {len(tried)} trainings"
+    assert lines[-1] == f"the best is resolved to 0.2% at 95% confidence after {len(tried)} trainings"
     ranked = [line.partition(";")[0] for line in lines if "parameters" in line]
     assert (ranked[0], len(ranked)) == ("learning_rate 0.02", 4)
     counts = collections.Counter(config["learning_rate"] for config in tried)

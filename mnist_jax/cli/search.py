@@ -83,10 +83,11 @@ def main(options: Options) -> None:
         search = Search(log, by_name, len(data.test.labels), {name: {} for name in by_name})
         search.read(data.sha256)
         search.run(options.workers, options.seeds, difference, options.trainings or 20 * first)
-    print(*racing.ranking({name: [*filter(None, trials.values())] for name, trials in search.trials.items()}), sep="\n")
-    if difference:
+    lines = [*racing.ranking({name: [*filter(None, trials.values())] for name, trials in search.trials.items()})]
+    print(*lines, sep="\n")
+    if difference and len(lines) > 1:  # Not all have diverged.
         said = f"resolved to {options.until} at {1 - racing.ERROR:.0%} confidence after {search.count} trainings"
-        print(f"not {said}; a larger --trainings goes on" if search.next_name(difference) else said)
+        print("the best is", f"not {said}; a larger --trainings goes on" if search.next_name(difference) else said)
 
 
 @dataclasses.dataclass(frozen=True)

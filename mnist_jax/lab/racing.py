@@ -60,9 +60,10 @@ def next_setting(
 
 
 def ranking(trials: Mapping[str, Sequence[Trial]]) -> Iterator[str]:
-    """The lines of a table, 80 characters wide; each setting has a line for its whole name, the best comes first.
+    """The lines of a table, the best first: figures, 80 characters wide, below the whole name of each setting.
 
-    The differences are those of `against_best`; a setting of one seed has none. What diverged is left out.
+    Differences are corrected for the number of settings by `against_best`. A setting of one seed has no interval. What
+    diverged is left out.
     """
     rows = []
     for name, ran in trials.items():

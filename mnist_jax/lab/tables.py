@@ -264,12 +264,9 @@ def races_table(simulated: Races) -> Iterator[str]:
         for owed in (0.8, 0.95):
             seeds = next(i for i, found in enumerate(case["equal"], 1) if found >= owed)
             race = min((race for race in case["search"] if race["found"] >= owed), key=lambda race: race["trainings"])
-            trainings = seeds * len(case["accuracies"])
-            yield (
-                f"| {name} | {case['equal'][seeds - 1]:.1%} | {seeds} | {trainings} | {100 * race['error']:g}% "
-                f"| {race['found']:.1%} | {race['trainings']:.1f} ({race['trainings_90']:.0f}) "
-                f"| {race['trainings'] / trainings:.0%} |"
-            )
+            same, mean, most = seeds * len(case["accuracies"]), race["trainings"], race["trainings_90"]
+            figures = f"{seeds} | {same} | {100 * race['error']:g}% | {race['found']:.1%} | {mean:.1f} ({most:.0f})"
+            yield f"| {name} | {case['equal'][seeds - 1]:.1%} | {figures} | {mean / same:.0%} |"
 
 
 def run_text(results: Path) -> Iterator[str]:
