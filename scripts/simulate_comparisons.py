@@ -16,26 +16,24 @@ from mnist_jax.lab.comparing import Simulated, series_of
 from mnist_jax.runtime import environment
 
 TEN = 10
+FILES = [Path(__file__).parents[1] / "results" / f"default-{arch}.jsonl" for arch in ("accurate", "bn_dropout")]
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Simulates comparisons whose truth is known, and writes how often each verdict is right.
 
-    A simulated seed gets each image right or wrong as one of two seeds of a file does, which are drawn for it; of a
-    pair, both sides draw alike. For sampled images, as many are drawn as there are, with replacement. So the true
-    difference is that of the files. Equal recipes are both drawn from A; as pairs, from A and B with sides swapped.
+    The two recipes are accurate and bn_dropout. A simulated seed gets each image right or wrong as one of two of the
+    recipe's twenty seeds does, which are drawn for it; of a pair, both sides draw alike. For sampled images, as many
+    are drawn as there are, with replacement. So the true difference is that of the twenty. Equal recipes are both
+    accurate; as pairs, both recipes with sides swapped at random.
 
     Example: python scripts/simulate_comparisons.py --out results/comparisons.json
     """
 
     out: Path
     """File to write."""
-    a: Path = Path("results/default-accurate.jsonl")
-    """Trials of one recipe."""
-    b: Path = Path("results/default-bn_dropout.jsonl")
-    """Trials of another."""
-    comparisons: int = 2000
+    times: int = 2000
     """Number of simulated comparisons in each case."""
     seeds: tuple[int, ...] = (3, 5, 10, 20)
     """Numbers of seeds a side."""
@@ -43,14 +41,14 @@ class Options:
 
 def main(options: Options) -> None:
     """Simulates every case and writes."""
-    both = [series_of(path) for path in (options.a, options.b)]
+    both = [series_of(path) for path in FILES]
     truth, cases = float(np.subtract(*(np.mean([*each.accuracies.values()]) for each in both))), []
     count, pools = _pools(both)
     for images, paired, seeds in itertools.product(("fixed", "sampled"), (False, True), options.seeds):
         rng = np.random.default_rng([seeds, paired, images == "sampled"])
         how: dict[str, Any] = {"images": images, "paired": paired}
         counts = np.zeros(5)
-        for _ in range(options.comparisons):
+        for _ in range(options.times):
             for i, right in enumerate((truth, 0.0)):
                 result = compare_series(*_two(count, pools, rng, seeds, equal=i == 1, **how), **how)
                 counts[i] += result.low <= right <= result.high
@@ -59,9 +57,9 @@ def main(options: Options) -> None:
             _, others = against_best(dict(enumerate(_drawn(count, [*ten], rng, images))), **how)
             counts[4] += min(result.p_value for result in others.values()) < 0.05
         names = "coverage", "equal_coverage", "found", "equal_different", "any_of_ten_different"
-        cases.append(how | {"seeds": seeds} | dict(zip(names, (counts / options.comparisons).tolist(), strict=True)))
+        cases.append(how | {"seeds": seeds} | dict(zip(names, (counts / options.times).tolist(), strict=True)))
         print(json.dumps(cases[-1]), flush=True)
-    record = Simulated(cases, truth, options.comparisons, [path.name for path in (options.a, options.b)], environment())
+    record = Simulated(cases, truth, options.times, [path.name for path in FILES], environment())
     options.out.write_text(json.dumps(record._asdict(), indent=1) + "\n", encoding="utf-8")
 
 

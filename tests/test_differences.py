@@ -123,9 +123,7 @@ def test_verdicts_are_right_as_often_as_they_say():
 
 
 def test_the_simulation_counts(script, tmp_path):
-    files = ["--a", FILES[0], "--b", FILES[1]]
-    flags = ["--comparisons", "8", "--seeds", "4", "--out", "c.json"]
-    assert script("simulate_comparisons.py", *files, *flags)[0] == 0
+    assert script("simulate_comparisons.py", "--times", "8", "--seeds", "4", "--out", "c.json")[0] == 0
     found = read_record(tmp_path / "c.json", Simulated)
     assert found.difference == pytest.approx(compare(*FILES[:2]).difference)
     assert [case["coverage"] > 0.4 and case["equal_different"] < 0.6 for case in found.cases] == [True] * 4

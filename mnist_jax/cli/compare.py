@@ -112,7 +112,9 @@ def compare_files(options: Options) -> None:
 def fill(line: str) -> str:
     """A line in 80 columns; a longer one goes on under its indent."""
     indent = " " * (len(line) - len(line.lstrip()))
-    return textwrap.fill(line, 80, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    line = line.replace("p = ", "p\u00a0=\u00a0")
+    filled = textwrap.fill(line, 80, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return filled.replace("\u00a0", " ")
 
 
 def told(series: Mapping[str, Series], best: str, others: Mapping[str, Comparison], options: Options) -> Iterator[str]:
@@ -144,7 +146,7 @@ def told(series: Mapping[str, Series], best: str, others: Mapping[str, Compariso
         if result.correlation is not None:
             paired = "paired" if result.paired else "not paired"
             yield f"  correlation of the seeds in both: {result.correlation:.2f} ({paired})"
-        needed = (f"{100 * d:g}: {result.seeds_needed(d) or 'no number'}" for d in (0.001, 0.0005, 0.0002))
+        needed = (f"{100 * d:g}: {result.seeds_needed(d) or 'none is enough'}" for d in (0.001, 0.0005, 0.0002))
         yield f"  seeds a side for a difference at 80% power: {', '.join(needed)}"
 
 
