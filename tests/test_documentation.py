@@ -43,6 +43,7 @@ FILES = {
     "calibrate",
     "measure-pictures",
     "screenshots",
+    "simulate-search",
     "simulate-comparisons",
     "execute-tour",
     "train-reader",
@@ -157,6 +158,7 @@ def test_commands_work_in_their_order(script, monkeypatch, tmp_path):
         arguments = [str(ROOT / part) if part.startswith(("docs/", "results/default-")) else part for part in arguments]
         monkeypatch.chdir(ROOT if "--table" in arguments else tmp_path)
         few = [] if {"--resume", "--help", "--table"} & {*arguments} else shorter.get(name, [])
+        few = [*few, *(["--trainings", "9"] if "--until" in given else [])]
         status, out, err = script(f"{name.replace('-', '_')}.py", *arguments, *few)
         if name in ("time-to-target", "estimate-tpu") and status == 2:
             assert "is not installed" in err

@@ -1,24 +1,25 @@
 """Tries settings on held-out training images and keeps every trial in `results/`."""
 
+import contextlib
 import dataclasses
+import functools
 import itertools
-import statistics
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import tyro
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from mnist_jax.cli.program import require_at_least
 from mnist_jax.cli.series import Workers, run_trials
 from mnist_jax.errors import DivergedError, InputError
-from mnist_jax.lab import jobs, records, tables
+from mnist_jax.lab import jobs, racing, records, tables
 from mnist_jax.models import ARCHS
 from mnist_jax.recipes.config import Config
 from mnist_jax.statistics import mean_text
+
+SEED = 1001  # The first.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,10 @@ class Options:
 
     Trains on the first 50,000 training images and scores the last 10,000; the test images are never looked at. Each
     finished trial is appended to the log at once; trials in the log are not run again. Prints the combinations, the
-    best first.
+    best first, each with its difference from the best and what cannot be told from it.
+
+    With --until 0.05% it then trains the best and its closest rival with more seeds, until no other combination is
+    better by 0.05 percentage points or more, at 95% confidence, or --trainings are spent.
 
     Exit status: 0 done, 2 bad input, 4 cannot write, 5 a worker or the scheduler lost, or another process
     writes the log, 130 interrupted, 143 terminated.
@@ -44,7 +48,11 @@ class Options:
     vary: tuple[str, ...] = ()
     """Settings with the values to try, as learning_rate=0.01,0.02. Every combination is tried."""
     seeds: int = 1
-    """Number of seeds per combination, from 1001 on; the final runs use other seeds."""
+    """Number of seeds per combination, from 1001 on; the final runs use other seeds. With --until: the first ones."""
+    until: str | None = None
+    """Difference to resolve between the best combination and the others, as 0.05%."""
+    trainings: int | None = None
+    """Number of trainings to end --until with, those in the log included. If not given: 20 times the first ones."""
     log: Path | None = None
     """File to append to. If not given: results/search-ARCH.jsonl, or search-layouts.jsonl for layouts."""
     compilation_cache: bool = True
@@ -60,63 +68,113 @@ def main(options: Options) -> None:
     configs = [dataclasses.replace(base, **dict(zip(settings, each, strict=True))) for each in values]
     named = base.arch if "arch" not in settings and base.arch in ARCHS else "layouts"
     log = options.log or Path("results") / f"search-{named}.jsonl"
+    first, difference = len(configs) * options.seeds, parse_difference(options.until)
+    if options.trainings is not None and not difference:
+        raise InputError(f"trainings {options.trainings} end what --until begins, which is missing; give both")
+    if options.trainings is not None and options.trainings < first:
+        raise InputError(f"trainings {options.trainings} are fewer than the first seeds, {first}; choose more")
     with records.only_writer(log):
-        run_missing(options, log, base, configs, settings)
+        records.prepare_trials(log)  # Ahead of the first training, whether it can be written.
+        try:
+            data = jobs.dataset(base)  # Whether it can be had.
+        except InputError as error:
+            raise InputError(f"{error}{' by --held-out' if 'cannot hold out' in str(error) else ''}") from error
+        by_name = {label(config, settings): config for config in configs}
+        search = Search(log, by_name, len(data.test.labels), {name: {} for name in by_name})
+        search.read(data.sha256)
+        search.run(options.workers, options.seeds, difference, options.trainings or 20 * first)
+    lines = [*racing.ranking({name: [*filter(None, trials.values())] for name, trials in search.trials.items()})]
+    print(*lines, sep="\n")
+    if difference and len(lines) > 1:  # Not all have diverged.
+        said = f"resolved to {options.until} at {1 - racing.ERROR:.0%} confidence after {search.count} trainings"
+        print("the best is", f"not {said}; a larger --trainings goes on" if search.next_name(difference) else said)
 
 
-def run_missing(
-    options: Options, log: Path, base: Config, configs: list[Config], settings: dict[str, list[Any]]
-) -> None:
-    """Runs the trials that the log lacks, appends each, and prints the ranking."""
-    records.prepare_trials(log)  # Ahead of the first training, whether it can be written.
-    try:
-        data = jobs.dataset(base)  # Whether it can be had.
-    except InputError as error:
-        raise InputError(f"{error}{' by --held-out' if 'cannot hold out' in str(error) else ''}") from error
-    known = (trial for trial in records.read_trials(log) if trial.sha256 in (None, data.sha256))
-    ran = {records.settings(trial.config): trial for trial in known}
-    seeds = range(1001, 1001 + options.seeds)
-    wanted = [dataclasses.replace(config, seed=seed) for config, seed in itertools.product(configs, seeds)]
-    keys = {config: records.settings(dataclasses.asdict(config)) for config in wanted}
-    finished = {config: ran[key] for config, key in keys.items() if key in ran}
-    tasks = [jobs.Task(config, (config.seed,)) for config in wanted if config not in finished]
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """The combinations of a search by name, and the trials of each by seed, None for one in training."""
 
-    def name(task: jobs.Task) -> str:
-        return f"{label(task.config, settings)}  seed {task.config.seed}"
+    log: Path
+    configs: dict[str, Config]
+    images: int
+    trials: dict[str, dict[int, records.Trial | None]]
 
-    def record(task: jobs.Task, result: jobs.Result | DivergedError) -> tuple[str, str]:
-        config = task.config
+    @functools.cached_property
+    def names(self) -> dict[frozenset[tuple[str, Any]], str]:
+        """The names of the combinations by their settings."""
+        return {_settings(config): name for name, config in self.configs.items()}
+
+    @property
+    def count(self) -> int:
+        """The number of trainings, those begun included."""
+        return sum(map(len, self.trials.values()))
+
+    def read(self, sha256: str) -> None:
+        """Takes the trials of the log that are of these combinations, seeds and data."""
+        for trial in records.read_trials(self.log):
+            name, seed = self.names.get(records.settings(trial.config, seed=0)), trial.config.get("seed", 0)
+            if name and seed >= SEED and trial.sha256 in (None, sha256):
+                self.trials[name][seed] = trial
+
+    def run(self, workers: Workers, seeds: int, difference: float | None, most: int) -> None:
+        """Trains the first seeds of each; given a difference, goes on until it is resolved or there are `most`."""
+        wanted = itertools.product(self.configs, range(SEED, SEED + seeds))
+        tasks = [self._begin(name, seed) for name, seed in wanted if seed not in self.trials[name]]
+
+        def further() -> jobs.Task | None:
+            if not difference or self.count >= most or (name := self.next_name(difference)) is None:
+                return None
+            return self._begin(name, next(seed for seed in itertools.count(SEED) if seed not in self.trials[name]))
+
+        if not tasks and (task := further()):
+            tasks = [task]
+        spare = max(most - self.count, 0) if difference else 0
+        run_trials(tasks, workers, self._title, self._record, further, len(tasks) + spare)
+
+    def next_name(self, difference: float) -> str | None:
+        """The combination to train next; None if the best is resolved. What diverged once is out."""
+        seeds = {
+            name: [trial.history[-1].test_accuracy if trial else math.nan for trial in trials.values()]
+            for name, trials in self.trials.items()
+            if not any(trial and trial.diverged for trial in trials.values())
+        }
+        chosen = racing.next_setting([*seeds.values()], difference, self.images)
+        return None if chosen is None else [*seeds][chosen]
+
+    def _begin(self, name: str, seed: int) -> jobs.Task:
+        self.trials[name][seed] = None
+        return jobs.Task(dataclasses.replace(self.configs[name], seed=seed), (seed,))
+
+    def _title(self, task: jobs.Task) -> str:
+        return f"{self.names[_settings(task.config)]}  seed {task.config.seed}"
+
+    def _record(self, task: jobs.Task, result: jobs.Result | DivergedError) -> tuple[str, str]:
+        name = self.names[_settings(task.config)]
         if isinstance(result, DivergedError):
-            finished[config] = records.Trial(dataclasses.asdict(config), diverged=str(result))
-            records.append_trials(log, finished[config])
-            return f"{name(task)}: {result}", f"{label(config, settings)}: diverged"
-        ((finished[config], _),) = result
-        records.append_trials(log, finished[config])
-        (accuracy,) = tables.last_epoch([finished[config]])
-        alike = [finished.get(dataclasses.replace(config, seed=seed)) for seed in seeds]
-        mean = mean_text(tables.last_epoch([trial for trial in alike if trial and trial.history]))
-        return (
-            f"{name(task)}: {accuracy:.2%}  {finished[config].seconds:.0f} s",
-            f"{label(config, settings)}: {mean}",
-        )
+            trial = records.Trial(dataclasses.asdict(task.config), diverged=str(result))
+            said, note = str(result), "diverged"
+        else:
+            ((trial, _),) = result
+            said = f"{trial.history[-1].test_accuracy:.2%}  {trial.seconds:.0f} s"
+            alike = [other for other in (*self.trials[name].values(), trial) if other and other.history]
+            note = mean_text(tables.last_epoch(alike))
+        self.trials[name][task.config.seed] = trial
+        records.append_trials(self.log, trial)
+        return f"{self._title(task)}: {said}", f"{name}: {note}"
 
-    run_trials(tasks, options.workers, name, record)
 
-    columns = ("setting", "accuracy", "loss", "training accuracy", "seeds", "seconds", "parameters")
-    table = Table(*columns, "million multiply-adds", box=box.SIMPLE_HEAD)
-    rows = []
-    for config in configs:
-        done = [finished[dataclasses.replace(config, seed=seed)] for seed in seeds]
-        if not any(trial.diverged for trial in done):
-            figures = [
-                (trial.history[-1].test_accuracy, trial.history[-1].test_loss, trial.train_accuracy, trial.seconds)
-                for trial in done
-            ]
-            rows.append((*map(statistics.fmean, zip(*figures, strict=True)), done[0], label(config, settings)))
-    for accuracy, loss, train, seconds, trial, setting in sorted(rows, key=lambda row: (-row[0], row[1])):
-        figures = (f"{accuracy:.3%}", f"{loss:.5f}", f"{train:.3%}", str(options.seeds), f"{seconds:.0f}")
-        table.add_row(setting, *figures, f"{trial.parameters:,}", f"{(trial.multiply_adds or 0) / 1e6:.2f}")
-    Console(highlight=False, soft_wrap=True).print(table)
+def _settings(config: Config) -> frozenset[tuple[str, Any]]:
+    return records.settings(dataclasses.asdict(config), seed=0)
+
+
+def parse_difference(text: str | None) -> float | None:
+    """`0.05%` as a fraction; None for None."""
+    if text is None:
+        return None
+    with contextlib.suppress(ValueError):
+        if text.endswith("%") and 0 < (difference := float(text[:-1]) / 100) < 1:
+            return difference
+    raise InputError(f"cannot use --until {text!r}; write a difference of accuracies, as 0.05%")
 
 
 def parse(text: str) -> tuple[str, list[Any]]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf
@@ -29,9 +30,9 @@ class Workers:
 
 
 def open_pool(
-    tasks: Sequence[jobs.Task], workers: Workers, stop: Callable[[], bool]
+    tasks: Sequence[jobs.Task], workers: Workers, stop: Callable[[], bool], most: int
 ) -> contextlib.AbstractContextManager[jobs.Pool]:
-    """The workers asked for, no more than there are tasks; they use the compilation cache if this process does.
+    """The workers asked for, `most` at most if no number was; they use the compilation cache if this process does.
 
     Raises InputError for an impossible number, or if both flags are given; and as `cluster.connect`.
     """
@@ -47,7 +48,7 @@ def open_pool(
         if count and count > 1:
             raise InputError(f"jobs {count} cannot share a {jax.default_backend()}; leave --jobs out")
         return jobs.here(stop)
-    count = count or min(jobs.default_jobs(task.config.arch for task in tasks), len(tasks))
+    count = count or min(jobs.default_jobs(task.config.arch for task in tasks), most)
     return jobs.here(stop) if count == 1 else jobs.processes(count, cached)
 
 
@@ -56,6 +57,8 @@ def run_trials(
     workers: Workers,
     label: Callable[[jobs.Task], str],
     record: Callable[[jobs.Task, jobs.Result | DivergedError], tuple[str, str]],
+    further: Callable[[], jobs.Task | None] = lambda: None,
+    most: int | None = None,
 ) -> None:
     """Trains all tasks under a progress bar, and prints a line for each that is finished.
 
@@ -64,10 +67,13 @@ def run_trials(
       workers: who trains.
       label: the name of a task.
       record: stores the outcome; returns text to print and a note for the progress bar.
+      further: gives another task when those are begun and a worker is free; None if there is none.
+      most: number of tasks, at most. If not given: that of `tasks`.
 
     Raises LostError at the end if a task's worker died each time. After SIGINT or SIGTERM the process exits, the
     workers before it.
     """
+    most = most or len(tasks)
     console, lost = Console(highlight=False, soft_wrap=True), []
     columns = ("trials", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
 
@@ -79,14 +85,14 @@ def run_trials(
         stop = partial(bool, received)
         try:
             with (
-                open_pool(tasks, workers, stop) as pool,
+                open_pool(tasks, workers, stop, most) as pool,
                 Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=inf) as bar,
             ):
                 if tasks and not pool.size():
                     console.print(f"scheduler {workers.scheduler!r} has no workers yet; waiting for the first")
-                row = bar.add_task("", total=len(tasks), note="")
+                row = bar.add_task("", total=most, note="")
                 bar.advance(row, 0)  # The clock of the first trial starts here.
-                for task, outcome in jobs.run(tasks, pool, on_death, stop):
+                for task, outcome in jobs.run(itertools.chain(tasks, iter(further, None)), pool, on_death, stop):
                     if isinstance(outcome, LostError):
                         lost.append(f"{label(task)}: {outcome}")
                     else:

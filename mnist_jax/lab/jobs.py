@@ -60,13 +60,14 @@ def run(
 ) -> Iterator[tuple[Task, Result | DivergedError | LostError]]:
     """Trains distinct tasks; yields each with its outcome, in the order of finishing.
 
+    A task is taken from `tasks` when a worker is free for it, so that what came before may decide what it is.
     The outcome is the result of `train`, a DivergedError, or a LostError if the task's workers died three times.
     `on_death` is called with a task and the number of deaths so far, `stop` ten times a second.
 
     Raises KeyboardInterrupt if `stop` returns true, Stopped if `train` saw it first, LostError if the cluster is lost,
     InputError if no worker can use a task.
     """
-    waiting, running, deaths = collections.deque(tasks), {}, collections.Counter()
+    waiting, running, deaths, tasks = collections.deque(), {}, collections.Counter(), iter(tasks)
     given_up = LostError(f"its worker died {ATTEMPTS} times; is there too little memory?")
 
     def last_death(task: Task) -> bool:
@@ -74,7 +75,11 @@ def run(
         on_death(task, deaths[task])
         return deaths[task] == ATTEMPTS
 
-    while waiting or running:
+    while True:
+        free = max(pool.size(), 1) - len(running) - len(waiting)
+        waiting.extend(itertools.islice(tasks, max(free, 0)))
+        if not (waiting or running):
+            return
         while waiting and len(running) < pool.size():
             task = waiting.popleft()
             running[pool.submit(task)] = task

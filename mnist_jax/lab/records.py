@@ -85,6 +85,24 @@ class Pictures(NamedTuple):
     version: int = VERSION
 
 
+class Races(NamedTuple):
+    """Simulated searches for the best of several settings: `search-until.json`, by `scripts/simulate_search.py`.
+
+    Attributes:
+      cases: for each name, accuracies of the settings; `equal`, how often the best of 1, 2, 3 ... seeds each is the
+        best; `search`, for each permitted error the same for `search --until`, with its trainings: mean and 90th
+        percentile.
+    """
+
+    cases: dict[str, dict[str, Any]]
+    std: float
+    difference: float
+    images: int
+    repetitions: int
+    seed: int
+    version: int = VERSION
+
+
 class TimeToTarget(NamedTuple):
     """Seconds of whole runs, one value per round: `time-to-target*.json`; without `torch_arch`, the same network."""
 

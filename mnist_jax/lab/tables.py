@@ -13,7 +13,7 @@ from mnist_jax.lab import records
 from mnist_jax.lab.cards import WEIGHTS, card_table
 from mnist_jax.lab.claims import claim_line, claims_table, means_table, sentences, simulated_table
 from mnist_jax.lab.exercise import layers_table
-from mnist_jax.lab.records import Pictures, Speed, TimeToTarget, TpuEstimates, Trial, read_trials
+from mnist_jax.lab.records import Pictures, Races, Speed, TimeToTarget, TpuEstimates, Trial, read_trials
 from mnist_jax.models import ARCHS, make_model
 from mnist_jax.objective import PARAMETER_LIMIT, epoch_line
 from mnist_jax.recipes.config import RECIPES
@@ -254,6 +254,21 @@ def pictures_table(measured: Pictures) -> Iterator[str]:
         )
 
 
+def races_table(simulated: Races) -> Iterator[str]:
+    """The trainings to find the best of several settings, by `search --until` and by as many seeds for each."""
+    yield from _head(
+        "| settings | found in | seeds of each | trainings | `--until`, permitted error | found in "
+        "| trainings, mean (90% have no more) | share |"
+    )
+    for name, case in simulated.cases.items():
+        for owed in (0.8, 0.95):
+            seeds = next(i for i, found in enumerate(case["equal"], 1) if found >= owed)
+            race = min((race for race in case["search"] if race["found"] >= owed), key=lambda race: race["trainings"])
+            same, mean, most = seeds * len(case["accuracies"]), race["trainings"], race["trainings_90"]
+            figures = f"{seeds} | {same} | {100 * race['error']:g}% | {race['found']:.1%} | {mean:.1f} ({most:.0f})"
+            yield f"| {name} | {case['equal'][seeds - 1]:.1%} | {figures} | {mean / same:.0%} |"
+
+
 def run_text(results: Path) -> Iterator[str]:
     """The lines that `scripts/train.py` prints per epoch, for seed 1 of `swift`."""
     trials = read_trials(results / "default-swift.jsonl")
@@ -279,6 +294,7 @@ TABLES: dict[str, Callable[[Path], Iterator[str]]] = {
     "comparisons": simulated_table,
     "speed": lambda results: speed_table(_read(Speed, (results / f"benchmark-{arch}.json" for arch in ARCHS))),
     "time": lambda results: time_table(_read(TimeToTarget, sorted(results.glob("time-to-target*.json")))),
+    "races": lambda results: races_table(next(_read(Races, [results / "search-until.json"]))),
     "pictures": lambda results: pictures_table(next(_read(Pictures, [results / "pictures.json"]))),
     **{f"layers-{arch}": lambda results, arch=arch: layers_table(arch) for arch in ARCHS},
     **{f"result-{arch}": partial(result_table, arch) for arch in ARCHS},
