@@ -141,7 +141,7 @@ def test_tools_understand_their_commands(command):
 
 
 @pytest.mark.slow
-def test_commands_work_in_their_order(script, monkeypatch, tmp_path):
+def test_commands_work_in_their_order(quick_compiler, script, monkeypatch, tmp_path):
     monkeypatch.setattr(tables, "insert_tables", lambda text, results: text)  # README stays as it is.
     shorter = {
         "train": [*SMALL, "--no-report"],
