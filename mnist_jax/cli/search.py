@@ -73,7 +73,7 @@ def run_missing(
         data = jobs.dataset(base)  # Whether it can be had.
     except InputError as error:
         raise InputError(f"{error}{' by --held-out' if 'cannot hold out' in str(error) else ''}") from error
-    known = (trial for trial in records.read_trials(log) if trial.sha256 in (None, data.sha256))
+    known = (trial for trial in records.read_trials(log) if records.is_of(trial, data))
     ran = {records.settings(trial.config): trial for trial in known}
     seeds = range(1001, 1001 + options.seeds)
     wanted = [dataclasses.replace(config, seed=seed) for config, seed in itertools.product(configs, seeds)]
@@ -87,7 +87,9 @@ def run_missing(
     def record(task: jobs.Task, result: jobs.Result | DivergedError) -> tuple[str, str]:
         config = task.config
         if isinstance(result, DivergedError):
-            finished[config] = records.Trial(dataclasses.asdict(config), diverged=str(result))
+            finished[config] = records.Trial(
+                records.placeless(config), diverged=str(result), dataset=data.name, sha256=data.sha256
+            )
             records.append_trials(log, finished[config])
             return f"{name(task)}: {result}", f"{label(config, settings)}: diverged"
         ((finished[config], _),) = result

@@ -14,6 +14,9 @@ from mnist_jax.optimizers import OPTIMIZERS, SCHEDULES
 
 PRECISIONS = ("float32", "bfloat16")
 
+# Settings of where a run finds its data and writes. They may differ between processes that do the same.
+PLACES = ("dataset", "data_source", "data_dir", "run_dir")
+
 # Settings of earlier versions, with the values that had no effect.
 RETIRED = {"low_resolution": 20, "low_resolution_epochs": 0}
 
