@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from mnist_jax.lab import records
 from mnist_jax.lab.cards import WEIGHTS, card_table
-from mnist_jax.lab.exercise import layers_table
+from mnist_jax.lab.exercise import NOTEBOOKS, PUBLIC, layers_table
 from mnist_jax.lab.records import Pictures, Speed, TimeToTarget, TpuEstimates, Trial, read_trials
 from mnist_jax.models import ARCHS, make_model
 from mnist_jax.objective import PARAMETER_LIMIT, epoch_line
@@ -21,27 +21,6 @@ from mnist_jax.summary import abstract_variables, count_params
 
 T = TypeVar("T", bound=Any)
 
-# The notebooks' figures in percent, one seed, 15 epochs: best epoch's test accuracy; last epoch's, test and train.
-NOTEBOOKS = {
-    "basic": (98.80, 98.76, 99.44),
-    "lighter": (98.72, 98.72, 99.01),
-    "gap": (98.28, 98.28, 98.17),
-    "bn_dropout": (99.42, 99.39, 99.27),
-}
-
-# Public runs of small networks: parameters, best epoch's test accuracy in percent, epochs, where. They are of one seed,
-# that of 697 parameters the best of some 700 runs; the network of 6,188 has a dense layer.
-PUBLIC = (
-    (575, 98.0, None, "hexhowells, neural golfing"),
-    (697, 99.03, 2000, "Parameter-Efficient-MNIST"),
-    (1_936, 99.1, 75, "mnist-minimal-model"),
-    (4_838, 99.42, 12, "woolly-of-cv"),
-    (6_188, 99.54, 15, "MNIST-CNN-COLAB, model 3"),
-    (7_070, 99.4, 15, "nitin-vig/ERAv4S6"),
-    (7_918, 99.52, 15, "snehanshu-raj/ERA, assignment 6"),
-    (8_932, 99.50, 15, "era-s6-ram"),
-)
-
 
 class Point(NamedTuple):
     """A network on the frontier of accuracy against parameters, with one trial per seed."""
@@ -49,14 +28,16 @@ class Point(NamedTuple):
     arch: str
     parameters: int
     seeds: list[Trial]
+    recipe: str = "default"
 
 
 def frontier(results: Path) -> list[Point]:
-    """The networks below 10,000 parameters, by name or layout, that have a file `default-ARCH.jsonl`; by size."""
-    archs = [path.stem.removeprefix("default-") for path in results.glob("default-*.jsonl")]
-    points = [Point(arch, parameters_of(arch), read_trials(results / f"default-{arch}.jsonl")) for arch in archs]
-    points = [point for point in points if point.parameters < PARAMETER_LIMIT and point.seeds]
-    return sorted(points, key=lambda point: (point.parameters, point.arch))
+    """The networks below 10,000 parameters that have a file `default-ARCH.jsonl` or `patient-ARCH.jsonl`; by size."""
+    paths = [path for recipe in ("default", "patient") for path in results.glob(f"{recipe}-*.jsonl")]
+    named = [(*path.stem.split("-", 1), read_trials(path)) for path in paths]
+    points = [Point(arch, parameters_of(arch), seeds, recipe) for recipe, arch, seeds in named if seeds]
+    points = [point for point in points if point.parameters < PARAMETER_LIMIT]
+    return sorted(points, key=lambda point: (point.parameters, point.arch, point.recipe))
 
 
 def parameters_of(arch: str) -> int:
@@ -175,7 +156,7 @@ def frontier_table(results: Path) -> Iterator[str]:
     )
     points = frontier(results)
     rows = []
-    for arch, parameters, seeds in points:
+    for arch, parameters, seeds, _ in points:
         last = last_epoch(seeds)
         reached = (
             f"| `{arch}` | {len(seeds)} | {len(seeds[0].history)} | {100 * min(last):.2f} to {100 * max(last):.2f} |"
@@ -189,10 +170,23 @@ def frontier_table(results: Path) -> Iterator[str]:
     yield from (row for _, row in sorted(rows))
 
 
+def other_data_table(results: Path) -> Iterator[str]:
+    """The networks on other data than MNIST, with the recipe `default` for MNIST."""
+    yield from _head("| data | network | parameters | seeds | epochs | test, last epoch | min to max | train |")
+    for arch in ARCHS:
+        for path in sorted(results.glob(f"*-default-{arch}.jsonl")):
+            if seeds := read_trials(path):
+                one, last, train = seeds[0], last_epoch(seeds), [seed.train_accuracy for seed in seeds]
+                yield (
+                    f"| {one.dataset} | `{arch}` | {one.parameters:,} | {len(seeds)} | {len(one.history)} "
+                    f"| {percent(last)} | {100 * min(last):.2f} to {100 * max(last):.2f} | {percent(train)} |"
+                )
+
+
 def trials_table(results: Path) -> Iterator[str]:
     """The cost of choosing settings and layouts, from `search-ARCH.jsonl` and `attempts-ARCH.jsonl`."""
     yield from _head("| network | settings tried | trainings | hours |")
-    for arch in (*ARCHS, "layouts"):
+    for arch in (*ARCHS, "layouts", "patient"):
         ran = [trial for name in ("search", "attempts") for trial in read_trials(results / f"{name}-{arch}.jsonl")]
         if ran:
             settings = {(records.settings(trial.config, seed=0), json.dumps(trial.attempt)) for trial in ran}
@@ -283,6 +277,7 @@ TABLES: dict[str, Callable[[Path], Iterator[str]]] = {
     "run": run_text,
     "ladder": ladder_table,
     "frontier": frontier_table,
+    "other-data": other_data_table,
     "trials": trials_table,
     "errors": errors_table,
     "speed": lambda results: speed_table(_read(Speed, (results / f"benchmark-{arch}.json" for arch in ARCHS))),

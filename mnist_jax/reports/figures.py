@@ -209,7 +209,10 @@ def ladder(networks: Mapping[str, tuple[int, Mapping[str, Sequence[Sequence[Epoc
 
 
 def frontier(
-    ours: Mapping[str, tuple[int, Sequence[float]]], public: Sequence[tuple[int, float]], target: float
+    ours: Mapping[str, tuple[int, Sequence[float]]],
+    public: Sequence[tuple[int, float]],
+    target: float,
+    patient: Sequence[tuple[int, Sequence[float]]] = (),
 ) -> Figure:
     """Accuracy against parameters: means of seeds, from the lowest to the highest, beside single runs of others.
 
@@ -219,17 +222,21 @@ def frontier(
       ours: parameters and each seed's accuracy, a fraction, of networks by name; layouts stay without one.
       public: parameters and accuracy in percent of single runs at their best epoch, in hollow marks.
       target: where to draw a line, a fraction.
+      patient: as `ours` without names, of networks trained for longer.
     """
     figure, axis = _axis(10, 4.6)
     means, taken = [], [*public]
-    for parameters, accuracies in ours.values():
+    for parameters, accuracies in (*ours.values(), *patient):
         seeds = 100 * np.array(accuracies)[:, None]
         mean, reach = _range(seeds)
+        color, mark = (BLUE, "o") if len(means) < len(ours) else (GREEN, "D")
         means.append((parameters, mean))
         taken += [(parameters, accuracy) for accuracy in np.linspace(seeds.min(), seeds.max(), 9)]
-        axis.errorbar(parameters, mean, reach, fmt="o", color=BLUE, capsize=4)
+        axis.errorbar(parameters, mean, reach, fmt=mark, color=color, capsize=4)
     axis.plot(*zip(*public, strict=True), "s", color=ORANGE, mfc="none", label="public, best epoch of one seed")
     axis.errorbar([], [], [], fmt="o", color=BLUE, capsize=4, label="ours, last epoch, mean and range of seeds")
+    if patient:
+        axis.errorbar([], [], [], fmt="D", color=GREEN, capsize=4, label="the same with patience")
     axis.axhline(100 * target, color=GREEN, ls="--", lw=1)
     axis.set(xscale="log", xlabel="parameters", ylabel="test accuracy, %")
     axis.margins(x=0.14)
@@ -238,7 +245,7 @@ def frontier(
     axis.xaxis.set_minor_formatter(NullFormatter())
     _by_error(axis, "y", *(pick(accuracy for _, accuracy in taken) for pick in (min, max)))
     axis.legend(loc="lower right")
-    texts = [axis.text(*place, name, fontsize=9) for name, place in zip(ours, means, strict=True) if "-" not in name]
+    texts = [axis.text(*place, name, fontsize=9) for name, place in zip(ours, means, strict=False) if "-" not in name]
     importlib.import_module("adjustText").adjust_text(
         texts,
         *zip(*taken, strict=True),
