@@ -26,7 +26,9 @@ COUNTS = confusion(LABELS, PROBABILITIES.argmax(1))
         lambda: figures.reliability(calibration(PROBABILITIES, LABELS)),
         lambda: figures.digits(RANDOM.integers(0, 255, (13, 28, 28, 1)).astype(np.uint8), ["1 not 7"] * 13),
         lambda: figures.digits(np.zeros((0, 28, 28, 1), np.uint8), []),
-        lambda: figures.frontier({"gap": (9752, [0.99, 0.98]), "4-8": (400, [0.97])}, [(575, 98.0)], 0.994),
+        lambda: figures.frontier(
+            {"gap": (9752, [0.99, 0.98]), "4-8": (400, [0.97])}, [(575, 98.0)], 0.994, [(300, [0.95, 0.96])]
+        ),
         lambda: figures.ladder({"gap": (9752, {"reference": [HISTORY], "default": [HISTORY] * 2})}, 0.994),
         lambda: figures.learning_rates(np.linspace(0, 1, 9)),
         lambda: figures.kernels(RANDOM.normal(size=(3, 3, 1, 16))),

@@ -124,6 +124,17 @@ def test_reproduce_appends_each_seed_and_continues(script, tmp_path):
     assert out.read_text().splitlines() == lines
 
 
+def test_series_on_other_data_keep_its_name_not_its_place(script, tmp_path):
+    flags = ["--arch", "4-pool-s4", "--epochs", "1", "--batch-size", "8", "--optimizer", "sgd", "--seeds", "1"]
+    for folder in ("here", "there"):
+        assert "1 seed: " in script("reproduce.py", "--dataset", fruit(tmp_path / folder / "fruit"), *flags)[1]
+    (line,) = Path("results/fruit-default-4-pool-s4.jsonl").read_text().splitlines()
+    assert json.loads(line)["dataset"] == "fruit"
+    assert str(tmp_path) not in line
+    other = fruit(tmp_path / "other" / "fruit", 1)
+    assert_refused(script("reproduce.py", "--dataset", other, *flags), "other data", "--out")
+
+
 def test_search_tries_every_combination_once_on_held_out_images(script, tmp_path):
     log = tmp_path / "log.jsonl"
     flags = [*SMALL_DATA, "--held-out", "100", "--epochs", "1", "--batch-size", "50", "--log", log, "--vary"]

@@ -116,7 +116,7 @@ def test_errors_are_counted_over_seeds_and_trials_over_settings(tmp_path):
     write(tmp_path / "default-gap.jsonl", *lines)
     write(tmp_path / "fast-gap.jsonl", lines[0])
     table = list(tables.errors_table(tmp_path))
-    assert table[2:] == ["| `gap` | default | 3 | 2.3 | 1 | 2 | 4 |"]
+    assert table[2:] == ["| `gap` | default | 3 | 2.3 | 1.7 | 0.0 | 0.7 | 1 | 2 | 4 |"]
     settings = ((0.1, 1), (0.1, 2), (0.2, 1))
     tried = [{"config": {"recipe": "fast", "arch": "gap", "learning_rate": r, "seed": s}} for r, s in settings]
     lines = [json.dumps(trial | {"seconds": 900.0}) for trial in tried]

@@ -10,6 +10,7 @@ import tyro
 
 from mnist_jax.cli.program import counted, require_at_least, writing
 from mnist_jax.cli.series import Workers, run_trials
+from mnist_jax.data import Dataset
 from mnist_jax.errors import DivergedError, InputError
 from mnist_jax.lab import figures, jobs, records, tables
 from mnist_jax.objective import TARGET_ACCURACY
@@ -39,7 +40,7 @@ class Options:
     seeds: int = 5
     """Number of seeds, from --seed on."""
     out: Path | None = None
-    """File to append to. If not given: results/RECIPE-ARCH.jsonl."""
+    """File to append to. If not given: results/RECIPE-ARCH.jsonl, or DATA-RECIPE-ARCH.jsonl for other data."""
     together: int | None = None
     """Number of seeds that one program trains. If not given: one on a CPU, all on a GPU or TPU."""
     weights_dir: Path | None = None
@@ -56,17 +57,18 @@ def main(options: Options) -> None:
         write_tables(Path(), Path("results"))
         return
     require_at_least(1, options, "seeds", "together")
-    out = options.out or Path("results") / f"{options.config.recipe}-{options.config.arch}.jsonl"
+    config, data = options.config, jobs.dataset(options.config)  # Ahead of the first training, whether it can be had.
+    named = f"{config.recipe}-{config.arch}.jsonl"
+    out = options.out or Path("results") / (named if data.name == "mnist" else f"{data.name}-{named}")
     with records.only_writer(out):
-        train_missing(options, out)
+        train_missing(options, out, data)
 
 
-def train_missing(options: Options, out: Path) -> None:
+def train_missing(options: Options, out: Path, data: Dataset) -> None:
     """Trains the seeds that the file lacks, appends each, and prints the statistics."""
-    config = options.config
-    finished, data = {}, jobs.dataset(config)  # Ahead of the first training, whether it can be had.
+    config, finished = options.config, {}
     for trial in records.read_trials(out):
-        if trial.sha256 not in (None, data.sha256):
+        if not records.is_of(trial, data):
             raise InputError(f"results {str(out)!r} are of other data of that name; name another file with --out")
         if records.settings(trial.config, seed=config.seed) != records.settings(dataclasses.asdict(config)):
             raise InputError(f"results {str(out)!r} are of another config; name another file with --out")

@@ -13,6 +13,7 @@ import tyro
 
 from mnist_jax.cli.program import require_at_least
 from mnist_jax.cli.series import Workers, run_trials
+from mnist_jax.data import Dataset
 from mnist_jax.errors import DivergedError, InputError
 from mnist_jax.lab import jobs, racing, records, tables
 from mnist_jax.models import ARCHS
@@ -80,8 +81,8 @@ def main(options: Options) -> None:
         except InputError as error:
             raise InputError(f"{error}{' by --held-out' if 'cannot hold out' in str(error) else ''}") from error
         by_name = {label(config, settings): config for config in configs}
-        search = Search(log, by_name, len(data.test.labels), {name: {} for name in by_name})
-        search.read(data.sha256)
+        search = Search(log, by_name, data, {name: {} for name in by_name})
+        search.read()
         search.run(options.workers, options.seeds, difference, options.trainings or 20 * first)
     lines = [*racing.ranking({name: [*filter(None, trials.values())] for name, trials in search.trials.items()})]
     print(*lines, sep="\n")
@@ -96,7 +97,7 @@ class Search:
 
     log: Path
     configs: dict[str, Config]
-    images: int
+    data: Dataset
     trials: dict[str, dict[int, records.Trial | None]]
 
     @functools.cached_property
@@ -109,11 +110,11 @@ class Search:
         """The number of trainings, those begun included."""
         return sum(map(len, self.trials.values()))
 
-    def read(self, sha256: str) -> None:
+    def read(self) -> None:
         """Takes the trials of the log that are of these combinations, seeds and data."""
         for trial in records.read_trials(self.log):
             name, seed = self.names.get(records.settings(trial.config, seed=0)), trial.config.get("seed", 0)
-            if name and seed >= SEED and trial.sha256 in (None, sha256):
+            if name and seed >= SEED and records.is_of(trial, self.data):
                 self.trials[name][seed] = trial
 
     def run(self, workers: Workers, seeds: int, difference: float | None, most: int) -> None:
@@ -138,7 +139,7 @@ class Search:
             for name, trials in self.trials.items()
             if not any(trial and trial.diverged for trial in trials.values())
         }
-        chosen = racing.next_setting([*seeds.values()], difference, self.images)
+        chosen = racing.next_setting([*seeds.values()], difference, len(self.data.test.labels))
         return None if chosen is None else [*seeds][chosen]
 
     def _begin(self, name: str, seed: int) -> jobs.Task:
@@ -151,7 +152,8 @@ class Search:
     def _record(self, task: jobs.Task, result: jobs.Result | DivergedError) -> tuple[str, str]:
         name = self.names[_settings(task.config)]
         if isinstance(result, DivergedError):
-            trial = records.Trial(dataclasses.asdict(task.config), diverged=str(result))
+            settings, data = records.placeless(task.config), self.data
+            trial = records.Trial(settings, diverged=str(result), dataset=data.name, sha256=data.sha256)
             said, note = str(result), "diverged"
         else:
             ((trial, _),) = result

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mnist_jax.differences import Comparison, Series, compare_series
 from mnist_jax.lab.comparing import Simulated, series_of
+from mnist_jax.lab.records import Races
 from mnist_jax.models import ARCHS
 from mnist_jax.runs.directory import read_record
 
@@ -124,6 +125,22 @@ def simulated_table(results: Path) -> Iterator[str]:
         cells = " | ".join(f"{100 * case[name]:.1f}" for name in names)
         random = "seeds" if case["images"] == "fixed" else "seeds and images"
         yield f"| {random} | {'yes' if case['paired'] else 'no'} | {case['seeds']} | {cells} |"
+
+
+def races_table(results: Path) -> Iterator[str]:
+    """The trainings to find the best of several settings, by `search --until` and by as many seeds for each."""
+    yield (
+        "| settings | found in | seeds of each | trainings | `--until`, permitted error | found in "
+        "| trainings, mean (90% have no more) | share |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
+    for name, case in read_record(results / "search-until.json", Races).cases.items():
+        for owed in (0.8, 0.95):
+            seeds = next(i for i, found in enumerate(case["equal"], 1) if found >= owed)
+            race = min((race for race in case["search"] if race["found"] >= owed), key=lambda race: race["trainings"])
+            same, mean, most = seeds * len(case["accuracies"]), race["trainings"], race["trainings_90"]
+            figures = f"{seeds} | {same} | {100 * race['error']:g}% | {race['found']:.1%} | {mean:.1f} ({most:.0f})"
+            yield f"| {name} | {case['equal'][seeds - 1]:.1%} | {figures} | {mean / same:.0%} |"
 
 
 def _claimed(claim: Sequence[str], results: Path) -> Iterator[tuple[str, Series]]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mnist_jax.data import load_dataset
 from mnist_jax.lab import records
@@ -35,10 +36,11 @@ def write_figures(results: Path) -> list[Path]:
         if groups
     }
     ladder = partial(figures.ladder, networks, TARGET_ACCURACY)
-    points = {point.arch: (point.parameters, last_epoch(point.seeds)) for point in frontier(results)}
-    sizes = partial(
-        figures.frontier, points, [(parameters, accuracy) for parameters, accuracy, *_ in PUBLIC], TARGET_ACCURACY
-    )
+    points: dict[str, dict[str, Any]] = {"default": {}, "patient": {}}
+    for point in frontier(results):
+        points[point.recipe][point.arch] = point.parameters, last_epoch(point.seeds)
+    public, patient = [(parameters, accuracy) for parameters, accuracy, *_ in PUBLIC], [*points["patient"].values()]
+    sizes = partial(figures.frontier, points["default"], public, TARGET_ACCURACY, patient)
     counted = seeds["bn_dropout"].get("default", [])
     times = error_counts([seed.errors for seed in counted])
     often = sorted(times, key=lambda index: (-times[index], index))[:30]
@@ -66,6 +68,6 @@ def write_figures(results: Path) -> list[Path]:
 
 def sources_hash(results: Path) -> str:
     """SHA-256 of all that the figures show: the files in `results`, and `tables.PUBLIC`."""
-    paths = sorted(path for recipe in ("reference", "default") for path in results.glob(f"{recipe}-*.jsonl"))
+    paths = sorted(path for recipe in ("reference", "default", "patient") for path in results.glob(f"{recipe}-*.jsonl"))
     quoted = json.dumps(PUBLIC).encode()
     return hashlib.sha256(b"".join([*(path.read_bytes() for path in paths), quoted])).hexdigest()

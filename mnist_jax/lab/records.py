@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, TypedDict
 
 import psutil
 
+from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError, StorageError, reason, remedy
-from mnist_jax.recipes.config import ARCH_RECIPES, RECIPES, RETIRED, Config
+from mnist_jax.recipes.config import ARCH_RECIPES, PLACES, RECIPES, RETIRED, Config
 from mnist_jax.runs import locks
 from mnist_jax.runs.directory import VERSION, require_known
 from mnist_jax.runtime import environment
@@ -24,7 +25,7 @@ class Trial(NamedTuple):
     """One config trained to the end; fields that a file lacks have their default.
 
     Attributes:
-      config: the settings by name, as written; today's `Config` may have others.
+      config: the settings by name, as written; today's `Config` may have others. Those of `PLACES` are left out.
       multiply_adds: multiply-adds of the convolutions for one image.
       history: one entry per epoch; empty if the training diverged.
       train_loss: loss of the final weights on the training images, without distortion or dropout; `train_accuracy` too.
@@ -217,14 +218,25 @@ def append_trials(path: Path, *trials: Trial) -> None:
 
 
 def settings(config: Mapping[str, Any], **changes: Any) -> frozenset[tuple[str, Any]]:
-    """The settings of a trial, for comparison.
+    """The settings of a trial, for comparison, without those of `PLACES`.
 
     Settings newer than the trial have its recipe's values. Settings that were removed keep the values written.
     """
     recipe, arch = config.get("recipe", "default"), config.get("arch", "bn_dropout")
     today = {field.name: field.default for field in dataclasses.fields(Config)}
     today |= RECIPES.get(recipe, {}) | ARCH_RECIPES.get((recipe, arch), {})
-    return frozenset({**RETIRED, **today, **config, **changes}.items())
+    return frozenset(placeless({**RETIRED, **today, **config, **changes}).items())
+
+
+def placeless(config: Config | Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those of `PLACES`: a record names its data by name and hash."""
+    named = dataclasses.asdict(config) if isinstance(config, Config) else config
+    return {name: value for name, value in named.items() if name not in PLACES}
+
+
+def is_of(trial: Trial, data: Dataset) -> bool:
+    """Whether a trial is of this data, by name and hash; early trials have no hash."""
+    return trial.dataset == data.name and trial.sha256 in (None, data.sha256)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """The tables of README and the documentation in Markdown, line by line, made from the files in `results/`."""
 
-import itertools
 import json
 import re
 import statistics
@@ -11,9 +10,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from mnist_jax.lab import records
 from mnist_jax.lab.cards import WEIGHTS, card_table
-from mnist_jax.lab.claims import claim_line, claims_table, means_table, sentences, simulated_table
-from mnist_jax.lab.exercise import layers_table
-from mnist_jax.lab.records import Pictures, Races, Speed, TimeToTarget, TpuEstimates, Trial, read_trials
+from mnist_jax.lab.claims import claim_line, claims_table, means_table, races_table, sentences, simulated_table
+from mnist_jax.lab.exercise import NOTEBOOKS, PUBLIC, layers_table
+from mnist_jax.lab.records import Pictures, Speed, TimeToTarget, TpuEstimates, Trial, read_trials
 from mnist_jax.models import ARCHS, make_model
 from mnist_jax.objective import PARAMETER_LIMIT, epoch_line
 from mnist_jax.recipes.config import RECIPES
@@ -23,27 +22,6 @@ from mnist_jax.summary import abstract_variables, count_params
 
 T = TypeVar("T", bound=Any)
 
-# The notebooks' figures in percent, one seed, 15 epochs: best epoch's test accuracy; last epoch's, test and train.
-NOTEBOOKS = {
-    "basic": (98.80, 98.76, 99.44),
-    "lighter": (98.72, 98.72, 99.01),
-    "gap": (98.28, 98.28, 98.17),
-    "bn_dropout": (99.42, 99.39, 99.27),
-}
-
-# Public runs of small networks: parameters, best epoch's test accuracy in percent, epochs, where. They are of one seed,
-# that of 697 parameters the best of some 700 runs; the network of 6,188 has a dense layer.
-PUBLIC = (
-    (575, 98.0, None, "hexhowells, neural golfing"),
-    (697, 99.03, 2000, "Parameter-Efficient-MNIST"),
-    (1_936, 99.1, 75, "mnist-minimal-model"),
-    (4_838, 99.42, 12, "woolly-of-cv"),
-    (6_188, 99.54, 15, "MNIST-CNN-COLAB, model 3"),
-    (7_070, 99.4, 15, "nitin-vig/ERAv4S6"),
-    (7_918, 99.52, 15, "snehanshu-raj/ERA, assignment 6"),
-    (8_932, 99.50, 15, "era-s6-ram"),
-)
-
 
 class Point(NamedTuple):
     """A network on the frontier of accuracy against parameters, with one trial per seed."""
@@ -51,14 +29,16 @@ class Point(NamedTuple):
     arch: str
     parameters: int
     seeds: list[Trial]
+    recipe: str = "default"
 
 
 def frontier(results: Path) -> list[Point]:
-    """The networks below 10,000 parameters, by name or layout, that have a file `default-ARCH.jsonl`; by size."""
-    archs = [path.stem.removeprefix("default-") for path in results.glob("default-*.jsonl")]
-    points = [Point(arch, parameters_of(arch), read_trials(results / f"default-{arch}.jsonl")) for arch in archs]
-    points = [point for point in points if point.parameters < PARAMETER_LIMIT and point.seeds]
-    return sorted(points, key=lambda point: (point.parameters, point.arch))
+    """The networks below 10,000 parameters that have a file `default-ARCH.jsonl` or `patient-ARCH.jsonl`; by size."""
+    paths = [path for recipe in ("default", "patient") for path in results.glob(f"{recipe}-*.jsonl")]
+    named = [(*path.stem.split("-", 1), read_trials(path)) for path in paths]
+    points = [Point(arch, parameters_of(arch), seeds, recipe) for recipe, arch, seeds in named if seeds]
+    points = [point for point in points if point.parameters < PARAMETER_LIMIT]
+    return sorted(points, key=lambda point: (point.parameters, point.arch, point.recipe))
 
 
 def parameters_of(arch: str) -> int:
@@ -141,17 +121,32 @@ def result_table(arch: str, results: Path) -> Iterator[str]:
 
 
 def errors_table(results: Path) -> Iterator[str]:
-    """The number of test images that the seeds of a recipe get wrong, alone and together."""
+    """The number of test images that the seeds of a recipe get wrong, alone and together.
+
+    The mean of a seed is split: images that most seeds of every network get wrong with `default`, others that most
+    seeds of this row get wrong, and the rest.
+    """
     yield from _head(
-        "| network | recipe | seeds | wrong, mean of a seed | wrong in every seed | in more than half | in any |"
+        "| network | recipe | seeds | wrong, mean of a seed | by every network | by this one | by the seed "
+        "| wrong in every seed | in more than half | in any |"
     )
-    for arch, recipe in itertools.product(ARCHS, RECIPES):
-        seeds = read_trials(results / f"{recipe}-{arch}.jsonl")
-        if len(seeds) > 1:
-            times = error_counts([seed.errors for seed in seeds])
-            shares = [sum(count >= least for count in times.values()) for least in (len(seeds), len(seeds) // 2 + 1, 1)]
-            mean = sum(times.values()) / len(seeds)
-            yield f"| `{arch}` | {recipe} | {len(seeds)} | {mean:.1f} | {shares[0]} | {shares[1]} | {shares[2]} |"
+    errors = {(arch, recipe): _errors(results / f"{recipe}-{arch}.jsonl") for arch in ARCHS for recipe in RECIPES}
+    times = {key: error_counts(wrong) for key, wrong in errors.items() if len(wrong) > 1}
+    often = {key: {i for i, count in times[key].items() if 2 * count > len(errors[key])} for key in times}
+    by_all = set.intersection(*([images for (_, recipe), images in often.items() if recipe == "default"] or [set()]))
+    for (arch, recipe), counts in times.items():
+        seeds = len(errors[arch, recipe])
+        parts = [sum(counts.get(i, 0) for i in part) for part in (by_all, often[arch, recipe] - by_all)]
+        parts = [sum(counts.values()), *parts, sum(counts.values()) - sum(parts)]
+        numbers = sum(count == seeds for count in counts.values()), len(often[arch, recipe]), len(counts)
+        yield (
+            f"| `{arch}` | {recipe} | {seeds} | {' | '.join(f'{part / seeds:.1f}' for part in parts)} "
+            f"| {' | '.join(map(str, numbers))} |"
+        )
+
+
+def _errors(path: Path) -> list[tuple[int, ...]]:
+    return [seed.errors for seed in read_trials(path)]
 
 
 def frontier_table(results: Path) -> Iterator[str]:
@@ -162,7 +157,7 @@ def frontier_table(results: Path) -> Iterator[str]:
     )
     points = frontier(results)
     rows = []
-    for arch, parameters, seeds in points:
+    for arch, parameters, seeds, _ in points:
         last = last_epoch(seeds)
         reached = (
             f"| `{arch}` | {len(seeds)} | {len(seeds[0].history)} | {100 * min(last):.2f} to {100 * max(last):.2f} |"
@@ -176,10 +171,23 @@ def frontier_table(results: Path) -> Iterator[str]:
     yield from (row for _, row in sorted(rows))
 
 
+def other_data_table(results: Path) -> Iterator[str]:
+    """The networks on other data than MNIST, with the recipe `default` for MNIST."""
+    yield from _head("| data | network | parameters | seeds | epochs | test, last epoch | min to max | train |")
+    for arch in ARCHS:
+        for path in sorted(results.glob(f"*-default-{arch}.jsonl")):
+            if seeds := read_trials(path):
+                one, last, train = seeds[0], last_epoch(seeds), [seed.train_accuracy for seed in seeds]
+                yield (
+                    f"| {one.dataset} | `{arch}` | {one.parameters:,} | {len(seeds)} | {len(one.history)} "
+                    f"| {percent(last)} | {100 * min(last):.2f} to {100 * max(last):.2f} | {percent(train)} |"
+                )
+
+
 def trials_table(results: Path) -> Iterator[str]:
     """The cost of choosing settings and layouts, from `search-ARCH.jsonl` and `attempts-ARCH.jsonl`."""
     yield from _head("| network | settings tried | trainings | hours |")
-    for arch in (*ARCHS, "layouts"):
+    for arch in (*ARCHS, "layouts", "patient"):
         ran = [trial for name in ("search", "attempts") for trial in read_trials(results / f"{name}-{arch}.jsonl")]
         if ran:
             settings = {(records.settings(trial.config, seed=0), json.dumps(trial.attempt)) for trial in ran}
@@ -254,21 +262,6 @@ def pictures_table(measured: Pictures) -> Iterator[str]:
         )
 
 
-def races_table(simulated: Races) -> Iterator[str]:
-    """The trainings to find the best of several settings, by `search --until` and by as many seeds for each."""
-    yield from _head(
-        "| settings | found in | seeds of each | trainings | `--until`, permitted error | found in "
-        "| trainings, mean (90% have no more) | share |"
-    )
-    for name, case in simulated.cases.items():
-        for owed in (0.8, 0.95):
-            seeds = next(i for i, found in enumerate(case["equal"], 1) if found >= owed)
-            race = min((race for race in case["search"] if race["found"] >= owed), key=lambda race: race["trainings"])
-            same, mean, most = seeds * len(case["accuracies"]), race["trainings"], race["trainings_90"]
-            figures = f"{seeds} | {same} | {100 * race['error']:g}% | {race['found']:.1%} | {mean:.1f} ({most:.0f})"
-            yield f"| {name} | {case['equal'][seeds - 1]:.1%} | {figures} | {mean / same:.0%} |"
-
-
 def run_text(results: Path) -> Iterator[str]:
     """The lines that `scripts/train.py` prints per epoch, for seed 1 of `swift`."""
     trials = read_trials(results / "default-swift.jsonl")
@@ -285,6 +278,7 @@ TABLES: dict[str, Callable[[Path], Iterator[str]]] = {
     "run": run_text,
     "ladder": ladder_table,
     "frontier": frontier_table,
+    "other-data": other_data_table,
     "trials": trials_table,
     "errors": errors_table,
     "means": means_table,
@@ -294,7 +288,7 @@ TABLES: dict[str, Callable[[Path], Iterator[str]]] = {
     "comparisons": simulated_table,
     "speed": lambda results: speed_table(_read(Speed, (results / f"benchmark-{arch}.json" for arch in ARCHS))),
     "time": lambda results: time_table(_read(TimeToTarget, sorted(results.glob("time-to-target*.json")))),
-    "races": lambda results: races_table(next(_read(Races, [results / "search-until.json"]))),
+    "races": races_table,
     "pictures": lambda results: pictures_table(next(_read(Pictures, [results / "pictures.json"]))),
     **{f"layers-{arch}": lambda results, arch=arch: layers_table(arch) for arch in ARCHS},
     **{f"result-{arch}": partial(result_table, arch) for arch in ARCHS},

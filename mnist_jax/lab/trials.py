@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from mnist_jax.data import Dataset
-from mnist_jax.lab.records import Trial
+from mnist_jax.lab.records import Trial, placeless
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.fits import fit, fit_seeds
 from mnist_jax.recipes.values import make_setup
@@ -39,7 +39,7 @@ def run(
     trials = []
     for seed, history, final in zip(seeds, histories, variables, strict=True):
         trial = Trial(
-            config=dataclasses.asdict(config) | {"seed": seed},
+            config=placeless(config) | {"seed": seed},
             parameters=sum(layer.params for layer in layers),
             multiply_adds=sum(layer.multiply_adds for layer in layers),
             history=tuple(history),

@@ -14,6 +14,9 @@ from mnist_jax.optimizers import OPTIMIZERS, SCHEDULES
 
 PRECISIONS = ("float32", "bfloat16")
 
+# Settings of where a run finds its data and writes. They may differ between processes that do the same.
+PLACES = ("dataset", "data_source", "data_dir", "run_dir")
+
 # Settings of earlier versions, with the values that had no effect.
 RETIRED = {"low_resolution": 20, "low_resolution_epochs": 0}
 
@@ -26,7 +29,8 @@ class Config:
 
     Attributes:
       arch: Network: basic, lighter, gap, bn_dropout, swift, small, accurate, or a layout.
-      recipe: Named settings that others override: default, fast or reference (the notebooks'); swift has only fast.
+      recipe: Named settings that others override: default, fast, patient (networks of up to 2,000 parameters) or
+        reference (the notebooks'); swift has only fast.
       epochs: Passes over the training images.
       batch_size: Training images per step; the incomplete last batch is dropped, different images each epoch.
       optimizer: Optimizer: sgd, adamw or muon.
@@ -134,6 +138,16 @@ RECIPES: dict[str, dict[str, Any]] = {
         "kernel_init": "torch_uniform",
     },
     "default": {},
+    "patient": {
+        "epochs": 100,
+        "learning_rate": 0.07,
+        "average_decay": 0.9995,
+        "rotation": 5.0,
+        "shift": 1.0,
+        "scale": 0.05,
+        "shear": 0.05,
+        "plain_epochs": 20,
+    },
     "fast": {
         "epochs": 3,
         "learning_rate": 0.05,

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from mnist_jax import devices
 from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError, require, shown
-from mnist_jax.recipes.config import Config, require_config
+from mnist_jax.recipes.config import PLACES, Config, require_config
 from mnist_jax.recipes.values import (
     DISTORTION_NUMBERS,
     NUMBERS,
@@ -241,8 +241,8 @@ def _varied(configs, parts):
 
 def shared_facts(config: Config, data: Dataset) -> dict[str, Any]:
     """What several processes must have alike to train together: the settings, and the data by its hash."""
-    own = ("dataset", "data_source", "data_dir", "run_dir")  # Where a process finds its data may be its own.
-    settings = {name.replace("_", " "): value for name, value in dataclasses.asdict(config).items() if name not in own}
+    values = dataclasses.asdict(config).items()
+    settings = {name.replace("_", " "): value for name, value in values if name not in PLACES}
     return settings | {"data": data.sha256[:12]}
 
 

@@ -23,6 +23,7 @@ LIGHT = {"ink": "#222222", "paper": "#ffffff", "faint": "#dddddd"}
 DARK = {"ink": "#e6e6e6", "paper": "#16181c", "faint": "#44474d"}
 _CYCLE = (BLUE, ORANGE, RED, "#56B4E9", "#CC79A7", "#8C6D00")
 _MARKERS = "osD^vPX"  # One more than colors, so that both repeat together after 42 only.
+Points = tuple[int, Sequence[float]]  # Parameters, and accuracies of seeds as fractions.
 _MOST = 200  # Digits in one picture; a table beside it lists all.
 
 
@@ -209,27 +210,26 @@ def ladder(networks: Mapping[str, tuple[int, Mapping[str, Sequence[Sequence[Epoc
 
 
 def frontier(
-    ours: Mapping[str, tuple[int, Sequence[float]]], public: Sequence[tuple[int, float]], target: float
+    ours: Mapping[str, Points], public: Sequence[tuple[int, float]], target: float, patient: Sequence[Points] = ()
 ) -> Figure:
     """Accuracy against parameters: means of seeds, from the lowest to the highest, beside single runs of others.
-
-    The package adjustText places the names.
 
     Args:
       ours: parameters and each seed's accuracy, a fraction, of networks by name; layouts stay without one.
       public: parameters and accuracy in percent of single runs at their best epoch, in hollow marks.
       target: where to draw a line, a fraction.
+      patient: parameters and accuracies, as in `ours`, of networks trained for longer.
     """
-    figure, axis = _axis(10, 4.6)
-    means, taken = [], [*public]
-    for parameters, accuracies in ours.values():
-        seeds = 100 * np.array(accuracies)[:, None]
-        mean, reach = _range(seeds)
-        means.append((parameters, mean))
-        taken += [(parameters, accuracy) for accuracy in np.linspace(seeds.min(), seeds.max(), 9)]
-        axis.errorbar(parameters, mean, reach, fmt="o", color=BLUE, capsize=4)
+    (figure, axis), means, taken = _axis(10, 4.6), [], [*public]
     axis.plot(*zip(*public, strict=True), "s", color=ORANGE, mfc="none", label="public, best epoch of one seed")
-    axis.errorbar([], [], [], fmt="o", color=BLUE, capsize=4, label="ours, last epoch, mean and range of seeds")
+    told = "ours, last epoch, mean and range of seeds"
+    for color, mark, label, group in ((BLUE, "o", told, [*ours.values()]), (GREEN, "D", "with patience", patient)):
+        for i, (parameters, accuracies) in enumerate(group):
+            seeds = 100 * np.array(accuracies)[:, None]
+            mean, reach = _range(seeds)
+            means.append((parameters, mean))
+            taken += [(parameters, accuracy) for accuracy in np.linspace(seeds.min(), seeds.max(), 9)]
+            axis.errorbar(parameters, mean, reach, fmt=mark, color=color, capsize=4, label="" if i else label)
     axis.axhline(100 * target, color=GREEN, ls="--", lw=1)
     axis.set(xscale="log", xlabel="parameters", ylabel="test accuracy, %")
     axis.margins(x=0.14)
@@ -238,13 +238,13 @@ def frontier(
     axis.xaxis.set_minor_formatter(NullFormatter())
     _by_error(axis, "y", *(pick(accuracy for _, accuracy in taken) for pick in (min, max)))
     axis.legend(loc="lower right")
-    texts = [axis.text(*place, name, fontsize=9) for name, place in zip(ours, means, strict=True) if "-" not in name]
+    texts = [axis.text(*place, name, fontsize=9) for name, place in zip(ours, means, strict=False) if "-" not in name]
     importlib.import_module("adjustText").adjust_text(
         texts,
         *zip(*taken, strict=True),
         ax=axis,
         expand=(1.4, 1.6),
-        iter_lim=300,  # Not a time limit, the default: the figure would depend on how busy the machine is.
+        iter_lim=300,  # Not a time, the default: the figure would depend on how busy the machine is.
         arrowprops={"arrowstyle": "-", "color": mpl.rcParams["text.color"], "lw": 0.6},
     )
     return figure
