@@ -24,6 +24,7 @@ from mnist_jax.summary import count_params, is_kernel
 Collections = dict[str, Any]
 Images = UInt8[ArrayLike, "*B H W C"] | Float[ArrayLike, "*B H W C"]
 
+_split = jit(lambda data: [*jax.random.split(jax.random.wrap_key_data(data, impl="threefry2x32"), 3)], once=True)
 _OTHER_STREAMS, _LOSS = 2**16, 2**17  # Folded into a step's key, far from the numbers of calls.
 
 
@@ -72,8 +73,7 @@ class Metrics(NamedTuple):
     @classmethod
     def zeros(cls, *shape: int) -> "Metrics":
         """Metrics of no examples, each field an array of this shape: `()`, or `(seeds,)`."""
-        types = np.float32, np.int32, np.int32, np.int32
-        return cls(*jax.device_put([np.zeros(shape, dtype) for dtype in types]))  # `jnp.zeros` would compile.
+        return jax.device_put(cls(*(np.zeros(shape, dtype) for dtype in "fiii")))  # `jnp.zeros` compiles a program.
 
     def __add__(self, other: "Metrics") -> "Metrics":  # pyright: ignore[reportIncompatibleMethodOverride]
         """Adds the sums; keeps the earlier bad step (`self` precedes `other`)."""
@@ -105,11 +105,7 @@ class Streams(NamedTuple):
         backend()  # A fit uses JAX here first. The key is that of `jax.random.key`, whatever generator the process has.
         data = np.array([0, require_whole(seed, "seed", 0, 2**32 - 1)], np.uint32)
         with default_types():
-            return jit(_streams, once=True)(data)
-
-
-def _streams(data):
-    return Streams(*jax.random.split(jax.random.wrap_key_data(data, impl="threefry2x32"), 3))
+            return cls(*_split(data))
 
 
 @flax.struct.dataclass
@@ -247,8 +243,7 @@ def train_step(
     """
     chex.assert_equal_shape_prefix([images, labels], 1)
     augment_key, step_key = jax.random.split(jax.random.fold_in(key, state.step))
-    images, labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
-    strength = jnp.asarray(strength, jnp.float32)
+    images, labels, strength = jnp.asarray(images), jnp.asarray(labels, jnp.int32), jnp.asarray(strength, jnp.float32)
     pixels = images if images.dtype == jnp.uint8 else to_float(images)  # The augmentation looks up bytes faster.
     if setup.augment is not None:
         pixels = setup.augment(augment_key, pixels, strength)
@@ -272,8 +267,7 @@ def train_step(
     grads, (metrics, collections) = jax.grad(objective, has_aux=True)(state.params)
     # Kernels only: values that are not finite reach the kernel before them, and to sum the gradients of a batch norm
     # XLA:TPU would read those of the activations again.
-    leaves = jax.tree.leaves(grads)
-    kernels = list(filter(is_kernel, leaves)) or leaves
+    kernels = list(filter(is_kernel, jax.tree.leaves(grads))) or jax.tree.leaves(grads)
     finite = jnp.isfinite(metrics.loss) & jnp.isfinite(optax.tree.sum(kernels))
     metrics = metrics._replace(bad_step=jnp.where(finite, 0, state.step + 1))
     updates, opt_state = setup.optimizer.update(grads, state.opt_state, state.params)
