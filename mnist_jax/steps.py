@@ -73,7 +73,7 @@ class Metrics(NamedTuple):
     @classmethod
     def zeros(cls, *shape: int) -> "Metrics":
         """Metrics of no examples, each field an array of this shape: `()`, or `(seeds,)`."""
-        return jax.device_put(cls(*(np.zeros(shape, dtype) for dtype in "fiii")))  # `jnp.zeros` compiles a program.
+        return cls(*(jax.device_put(np.zeros(shape, dtype)) for dtype in "fiii"))  # `jnp.zeros` would compile.
 
     def __add__(self, other: "Metrics") -> "Metrics":  # pyright: ignore[reportIncompatibleMethodOverride]
         """Adds the sums; keeps the earlier bad step (`self` precedes `other`)."""
