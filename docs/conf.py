@@ -21,7 +21,7 @@ project = "mnist_jax"
 author = copyright = "The mnist_jax developers"  # noqa: A001
 version = release = mnist_jax.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["jupyter_execute", "_build"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
