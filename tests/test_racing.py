@@ -71,7 +71,7 @@ def test_a_ranking_is_whole_and_tells_what_cannot_be_told():
     assert {len(line) for line in (head, *(figures for _, figures in rows))} == {80}
     assert "99.490%  0.040%     3  -0.010%   -0.139% to +0.119%" in rows[1][1]
     assert lines[8:] == [
-        "= cannot be told from the best (Welch's test, p > 0.05, Holm's correction, pairs: 3)",
+        "= cannot be told from the best (Welch, p > 0.05; pairs corrected by Holm: 3)",
         "? cannot be told: it or the best has one seed",
     ]
     assert list(racing.ranking({})) == [head]

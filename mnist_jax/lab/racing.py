@@ -90,7 +90,7 @@ def ranking(trials: Mapping[str, Sequence[Trial]]) -> Iterator[str]:
         yield _line((mark, f"{mean:.3%}", std, len(accuracies), lead, interval, *figures))
     if compared:
         pairs = math.comb(len(series), 2)
-        yield f"= cannot be told from the best (Welch's test, p > 0.05, Holm's correction, pairs: {pairs})"
+        yield f"= cannot be told from the best (Welch, p > 0.05; pairs corrected by Holm: {pairs})"
     if len(compared) < len(rows) - 1:
         yield "? cannot be told: it or the best has one seed"
 
