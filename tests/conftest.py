@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 import runpy
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from unittest import mock
 import jax
 import numpy as np
 import optax
+import platformdirs
 import pytest
 from PIL import Image
 
@@ -38,6 +40,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).parent.parent
 PREPARED = Path(__file__).parent / "data" / "tfds"
+PROGRAMS = Path(platformdirs.user_cache_dir("mnist_jax")) / "tests"
+
+
+def pytest_configure(config):
+    """Clears the compilation cache of the tests beyond half a gigabyte; a run leaves some 25 MB."""
+    # JAX's own limit takes a lock for each program, which fails where a process that has it is stopped.
+    alone = not hasattr(config, "workerinput")
+    if alone and sum(path.stat().st_size for path in PROGRAMS.rglob("*") if path.is_file()) > 2**29:
+        shutil.rmtree(PROGRAMS, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -184,14 +195,12 @@ def finished_run(run_dir, variables, accuracies, **settings):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def environment(tmp_path_factory):
-    """A compilation cache that all tests share, in whatever worker or process of their own, and not the user's."""
-    directory = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        directory = directory.parent
-    os.environ["XDG_CACHE_HOME"] = str(directory / "cache")
+def environment():
+    """A compilation cache of the tests, for whatever worker, process or later run of the suite; not the user's own."""
+    os.environ["XDG_CACHE_HOME"] = str(PROGRAMS)
     os.environ.pop("UV", None)  # It says that a script was called by `uv run`; these are not, though pytest may be.
     use_compilation_cache()
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     return dict(os.environ)
 
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, as_trained, damage, initial_variables, refused, wrong
 from safetensors.numpy import load_file, save_file
 
-from mnist_jax import ARCHS, load_pretrained, load_weights, make_model, save_weights
+from mnist_jax import ARCHS, Split, load_pretrained, load_weights, make_model, save_weights
 from mnist_jax.data.bundled import BUNDLED
 from mnist_jax.lab import records
 
@@ -59,10 +59,12 @@ def test_weights_of_another_network_shape_dtype_name_or_hash_or_with_a_nan(tmp_p
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_shipped_weights_are_seed_1_of_the_default_recipe(arch, mnist):
-    """They get the very test images wrong that the results of that seed name, and nothing else."""
+    """They get all test images wrong that the results of that seed name, and none other of the first 2,000."""
     trials = records.read_trials(ROOT / "results" / f"default-{arch}.jsonl")
     (errors,) = (trial.errors for trial in trials if trial.config["seed"] == 1)
-    assert wrong(load_pretrained(arch), mnist.test) == list(errors)
+    places = sorted({*errors, *range(2000)})
+    found = wrong(load_pretrained(arch), Split(*(array[places] for array in mnist.test)))
+    assert [places[i] for i in found] == list(errors)
 
 
 @pytest.mark.parametrize("how", ["missing", "empty", "text", "truncated", "foreign", "zip", "pickle", "list"])
