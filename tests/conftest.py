@@ -200,7 +200,6 @@ def environment():
     os.environ["XDG_CACHE_HOME"] = str(PROGRAMS)
     os.environ.pop("UV", None)  # It says that a script was called by `uv run`; these are not, though pytest may be.
     use_compilation_cache()
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     return dict(os.environ)
 
 
