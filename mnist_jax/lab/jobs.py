@@ -7,11 +7,13 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +29,7 @@ from mnist_jax.recipes.values import load_data, part_of
 from mnist_jax.runtime import cores
 
 ATTEMPTS = 3  # A task is given up when its workers have died this often.
+SPAWN = multiprocessing.get_context("spawn")
 
 
 class Task(NamedTuple):
@@ -153,7 +156,14 @@ def here(stop: Callable[[], bool]) -> Iterator[Pool]:
 
 @contextmanager
 def processes(count: int, cached: bool) -> Iterator[Pool]:
-    """`count` processes, each with its share of the cores; they end with the block."""
+    """`count` processes, each with its share of the cores; they end with the block.
+
+    On Linux they are forked from a process that has imported the package and does nothing else: a worker, also one in
+    place of a dead one, is there at once.
+    """
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    if sys.platform == "linux":
+        context.set_forkserver_preload([__name__])
     mine = cores()
     bounds = [i * len(mine) // count for i in range(count + 1)]
     shares = [mine[start:stop] or [mine[start]] for start, stop in itertools.pairwise(bounds)]
@@ -167,7 +177,7 @@ def processes(count: int, cached: bool) -> Iterator[Pool]:
             try:
                 last[i] = workers[i].submit(train, task)
             except (KeyError, BrokenExecutor):  # Not started yet, or dead.
-                workers[i] = stack.enter_context(process(shares[i], cached))
+                workers[i] = stack.enter_context(process(shares[i], cached, context))
                 last[i] = workers[i].submit(train, task)
             return last[i]
 
@@ -175,12 +185,11 @@ def processes(count: int, cached: bool) -> Iterator[Pool]:
 
 
 @contextmanager
-def process(share: Sequence[int], cached: bool = True) -> Iterator[Executor]:
+def process(share: Sequence[int], cached: bool = True, context: BaseContext = SPAWN) -> Iterator[Executor]:
     """A new process to submit calls to, bound to cores before it first uses JAX, with or without compilation cache.
 
     It ends at once when the block ends or this process dies, even in the middle of a call.
     """
-    context = multiprocessing.get_context("spawn")
     leash, end = context.Pipe(duplex=False)
     executor = ProcessPoolExecutor(1, context, _begin, (leash, share, cached))
     with _without_sigint():
