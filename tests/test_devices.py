@@ -121,7 +121,7 @@ def assert_weights_equal(folder, atol):
 
 def test_two_processes_are_one(environment, tmp_path):
     """One epoch of three steps; stopped, as it were, and resumed for another, which both have to be given."""
-    flags = ["--arch", "gap", "--recipe", "reference", "--batch-size", 100, "--epochs", 1, "--rotation", 10]
+    flags = ["--arch", "4-pool-4", "--recipe", "reference", "--batch-size", 100, "--epochs", 1, "--rotation", 10]
     assert run_script("train.py", *DATA, *flags, "--run-dir", tmp_path / "one")[0] == 0
     together = finish(two(environment, *flags, "--run-dir", tmp_path / "two"))
     (out, err, status), (silent, other_err, other_status) = together
@@ -216,7 +216,7 @@ def test_two_processes_that_were_told_different_things(environment, tmp_path):
 @pytest.mark.slow
 def test_a_lost_process_ends_the_other(environment, tmp_path):
     """Within the heartbeat, and not by hanging: the test itself would."""
-    flags = ["--arch", "gap", "--recipe", "reference", "--batch-size", 100, "--epochs", 10_000]
+    flags = ["--arch", "4-pool-4", "--recipe", "reference", "--batch-size", 100, "--epochs", 10_000]
     first, second = two(environment, *flags, "--run-dir", tmp_path / "run")
     while "1/10000" not in first.stdout.readline():
         assert first.poll() is None, first.stderr.read()
