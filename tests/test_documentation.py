@@ -19,6 +19,7 @@ from mnist_jax.lab import tables
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in PAGES}
+TINY = ["--arch", "4-pool-4"]
 SMALL = ["--data-source", "tfds", "--data-dir", str(PREPARED), "--batch-size", "50", "--epochs", "1"]
 USE, CODE, SHELL = "docs/use.md", *(re.compile(rf"```{kind}\n(.*?)```", re.DOTALL) for kind in ("python", "shell"))
 
@@ -146,8 +147,8 @@ def test_commands_work_in_their_order(quick_compiler, script, monkeypatch, tmp_p
     shorter = {
         "train": [*SMALL, "--no-report"],
         "search": [*SMALL, "--recipe", "reference", "--held-out", "100", "--log", "log.jsonl"],
-        "reproduce": [*SMALL, "--out", "seeds.jsonl"],
-        "benchmark": ["--rounds", "1", "--steps", "1", "--contenders", "ours", "--json", "speed.json"],
+        "reproduce": [*SMALL, *TINY, "--out", "seeds.jsonl"],
+        "benchmark": [*TINY, "--rounds", "1", "--steps", "1", "--contenders", "ours", "--json", "speed.json"],
         "time-to-target": ["--json", "time.json"],
         "estimate-tpu": ["--json", "tpu.json"],
     }
