@@ -4,7 +4,7 @@ from mnist_jax.lab import benchmark
 
 def test_contenders_take_turns_in_processes_of_their_own():
     told = []
-    config = make_config("reference", arch="gap", batch_size=8)
+    config = make_config("reference", arch="4-pool-4", batch_size=8)
     result = benchmark.run(config, ["ours", "ours augmented"], rounds=1, steps=1, threads=1, tell=told.append)
     assert told == ["starting ours", "starting ours augmented", "round 1 of 1"]
     assert list(result.contenders) == ["ours", "ours augmented"]
