@@ -189,7 +189,7 @@ class Stack(Network):
             for conv in convolutions[-1]:
                 x = conv(x)
             norm = self.layers.batch_norm_max_pool if block.pool else partial(self.layers.batch_norm, use_scale=False)
-            x = self.layers.relu(norm(name=f"bn{number}", **options)(x))
+            x = self.layers.relu(norm(name=f"bn{number}", **options)(x), after_norm=True)
             if block.fixed and train:  # Outside training, gradients with respect to the images pass.
                 x = lax.stop_gradient(x)
         x = self.require_pixels(x, images).mean((1, 2), keepdims=True)

@@ -96,7 +96,8 @@ def test_a_later_trial_compiles_nothing():
 @pytest.mark.slow
 def test_ten_workers_killed_lose_and_double_nothing(alone, monkeypatch):
     """At random moments, but never the third time in one trial; on one core, as `alone`."""
-    monkeypatch.setattr(jobs, "cores", lambda one=jobs.cores()[:1]: one)
+    one = jobs.cores()[:1]
+    monkeypatch.setattr(jobs, "cores", lambda: one)
     tasks, moments = [jobs.Task(CONFIG, (seed,)) for seed in alone], random.Random(0)
     deaths, done, due = collections.Counter(), {}, [time.monotonic()]
 

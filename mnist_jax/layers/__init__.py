@@ -30,7 +30,7 @@ class Layers(NamedTuple):
         `use_scale`.
       dropout: takes the arguments of `nn.Dropout`.
       max_pool: 2x2 max pool of [..., H, W, C].
-      relu: ReLU of any shape.
+      relu: ReLU of any shape; takes `after_norm=True` for the output of a normalization.
     """
 
     conv: Callable[..., nn.Module]
@@ -38,7 +38,7 @@ class Layers(NamedTuple):
     batch_norm_max_pool: Callable[..., Callable[[jax.Array], jax.Array]]
     dropout: Callable[..., nn.Module]
     max_pool: Callable[[jax.Array], jax.Array]
-    relu: Callable[[jax.Array], jax.Array]
+    relu: Callable[..., jax.Array]
 
 
 # Functions with names, so that a network can be pickled and its copy is equal: a partial or a custom derivative is not.
@@ -55,7 +55,7 @@ def _flax_batch_norm_max_pool(**options: Any) -> Callable[[jax.Array], jax.Array
     return lambda x: flax_max_pool(norm(x))
 
 
-def _flax_relu(x: jax.Array) -> jax.Array:
+def _flax_relu(x: jax.Array, after_norm: bool = False) -> jax.Array:
     return nn.relu(x)
 
 

@@ -28,6 +28,11 @@ def materialize(x: jax.typing.ArrayLike) -> jax.Array:
         return _identity(x)
 
 
+def stored(x: Any) -> jax.Array:
+    """`x`, which a CPU materializes; on GPU and TPU XLA decides."""
+    return lax.platform_dependent(x, cpu=materialize, default=lambda x: x)
+
+
 def _xla_conv(x, kernel, padding):
     groups = x.shape[3] // kernel.shape[2]
     return lax.conv_general_dilated(
@@ -157,7 +162,7 @@ def _conv(x, kernel, padding):
 
 
 def _conv_forward(x, kernel, padding):
-    x = lax.platform_dependent(x, cpu=materialize, default=lambda x: x)
+    x = stored(x)
     return _conv(x, kernel, padding), (x, kernel)
 
 

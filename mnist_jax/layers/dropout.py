@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mnist_jax.errors import InputError
-from mnist_jax.layers.convolution import materialize
+from mnist_jax.layers.convolution import stored
 
 
 def _mix(h):
@@ -50,7 +50,7 @@ def _dropout_forward(x, key, rate, broadcast_dims):
 
 def _dropout_backward(rate, broadcast_dims, key, g):
     dx = _dropout(g, key, rate, broadcast_dims)
-    return lax.platform_dependent(dx, cpu=materialize, default=lambda x: x), None
+    return stored(dx), None
 
 
 _dropout.defvjp(_dropout_forward, _dropout_backward)

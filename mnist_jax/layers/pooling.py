@@ -1,9 +1,13 @@
 """2x2 max pooling and ReLU, with a gradient for each platform."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from mnist_jax.layers.convolution import stored
 
 
 def flax_max_pool(x: jax.Array) -> jax.Array:
@@ -40,7 +44,8 @@ def _corners(x):
 def _max_pool_forward(x):
     a, b, c, d = _corners(x)
     first = jnp.where(jnp.maximum(a, b) >= jnp.maximum(c, d), jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3))
-    return _max_pool(x), (first.astype(jnp.int8), x)  # XLA drops the one that a platform's gradient does not read.
+    first = stored(first.astype(jnp.int8))  # Else the gradient would compare the four again.
+    return _max_pool(x), (first, x)  # XLA drops the one that a platform's gradient does not read.
 
 
 def _cpu_max_pool_gradient(first, x, g):
@@ -62,22 +67,26 @@ def _max_pool_backward(residuals, g):
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
-def relu(x: jax.Array) -> jax.Array:
-    """`max(x, 0)`, with gradient 0 at 0, as `nn.relu`."""
-    return _relu(x)
+def relu(x: jax.Array, after_norm: bool = False) -> jax.Array:
+    """`max(x, 0)`, with gradient 0 at 0, as `nn.relu`.
+
+    Behind a normalization a CPU stores the result for the gradient, else it would normalize again to know the sign.
+    """
+    return _relu(x, after_norm)
 
 
-@jax.custom_vjp
-def _relu(x):
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _relu(x, after_norm):
     return jnp.maximum(x, 0)
 
 
-def _relu_forward(x):
-    y = _relu(x)
+def _relu_forward(x, after_norm):
+    y = _relu(x, after_norm)
+    y = stored(y) if after_norm else y
     return y, y
 
 
-def _relu_backward(y, g):
+def _relu_backward(after_norm, y, g):
     def tpu(y, g):
         # The compiler would pack the result of a comparison with 0 into bits, which takes longer than it saves.
         return g * jnp.sign(y)
