@@ -65,7 +65,6 @@ def _batch_norm_forward(x, scale, bias, epsilon, pool):
     inverse = lax.rsqrt(var + epsilon)
     slope = scale * inverse
     kept, pool_gradient = jax.vjp(max_pool, x) if pool else (x, None)
-    kept = stored(kept) if pool else kept  # Else the backward sums would pool again, which takes six times as long.
     y = kept * _spread(slope) + _spread(bias - mean * slope)
     return (y, mean, var), (x, kept, pool_gradient, scale, mean, inverse)
 
@@ -74,6 +73,7 @@ def _batch_norm_backward(pool, residuals, cotangents):
     x, kept, pool_gradient, scale, mean, inverse = residuals
     g, dmean, dvar = cotangents
     count = math.prod(x.shape[:-1])
+    kept = stored(kept) if pool else kept  # Pooling inside the sums takes six times as long.
     total, product = _channel_sums(g, g * kept)
     dscale = (product - mean * total) * inverse
     # dx = scale * inverse * (g - mean(g) - z * mean(g * z)) + (dmean + 2 * (x - mean) * dvar) / count
