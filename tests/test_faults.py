@@ -98,23 +98,27 @@ def test_a_second_interrupt_leaves_at_once(environment, tmp_path):
 
 @pytest.mark.slow
 def test_killed_ten_times_at_random_moments(environment, tmp_path):
-    """Epochs here take a tenth of a second and saving one as long, so that about every other kill hits a save.
+    """Soon after it has told of another epoch, while it trains the next or saves one.
 
     No epoch that was told of is lost.
     """
-    assert run_script("train.py", *FLAGS, "--epochs", 20, "--run-dir", tmp_path / "whole")[0] == 0
-    run_dir, moments = tmp_path / "run", random.Random(0)
-    flags = [*FLAGS, "--epochs", 20, "--run-dir", run_dir]
-    for _ in range(10):
+    assert run_script("train.py", *FLAGS, "--epochs", 30, "--run-dir", tmp_path / "whole")[0] == 0
+    run_dir, moments, lines = tmp_path / "run", random.Random(0), []
+    flags = [*FLAGS, "--epochs", 30, "--run-dir", run_dir]
+
+    def told():
         metrics = run_dir / "metrics.jsonl"
-        before = metrics.stat().st_mtime_ns if metrics.exists() else 0
+        return metrics.read_text().splitlines() if metrics.exists() else []
+
+    for _ in range(10):
         process = begin(environment, "train.py", *flags)
-        while process.poll() is None and not (metrics.exists() and metrics.stat().st_mtime_ns != before):
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.3))
+        wait_for(lambda before=len(lines): len(told()) > before, process)
+        lines = [json.loads(line) for line in told()]
+        time.sleep(moments.uniform(0, min(0.3, *(2 * line["seconds"] for line in lines))))
         process.kill()
         process.communicate()
-        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+        assert process.returncode == -signal.SIGKILL  # It was not done yet.
+        lines = [json.loads(line) for line in told()]
         assert [line["epoch"] for line in lines] == list(range(1, len(lines) + 1))
         assert max(int(path.stem) for path in (run_dir / "checkpoints").glob("*.sha256")) >= 30 * len(lines)
         flags = ["--no-report", "--resume", run_dir]

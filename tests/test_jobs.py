@@ -54,14 +54,13 @@ def alone(environment):
 
 def workers_of(pid):
     """Its worker processes that are alive, forked by one of its children, or spawned as Dask's are."""
-    found = {each.pid: each.info for each in psutil.process_iter(["ppid", "cmdline", "status"])}
+    found = {each.pid: each for each in psutil.process_iter(["ppid", "cmdline", "status"])}
+    servers = [each.pid for each in found.values() if each.info["ppid"] == pid and "forkserver" in str(each.info)]
 
     def is_worker(ppid, cmdline, status):
-        server = found.get(ppid, {"ppid": 0, "cmdline": ""})
-        forked = server["ppid"] == pid and "forkserver" in str(server["cmdline"])
-        return (forked or (ppid == pid and "spawn_main" in str(cmdline))) and status != "zombie"
+        return (ppid in servers or (ppid == pid and "spawn_main" in str(cmdline))) and status != "zombie"
 
-    return [psutil.Process(number) for number, info in found.items() if is_worker(**info)]
+    return [each for each in found.values() if is_worker(**each.info)]
 
 
 def test_at_once_or_one_by_one_and_stopped_between_it_is_the_same(alone, script, tmp_path):
@@ -103,8 +102,8 @@ def test_ten_workers_killed_lose_and_double_nothing(alone, monkeypatch):
 
     def kill_now_and_then():
         spare = all(task in done for task in deaths if deaths[task] == 2)
-        if spare and deaths.total() < 10 and time.monotonic() > due[-1]:
-            workers_of(os.getpid())[0].kill()
+        if spare and deaths.total() < 10 and time.monotonic() > due[-1] and (workers := workers_of(os.getpid())):
+            workers[0].kill()
             due.append(time.monotonic() + moments.uniform(0.1, 1))
         return False
 

@@ -18,7 +18,7 @@ needs_compiler = pytest.mark.skipif(missing, reason="the TPU's compiler, libtpu,
 
 
 def of_flax(program, seeds, arch, config, mesh):
-    """The cycles of Flax's layers: as recorded by these versions, else asked for; it takes as long as for ours."""
+    """The cycles of Flax's layers: as these versions gave them when they were recorded, else compiled anew."""
     record = json.loads((ROOT / "results" / f"tpu-{arch}.json").read_text(encoding="utf-8"))
     if all(record["environment"][name] == importlib.metadata.version(name) for name in ("jaxlib", "flax", "libtpu")):
         return record["programs"][f"{program} of {seeds} seeds" if seeds else program]["flax"]["cycles"]

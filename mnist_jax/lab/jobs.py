@@ -161,8 +161,9 @@ def processes(count: int, cached: bool) -> Iterator[Pool]:
     On Linux they are forked from a process that has imported the package and does nothing else: a worker, also one in
     place of a dead one, is there at once.
     """
-    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    context: BaseContext = SPAWN
     if sys.platform == "linux":
+        context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
     mine = cores()
     bounds = [i * len(mine) // count for i in range(count + 1)]
