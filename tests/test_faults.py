@@ -111,8 +111,8 @@ def test_killed_ten_times_at_random_moments(environment, tmp_path):
         return metrics.read_text().splitlines() if metrics.exists() else []
 
     for _ in range(10):
-        process = begin(environment, "train.py", *flags)
-        wait_for(lambda before=len(lines): len(told()) > before, process)
+        process, before = begin(environment, "train.py", *flags), len(lines)
+        wait_for(lambda before=before: len(told()) > before, process)
         lines = [json.loads(line) for line in told()]
         time.sleep(moments.uniform(0, min(0.3, *(2 * line["seconds"] for line in lines))))
         process.kill()
