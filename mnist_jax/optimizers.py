@@ -11,9 +11,6 @@ from jax import lax
 from mnist_jax.errors import InputError, require
 from mnist_jax.summary import is_kernel
 
-OPTIMIZERS = ("sgd", "adamw", "muon")
-SCHEDULES = ("constant", "one_cycle", "cosine")
-
 Number = float | jax.Array  # An array where one program trains many settings.
 
 

@@ -22,8 +22,8 @@ import platformdirs
 from jax._src.core import trace_state_clean  # There is no public way to ask.
 
 from mnist_jax.errors import InputError
+from mnist_jax.version import __version__
 
-__version__ = "0.2.0"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")  # Those that decide what a training computes.
 
 

@@ -5,6 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
+from conftest import assert_refused
 from PIL import Image
 from scipy import ndimage
 
@@ -148,3 +149,5 @@ def test_predict_answers_what_it_can(script, mnist, png, tmp_path):
     status, out, err = script("predict.py", tmp_path / "digits" / "000.png")
     assert (status, err) == (0, "")
     assert f"000.png: {mnist.test.labels[0]}  " in out
+    two = script("predict.py", tmp_path / "digits" / "000.png", "--arch", "gap", "--run-dir", tmp_path)
+    assert_refused(two, "name either a run dir or --arch")

@@ -11,10 +11,16 @@ import pytest
 from conftest import part, refused
 
 import mnist_jax as mj
-from mnist_jax import ARCHS, RECIPES, Config, make_config
+from mnist_jax import ARCHS, RECIPES, Config, data, make_config, models
 from mnist_jax.augment import Distortion
+from mnist_jax.recipes import config as choices
 from mnist_jax.recipes.values import make_distortion
 from mnist_jax.runs.directory import config_of
+
+
+def test_what_can_be_chosen_is_what_there_is():
+    assert (tuple(models.KERNEL_INITS), data.SOURCES) == (choices.KERNEL_INITS, choices.SOURCES)
+    assert tuple(ARCHS)[: len(choices.NETWORKS)] == choices.NETWORKS  # Others may have been added.
 
 
 def test_reference_is_the_notebooks_recipe_and_default_meets_the_limit_on_epochs():

@@ -14,8 +14,8 @@ import pytest
 from conftest import ROOT, assert_refused, part, refused
 
 from mnist_jax import StorageError, load_dataset, load_pretrained, load_run, load_weights, make_config, save_weights
-from mnist_jax.cli import reproduce, train
 from mnist_jax.cli.flags import parse
+from mnist_jax.cli.lab_options import OPTIONS
 from mnist_jax.cli.program import writing
 from mnist_jax.deploy import images
 from mnist_jax.errors import BusyError, remedy
@@ -221,10 +221,10 @@ def test_an_address_is_refused_before_the_work(script, tmp_path, command):
 
 
 @pytest.mark.parametrize(
-    ("command", "flag"), [(train, "--run-dir"), (reproduce, "--out"), (reproduce, "--weights-dir")]
+    ("command", "flag"), [("train", "--run-dir"), ("reproduce", "--out"), ("reproduce", "--weights-dir")]
 )
 def test_home_is_expanded_in_flags(monkeypatch, tmp_path, command, flag):
     monkeypatch.setenv("HOME", str(tmp_path))
-    options = parse(command.Options, [f"{flag}=~/x"], command.__name__.rpartition(".")[2])
+    options = parse(OPTIONS[command], [f"{flag}=~/x"], command)
     values = [*vars(options).values(), options.config.run_dir]
     assert str(tmp_path / "x") in map(str, values)

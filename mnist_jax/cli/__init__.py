@@ -9,24 +9,18 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import NoReturn, TypeVar
-
-import jax
 
 from mnist_jax.cli.program import fail, format_warning
 from mnist_jax.cli.streams import printing
 from mnist_jax.errors import DivergedError, InputError, LostError, StorageError
-from mnist_jax.runtime import __version__, backend
-
-# Neither the garbage collector nor the end of the process goes through what was imported: a fifth of the time
-# of `--help`.
-gc.freeze()
-atexit.register(gc.freeze)
+from mnist_jax.version import __version__
 
 T = TypeVar("T")
 ISSUES = "https://github.com/mnist-jax/mnist_jax/issues"
 
-# Every command, and its line in `mnist-jax --help`; each is a module with `Options` and `main(options)`.
+# Every command, and its line in `mnist-jax --help`; each is a module with `main(options)`.
 COMMANDS = {
     "train": "train a network, report every epoch, say whether the objective is met",
     "evaluate": "score trained weights on the test images, or on pictures by people",
@@ -61,8 +55,26 @@ def _main(name: str, rest: Sequence[str]) -> None:
         sys.exit()
     if name not in COMMANDS:
         fail(f"unknown command {name!r}; choose from {', '.join(COMMANDS)}", 2)
-    command = importlib.import_module(f"mnist_jax.cli.{name.replace('-', '_')}")
-    run(command.main, command.Options, rest, name)
+    from mnist_jax.cli.lab_options import OPTIONS  # It imports tyro, which the list of commands does without.
+
+    run(lambda options: _import(name).main(options), OPTIONS[name], rest, name)
+
+
+def _import(command: str) -> ModuleType:
+    """The module of a command, which imports JAX.
+
+    The garbage collector does not look through what is imported, now or at the end of the process: importing makes
+    little garbage, and looking for it would take a tenth of the time.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return importlib.import_module(f"mnist_jax.cli.{command.replace('-', '_')}")
+    finally:
+        gc.freeze()
+        atexit.register(gc.freeze)
+        if collects:
+            gc.enable()
 
 
 def script(command: str) -> NoReturn:
@@ -76,12 +88,14 @@ def run(main: Callable[[T], int | None], options: type[T], args: Sequence[str], 
     An error that a user can cause ends in one line and the status of the error, Ctrl-C in status 130. Any other is a
     bug of ours: it ends in one line, which has what was noted on the error, its traceback and status 70.
     """
-    from mnist_jax.cli.flags import parse  # It imports tyro, which the list of commands does without.
+    from mnist_jax.cli.flags import parse
 
     warnings.formatwarning = format_warning
     try:
         parsed = parse(options, args, command)
         if not getattr(parsed, "compilation_cache", True):
+            import jax
+
             jax.config.update("jax_enable_compilation_cache", False)  # Importing the package has turned it on.
         sys.exit(main(parsed))
     except (InputError, DivergedError, StorageError) as error:
@@ -96,6 +110,8 @@ def run(main: Callable[[T], int | None], options: type[T], args: Sequence[str], 
     except BrokenPipeError:
         raise
     except Exception as error:
+        from mnist_jax.runtime import backend
+
         try:
             backend()
         except InputError as cause:
@@ -109,7 +125,7 @@ def run(main: Callable[[T], int | None], options: type[T], args: Sequence[str], 
 
 def _leave(status: int) -> NoReturn:
     """Exits; of several processes that have joined, without waiting for the others, as the end of the process does."""
-    if jax.distributed.is_initialized():
+    if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -1,15 +1,11 @@
 """Compares trained networks: files of trials, with their uncertainty, or runs side by side on one page."""
 
-import dataclasses
 import statistics
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Literal
 
-import tyro
-
+from mnist_jax.cli.options import CompareOptions
 from mnist_jax.cli.program import counted, writing
 from mnist_jax.data import Dataset, hold_out, load_dataset
 from mnist_jax.differences import Comparison, Series, against_best, mcnemar
@@ -22,42 +18,7 @@ from mnist_jax.reports import comparison, verdict
 from mnist_jax.runs import directory
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Says whether networks differ, from files of trials, or puts finished runs side by side.
-
-    Files, as reproduce and search write them: the difference of the means with its 95% interval, what of its
-    uncertainty is seeds and what is test images, the images that differ, and how many seeds tell a difference. Each
-    setting in a file is one series. Several are compared with the best, corrected by Holm's method. The page has the
-    seeds as dots and a forest plot.
-
-    Run directories: accuracy against parameters, the curves, runs that differ in their seed alone as one with a band,
-    and the images that all of them get wrong. The figure is written beside the page as PNG.
-
-    Exit status: 0 done, 2 bad input, 4 cannot write.
-
-    Example: mnist-jax compare results/default-accurate.jsonl results/default-bn_dropout.jsonl
-    """
-
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Files of trials, or directories of finished runs."""
-    out: Path = Path("compare.html")
-    """Page to write."""
-    images: Literal["fixed", "sampled"] = "fixed"
-    """Of files: what the claim is about, the scored images (fixed) or all that they were drawn from (sampled)."""
-    paired: bool = False
-    """Of files: pair the trials with the same seed."""
-    dataset: str | None = None
-    """Other data than the first run's: mnist, another name of TensorFlow Datasets, or a path."""
-    data_source: str | None = None
-    """Where mnist comes from: bundled (in the package), or tfds (TensorFlow Datasets). If not given: as the run."""
-    data_dir: Path | None = None
-    """Data directory of TensorFlow Datasets. If not given: as the run."""
-    compilation_cache: bool = True
-    """Keep compiled programs in the user's cache directory for the next start."""
-
-
-def main(options: Options) -> None:
+def main(options: CompareOptions) -> None:
     """Compares the files, or reads the runs; writes the page."""
     files = [path for path in options.runs if path.suffix == ".jsonl" or path.is_file()]
     if not options.runs:
@@ -71,7 +32,7 @@ def main(options: Options) -> None:
         compare_files(options)
 
 
-def compare_runs(options: Options) -> None:
+def compare_runs(options: CompareOptions) -> None:
     """Writes the page of finished runs."""
     if options.paired or options.images != "fixed":
         raise InputError("--paired and --images are for files of trials, and these are runs; leave them out")
@@ -88,7 +49,7 @@ def compare_runs(options: Options) -> None:
     print(f"{options.out}: {counted(len(options.runs), 'run')}; the figure is in {options.out.with_suffix('.png')}")
 
 
-def compare_files(options: Options) -> None:
+def compare_files(options: CompareOptions) -> None:
     """Prints the comparison of the series in files, and writes their page."""
     found = {name: each for path in options.runs for name, each in read_series(path).items()}
     series = {name: each for name, each in found.items() if len(each.accuracies) > 1}
@@ -117,7 +78,9 @@ def fill(line: str) -> str:
     return filled.replace("\u00a0", " ")
 
 
-def told(series: Mapping[str, Series], best: str, others: Mapping[str, Comparison], options: Options) -> Iterator[str]:
+def told(
+    series: Mapping[str, Series], best: str, others: Mapping[str, Comparison], options: CompareOptions
+) -> Iterator[str]:
     """The lines that are printed."""
     yield f"accuracy on {series[best].scored}, and differences in percentage points"
     for name, each in series.items():
@@ -150,7 +113,7 @@ def told(series: Mapping[str, Series], best: str, others: Mapping[str, Compariso
         yield f"  seeds a side for a difference at 80% power: {', '.join(needed)}"
 
 
-def scored_data(options: Options) -> Dataset | None:
+def scored_data(options: CompareOptions) -> Dataset | None:
     """The data that the first file was scored on; None, and a note, where it cannot be had."""
     trial = read_trials(options.runs[0])[0]
     name, place = options.dataset or trial.dataset, options.data_dir or trial.config.get("data_dir")

@@ -1,12 +1,10 @@
 """Scores trained weights on test images, or on pictures by people."""
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
 
-import tyro
-
+from mnist_jax.cli.options import EvaluateOptions
 from mnist_jax.cli.predict import load_rows
 from mnist_jax.cli.program import load_trained, writing
 from mnist_jax.data import load_dataset
@@ -18,43 +16,7 @@ from mnist_jax.scoring import evaluate
 from mnist_jax.steps import Trained
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Scores the trained weights of a run, or those shipped in the package, on all test images.
-
-    A run is scored on its own data, unless --dataset names other data with the same classes.
-
-    With --pictures, scores pictures of single digits, PERSON/LABEL_*.png, for each person and in all:
-    accuracy with a 95% interval over people, the confusions, and how often the network was sure and wrong.
-
-    Exit status: 0 done, 2 bad input, 4 cannot write.
-
-    Example: mnist-jax evaluate --arch bn_dropout
-    """
-
-    run_dir: tyro.conf.Positional[Path | None] = None
-    """Directory of a finished run."""
-    arch: str | None = None
-    """In place of a run: a network whose shipped weights to score. With --pictures, if not given: accurate-held-out."""
-    pictures: Path | None = None
-    """Score the pictures in this folder instead of test images."""
-    page: Path | None = None
-    """With --pictures: write a page of the errors, beside what the network saw."""
-    batch_size: int = 250
-    """Images per step; changes speed and memory, not the result."""
-    dataset: str | None = None
-    """Other data than the run's: mnist, another name of TensorFlow Datasets, or a path to a folder or an .npz file."""
-    data_source: str | None = None
-    """Where mnist comes from: bundled (in the package), or tfds (TensorFlow Datasets). If not given: as the run."""
-    data_dir: Path | None = None
-    """Data directory of TensorFlow Datasets. If not given: as the run."""
-    json: bool = False
-    """Print one JSON object instead of a sentence."""
-    compilation_cache: bool = True
-    """Keep compiled programs in the user's cache directory for the next start."""
-
-
-def main(options: Options) -> None:
+def main(options: EvaluateOptions) -> None:
     """Loads, scores and prints."""
     if not 1 <= options.batch_size <= 10_000:
         raise InputError(f"batch size {options.batch_size} cannot be used; choose 1 to 10000")
@@ -90,7 +52,7 @@ def main(options: Options) -> None:
         print(f"{arch}: test accuracy {accuracy:.2%}, loss {loss:.4f} on {images}")
 
 
-def score_pictures(options: Options, folder: Path) -> None:
+def score_pictures(options: EvaluateOptions, folder: Path) -> None:
     """Reads every picture, scores the answers, prints and writes the page."""
     name = options.arch or ("" if options.run_dir else READER)
     trained: Trained = load_trained(options.run_dir, name or None)

@@ -1,10 +1,6 @@
 """Writes a trained network in a form that others load."""
 
-import dataclasses
-from pathlib import Path
-
-import tyro
-
+from mnist_jax.cli.options import ExportOptions
 from mnist_jax.cli.program import load_trained, writing
 from mnist_jax.data import load_dataset
 from mnist_jax.deploy import export
@@ -16,31 +12,7 @@ from mnist_jax.runs.weights import READER
 FORMATS: dict[str, str | None] = {"web": None, "stablehlo": "export", "onnx": "onnx"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Writes a trained network in a form that others load.
-
-    web: one HTML file to draw a digit on, with the weights inside, which needs neither the internet nor a server;
-    several networks answer side by side. stablehlo: a program for CPU, CUDA and TPU from images uint8 [batch, height,
-    width, channels] to logits, for jax.export.deserialize; needs the extra export. onnx: the same for ONNX Runtime and
-    other readers of ONNX; needs the extra onnx.
-
-    Exit status: 0 done, 2 bad input, 4 cannot write.
-
-    Example: mnist-jax export --format web --arch bn_dropout --out digit.html
-    """
-
-    out: Path
-    """File to write."""
-    run_dir: tyro.conf.Positional[Path | None] = None
-    """Directory of a finished run."""
-    arch: tuple[str, ...] = ()
-    """In place of a run: shipped weights to export; for web, one or several. If not given: accurate-held-out."""
-    format: str = "web"
-    """What to write: web, stablehlo or onnx."""
-
-
-def main(options: Options) -> None:
+def main(options: ExportOptions) -> None:
     """Loads, converts and writes."""
     if options.format not in FORMATS:
         raise InputError(f"unknown format {options.format!r}; choose from {', '.join(FORMATS)}")

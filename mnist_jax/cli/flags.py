@@ -17,8 +17,7 @@ import tyro
 
 from mnist_jax.cli.program import called, script_name
 from mnist_jax.errors import InputError, require_path
-from mnist_jax.recipes.config import make_config
-from mnist_jax.runs.directory import load_config
+from mnist_jax.recipes.config import Config, make_config
 
 T = TypeVar("T", bound=Any)
 
@@ -38,7 +37,7 @@ def parse(options: type[T], args: Sequence[str], command: str) -> T:
         given = _values(args, "--recipe", "--arch", "--resume")
         run_dir = given.pop("resume", None)
         try:
-            default["default"] = options(config=load_config(Path(run_dir)) if run_dir else make_config(**given))
+            default["default"] = options(config=_load_config(run_dir) if run_dir else make_config(**given))
         except InputError as error:
             raise InputError(f"{error}; see --help") from None
     call = called(command)
@@ -69,6 +68,12 @@ def parse(options: type[T], args: Sequence[str], command: str) -> T:
             f"unknown flag {unknown[0]}; {f'did you mean {meant}? See' if meant else 'see'} --help"
         ) from None
     return _expanded(parsed)
+
+
+def _load_config(run_dir: str) -> Config:
+    from mnist_jax.runs.directory import load_config  # It imports JAX, which the help text does without.
+
+    return load_config(Path(run_dir))
 
 
 def _expanded(options: T) -> T:

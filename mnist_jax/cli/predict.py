@@ -1,52 +1,26 @@
 """Says which digit a picture shows."""
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
+from mnist_jax.cli.options import PredictOptions
 from mnist_jax.cli.program import load_trained
 from mnist_jax.deploy import digits, images, reading
 from mnist_jax.errors import InputError
 from mnist_jax.runs.weights import READER
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Says which digit each picture shows, and how probable it is.
-
-    Takes PNG, JPEG, WebP, GIF, TIFF and BMP files, or a folder of them: a digit, or several side by side, dark on light
-    or light on dark. A file that cannot be used is named on standard error, and the others are answered all the same.
-
-    Exit status: 0 all answered, 2 bad input, or a file that could not be used.
-
-    Example: mnist-jax predict seven.png digits/
-    """
-
-    paths: tyro.conf.Positional[tuple[Path, ...]]
-    """Files and folders."""
-    arch: str = READER
-    """Shipped weights to use: a network, or accurate-held-out, whose doubt is calibrated on held-out images."""
-    run_dir: Path | None = None
-    """Use the weights of this run instead; it never remarks "no digit?"."""
-    show: bool = False
-    """Print the 28x28 pixels that the network sees."""
-    json: bool = False
-    """Print one JSON object per picture, with the probabilities of all classes."""
-    compilation_cache: bool = True
-    """Keep compiled programs in the user's cache directory for the next start."""
-
-
-def main(options: Options) -> int:
+def main(options: PredictOptions) -> int:
     """Reads, predicts and prints; returns the exit status."""
     if not options.paths:
         raise InputError("no file is given; name pictures or a folder of them")
-    trained = load_trained(options.run_dir, None if options.run_dir else options.arch)
-    doubt = None if options.run_dir else reading.load_doubts().get(options.arch)
+    arch = options.arch or (None if options.run_dir else READER)
+    trained = load_trained(options.run_dir, arch)
+    doubt = reading.load_doubts().get(arch) if arch else None
     rows, refused = load_rows(options.paths)
     answers = reading.read(trained, list(rows.values()), doubt) if rows else []
     for (file, row), answer in zip(rows.items(), answers, strict=True):

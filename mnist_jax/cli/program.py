@@ -8,12 +8,12 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mnist_jax.errors import InputError, StorageError, reason, remedy
-from mnist_jax.runs.directory import load_run, write_text
-from mnist_jax.runs.weights import load_pretrained
-from mnist_jax.steps import Trained
+
+if TYPE_CHECKING:
+    from mnist_jax.steps import Trained
 
 
 def called(command: str, *args: str | Path) -> str:
@@ -56,11 +56,14 @@ def format_warning(message: Warning | str, category: type[Warning], *place: Any,
     return f"warning: {message}\n" if category is UserWarning else _formatted(message, category, *place, **line)
 
 
-def load_trained(run_dir: Path | None, arch: str | None) -> Trained:
+def load_trained(run_dir: Path | None, arch: str | None) -> "Trained":
     """The trained network of a finished run, or one as shipped.
 
     Raises InputError if not one of the two is given, or as `load_run` and `load_pretrained`.
     """
+    from mnist_jax.runs.directory import load_run
+    from mnist_jax.runs.weights import load_pretrained
+
     if (run_dir is None) == (arch is None):
         raise InputError("name either a run dir or --arch, one of the two")
     return load_run(run_dir) if run_dir else load_pretrained(str(arch))
@@ -113,6 +116,8 @@ def report(table: Iterable[str], record: Any, path: Path | None) -> None:
     """Prints a table of README, and writes the named tuple that it shows to the file of `--json`, if one was given."""
     from rich.console import Console
     from rich.markdown import Markdown
+
+    from mnist_jax.runs.directory import write_text
 
     Console(width=120).print(Markdown("\n".join(table)))
     if path:

@@ -3,55 +3,22 @@
 import dataclasses
 import importlib.util
 from pathlib import Path
-from typing import ClassVar
 
 import jax
-import tyro
 
+from mnist_jax.cli.lab_options import ReproduceOptions
 from mnist_jax.cli.program import counted, require_at_least, writing
-from mnist_jax.cli.series import Workers, run_trials
+from mnist_jax.cli.series import run_trials
 from mnist_jax.data import Dataset
 from mnist_jax.errors import DivergedError, InputError
 from mnist_jax.lab import figures, jobs, records, tables
 from mnist_jax.objective import TARGET_ACCURACY
-from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.values import make_setup
 from mnist_jax.runs import weights
 from mnist_jax.statistics import mean_text, seed_statistics
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Trains a recipe over many seeds, keeps every seed's history, and summarizes them.
-
-    Each finished seed is appended to the results file at once, and seeds in the file are not trained again: the same
-    command continues an interrupted series, also on other cores or machines.
-
-    Exit status: 0 done, 2 bad input, 3 training diverged, 4 cannot write, 5 a worker or the scheduler
-    lost, or another process writes the file, 130 interrupted, 143 terminated.
-
-    Example: mnist-jax reproduce --recipe reference --arch gap --seeds 5
-    """
-
-    UNUSED: ClassVar = ("run_dir",)
-
-    config: tyro.conf.OmitArgPrefixes[Config]
-    workers: tyro.conf.OmitArgPrefixes[Workers] = dataclasses.field(default_factory=Workers)
-    seeds: int = 5
-    """Number of seeds, from --seed on."""
-    out: Path | None = None
-    """File to append to. If not given: results/RECIPE-ARCH.jsonl, or DATA-RECIPE-ARCH.jsonl for other data."""
-    together: int | None = None
-    """Number of seeds that one program trains. If not given: one on a CPU, all on a GPU or TPU."""
-    weights_dir: Path | None = None
-    """Directory for each seed's final weights, RECIPE-ARCH-SEED.safetensors."""
-    table: bool = False
-    """Train nothing; write the tables of README.md and docs/, and the figures in results/, of the current directory."""
-    compilation_cache: bool = True
-    """Keep compiled programs in the user's cache directory for the next start."""
-
-
-def main(options: Options) -> None:
+def main(options: ReproduceOptions) -> None:
     """Trains what is missing, then prints the statistics."""
     if options.table:
         write_tables(Path(), Path("results"))
@@ -64,7 +31,7 @@ def main(options: Options) -> None:
         train_missing(options, out, data)
 
 
-def train_missing(options: Options, out: Path, data: Dataset) -> None:
+def train_missing(options: ReproduceOptions, out: Path, data: Dataset) -> None:
     """Trains the seeds that the file lacks, appends each, and prints the statistics."""
     config, finished = options.config, {}
     for trial in records.read_trials(out):

@@ -7,12 +7,11 @@ import itertools
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import tyro
-
+from mnist_jax.cli.lab_options import SearchOptions, Workers
 from mnist_jax.cli.program import require_at_least
-from mnist_jax.cli.series import Workers, run_trials
+from mnist_jax.cli.series import run_trials
 from mnist_jax.data import Dataset
 from mnist_jax.errors import DivergedError, InputError
 from mnist_jax.lab import jobs, racing, records, tables
@@ -23,44 +22,7 @@ from mnist_jax.statistics import mean_text
 SEED = 1001  # The first.
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Tries every combination of settings, or of networks, on held-out training images.
-
-    Trains on the first 50,000 training images and scores the last 10,000; the test images are never looked at. Each
-    finished trial is appended to the log at once; trials in the log are not run again. Prints the combinations, the
-    best first, each with its difference from the best and what cannot be told from it.
-
-    With --until 0.05% it then trains the best and its closest rival with more seeds, until no other combination is
-    better by 0.05 percentage points or more, at 95% confidence, or --trainings are spent.
-
-    Exit status: 0 done, 2 bad input, 4 cannot write, 5 a worker or the scheduler lost, or another process
-    writes the log, 130 interrupted, 143 terminated.
-
-    Networks may be written as layouts: --vary arch=16-pool-s24p-pool-32,16-s24-pool-32 tries two.
-
-    Example: mnist-jax search --arch gap --vary learning_rate=0.01,0.02 weight_decay=0,0.01 --seeds 2
-    """
-
-    UNUSED: ClassVar = ("run_dir", "seed")
-
-    config: tyro.conf.OmitArgPrefixes[Config]
-    workers: tyro.conf.OmitArgPrefixes[Workers] = dataclasses.field(default_factory=Workers)
-    vary: tuple[str, ...] = ()
-    """Settings with the values to try, as learning_rate=0.01,0.02. Every combination is tried."""
-    seeds: int = 1
-    """Number of seeds per combination, from 1001 on; the final runs use other seeds. With --until: the first ones."""
-    until: str | None = None
-    """Difference to resolve between the best combination and the others, as 0.05%."""
-    trainings: int | None = None
-    """Number of trainings to end --until with, those in the log included. If not given: 20 times the first ones."""
-    log: Path | None = None
-    """File to append to. If not given: results/search-ARCH.jsonl, or search-layouts.jsonl for layouts."""
-    compilation_cache: bool = True
-    """Keep compiled programs in the user's cache directory for the next start."""
-
-
-def main(options: Options) -> None:
+def main(options: SearchOptions) -> None:
     """Runs what is missing, then prints the ranking."""
     require_at_least(1, options, "seeds")
     base = dataclasses.replace(options.config, held_out=options.config.held_out or 10_000)

@@ -1,7 +1,6 @@
 """A series of trainings under a progress bar, by the workers that the flags ask for."""
 
 import contextlib
-import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,22 +10,12 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mnist_jax.cli.lab_options import Workers
 from mnist_jax.cli.program import fail, require_at_least
 from mnist_jax.errors import DivergedError, InputError, LostError
 from mnist_jax.lab import cluster, jobs
 from mnist_jax.signals import catch_signals
 from mnist_jax.training import Stopped
-
-
-@dataclasses.dataclass(frozen=True)
-class Workers:
-    """Who trains: flags of the commands that train many times."""
-
-    jobs: int | None = None
-    """Number of trainings at the same time. If not given: one per CPU core, fewer if memory is short; one on a GPU or
-    TPU."""
-    scheduler: str | None = None
-    """HOST:PORT of a Dask scheduler; its workers train, one network each. Needs the extra cluster."""
 
 
 def open_pool(

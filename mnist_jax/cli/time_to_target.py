@@ -1,6 +1,5 @@
 """Times the `fast` recipe, from the start of the process to its report, against the notebook's recipe in PyTorch."""
 
-import dataclasses
 import importlib.util
 import os
 import subprocess
@@ -9,6 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from mnist_jax.cli.lab_options import TimeToTargetOptions
 from mnist_jax.cli.program import report, require_at_least, require_folder, telling
 from mnist_jax.errors import InputError
 from mnist_jax.lab import baselines, tables
@@ -16,29 +16,7 @@ from mnist_jax.lab.records import TimeToTarget, measured_on, only_writer
 from mnist_jax.recipes.config import make_config
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Times the `fast` recipe, from the start of the process to its report, against the notebook's recipe in PyTorch.
-
-    Ours is the whole of `train --recipe fast`, with the compilation cache empty (cold) and filled (warm).
-    The notebook's 15 epochs are scaled from one: a training epoch through its data loader and a pass over the test
-    images; the start of its process is not counted. They take turns; run it with nothing else running. A network that
-    is not in the notebooks is timed against the last of theirs, bn_dropout. Needs PyTorch.
-
-    Exit status: 0 done, 2 bad input, 4 cannot write, 5 another process writes the file of --json.
-
-    Example: mnist-jax time-to-target --arch swift --json results/time-to-target-swift.json
-    """
-
-    arch: str = "bn_dropout"
-    """Network, by name or by its layout."""
-    rounds: int = 3
-    """Number of turns of each side."""
-    json: Path | None = None
-    """File for all measurements."""
-
-
-def main(options: Options) -> None:
+def main(options: TimeToTargetOptions) -> None:
     """Measures, prints and writes."""
     config = make_config("fast", arch=options.arch)
     reference = make_config("reference", arch=options.arch if options.arch in tables.NOTEBOOKS else "bn_dropout")

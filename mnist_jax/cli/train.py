@@ -1,6 +1,5 @@
 """Trains a network, reports every epoch, and says whether the objective is met."""
 
-import dataclasses
 import importlib
 import importlib.util
 from collections.abc import Iterator
@@ -11,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import tyro
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from mnist_jax import devices
+from mnist_jax.cli.options import TrainOptions
 from mnist_jax.cli.program import called, counted, require_at_least, typed
 from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError, StorageError
@@ -30,49 +29,7 @@ from mnist_jax.summary import layers_of
 from mnist_jax.training import Stopped
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Trains a network on MNIST, reports every epoch, and says whether the objective is met.
-
-    The objective: 99.4% test accuracy, fewer than 10,000 parameters, fewer than 15 epochs, no fully connected
-    layer. Writes to a run directory config.json, metrics.jsonl (a line per epoch), checkpoints, summary.json and
-    weights.safetensors; to look at, report.html, and its pictures as PNG in figures/.
-
-    Ctrl-C or SIGTERM ends the training after the current step, saves it, and prints the command that continues it. A
-    second one exits at once.
-
-    Exit status: 0 done, 1 objective not met (with --require-objective), 2 bad input, 3 training diverged, 4 cannot
-    write, 5 another process lost, or writing there, 70 a bug, 130 interrupted, 143 terminated.
-
-    Example: mnist-jax train --arch bn_dropout
-    """
-
-    config: tyro.conf.OmitArgPrefixes[Config]
-    resume: Path | None = None
-    """Continue the run in this directory, with its settings, from its newest intact checkpoint."""
-    checkpoint_every: int = 1
-    """Save a checkpoint every this many epochs."""
-    keep: int = 3
-    """Number of checkpoints to keep."""
-    devices: str | None = None
-    """Number of devices that share each batch, or all. If not given: all GPUs or TPU cores, or one CPU."""
-    coordinator: str | None = None
-    """To train in several processes: HOST:PORT of process 0. Not needed on a TPU pod, under Slurm or MPI."""
-    num_processes: int | None = None
-    """To train in several processes: how many there are."""
-    process_id: int | None = None
-    """To train in several processes: the number of this one, from 0. Process 0 prints and writes."""
-    report: bool = True
-    """Write report.html."""
-    tensorboard: bool = False
-    """Write events for TensorBoard to RUN_DIR/tensorboard; needs the extra tensorboard."""
-    require_objective: bool = False
-    """Exit with status 1 if the objective is not met."""
-    compilation_cache: bool = True
-    """Keep compiled programs in the user's cache directory for the next start."""
-
-
-def main(options: Options) -> int:
+def main(options: TrainOptions) -> int:
     """Trains, prints and writes; returns the exit status."""
     clock, config = Clock(), options.config
     require_at_least(1, options, "checkpoint_every", "keep")

@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ParamSpec
 
-from mnist_jax.data import SOURCES
 from mnist_jax.errors import InputError, plain_number, require, shown
-from mnist_jax.models import KERNEL_INITS, make_model
-from mnist_jax.optimizers import OPTIMIZERS, SCHEDULES
 
+# What can be chosen. Where it is implemented JAX is imported, which help texts and errors need not wait for.
+NETWORKS = ("basic", "lighter", "gap", "bn_dropout", "swift", "small", "accurate")
+OPTIMIZERS = ("sgd", "adamw", "muon")
+SCHEDULES = ("constant", "one_cycle", "cosine")
+KERNEL_INITS = ("torch_uniform", "he_normal")
 PRECISIONS = ("float32", "bfloat16")
+SOURCES = ("bundled", "tfds")
 
 # Settings of where a run finds its data and writes. They may differ between processes that do the same.
 PLACES = ("dataset", "data_source", "data_dir", "run_dir")
@@ -96,7 +99,10 @@ class Config:
         """Raises InputError for a value that no run can use."""
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name), field.type))
-        make_model(self.arch)
+        if self.arch not in NETWORKS:
+            from mnist_jax.models import make_model
+
+            make_model(self.arch)
         choices: dict[str, Iterable[str]] = {"recipe": RECIPES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
         choices |= {"precision": PRECISIONS, "kernel_init": KERNEL_INITS, "data_source": SOURCES}
         for name, known in choices.items():

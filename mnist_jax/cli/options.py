@@ -1,0 +1,172 @@
+"""The flags of the commands that train, score and show networks, and their help texts."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from mnist_jax.recipes.config import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Trains a network on MNIST, reports every epoch, and says whether the objective is met.
+
+    The objective: 99.4% test accuracy, fewer than 10,000 parameters, fewer than 15 epochs, no fully connected
+    layer. Writes to a run directory config.json, metrics.jsonl (a line per epoch), checkpoints, summary.json and
+    weights.safetensors; to look at, report.html, and its pictures as PNG in figures/.
+
+    Ctrl-C or SIGTERM ends the training after the current step, saves it, and prints the command that continues it. A
+    second one exits at once.
+
+    Exit status: 0 done, 1 objective not met (with --require-objective), 2 bad input, 3 training diverged, 4 cannot
+    write, 5 another process lost, or writing there, 70 a bug, 130 interrupted, 143 terminated.
+
+    Example: mnist-jax train --arch bn_dropout
+    """
+
+    config: tyro.conf.OmitArgPrefixes[Config]
+    resume: Path | None = None
+    """Continue the run in this directory, with its settings, from its newest intact checkpoint."""
+    checkpoint_every: int = 1
+    """Save a checkpoint every this many epochs."""
+    keep: int = 3
+    """Number of checkpoints to keep."""
+    devices: str | None = None
+    """Number of devices that share each batch, or all. If not given: all GPUs or TPU cores, or one CPU."""
+    coordinator: str | None = None
+    """To train in several processes: HOST:PORT of process 0. Not needed on a TPU pod, under Slurm or MPI."""
+    num_processes: int | None = None
+    """To train in several processes: how many there are."""
+    process_id: int | None = None
+    """To train in several processes: the number of this one, from 0. Process 0 prints and writes."""
+    report: bool = True
+    """Write report.html."""
+    tensorboard: bool = False
+    """Write events for TensorBoard to RUN_DIR/tensorboard; needs the extra tensorboard."""
+    require_objective: bool = False
+    """Exit with status 1 if the objective is not met."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache directory for the next start."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Scores the trained weights of a run, or those shipped in the package, on all test images.
+
+    A run is scored on its own data, unless --dataset names other data with the same classes.
+
+    With --pictures, scores pictures of single digits, PERSON/LABEL_*.png, for each person and in all:
+    accuracy with a 95% interval over people, the confusions, and how often the network was sure and wrong.
+
+    Exit status: 0 done, 2 bad input, 4 cannot write.
+
+    Example: mnist-jax evaluate --arch bn_dropout
+    """
+
+    run_dir: tyro.conf.Positional[Path | None] = None
+    """Directory of a finished run."""
+    arch: str | None = None
+    """In place of a run: a network whose shipped weights to score. With --pictures, if not given: accurate-held-out."""
+    pictures: Path | None = None
+    """Score the pictures in this folder instead of test images."""
+    page: Path | None = None
+    """With --pictures: write a page of the errors, beside what the network saw."""
+    batch_size: int = 250
+    """Images per step; changes speed and memory, not the result."""
+    dataset: str | None = None
+    """Other data than the run's: mnist, another name of TensorFlow Datasets, or a path to a folder or an .npz file."""
+    data_source: str | None = None
+    """Where mnist comes from: bundled (in the package), or tfds (TensorFlow Datasets). If not given: as the run."""
+    data_dir: Path | None = None
+    """Data directory of TensorFlow Datasets. If not given: as the run."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache directory for the next start."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictOptions:
+    """Says which digit each picture shows, and how probable it is.
+
+    Takes PNG, JPEG, WebP, GIF, TIFF and BMP files, or a folder of them: a digit, or several side by side, dark on light
+    or light on dark. A file that cannot be used is named on standard error, and the others are answered all the same.
+
+    Exit status: 0 all answered, 2 bad input, or a file that could not be used.
+
+    Example: mnist-jax predict seven.png digits/
+    """
+
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """Files and folders."""
+    arch: str | None = None
+    """A network whose shipped weights to use. If not given: accurate-held-out, whose doubt is calibrated."""
+    run_dir: Path | None = None
+    """Use the weights of this run instead; it never remarks "no digit?"."""
+    show: bool = False
+    """Print the 28x28 pixels that the network sees."""
+    json: bool = False
+    """Print one JSON object per picture, with the probabilities of all classes."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache directory for the next start."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """Writes a trained network in a form that others load.
+
+    web: one HTML file to draw a digit on, with the weights inside, which needs neither the internet nor a server;
+    several networks answer side by side. stablehlo: a program for CPU, CUDA and TPU from images uint8 [batch, height,
+    width, channels] to logits, for jax.export.deserialize; needs the extra export. onnx: the same for ONNX Runtime and
+    other readers of ONNX; needs the extra onnx.
+
+    Exit status: 0 done, 2 bad input, 4 cannot write.
+
+    Example: mnist-jax export --format web --arch bn_dropout --out digit.html
+    """
+
+    out: Path
+    """File to write."""
+    run_dir: tyro.conf.Positional[Path | None] = None
+    """Directory of a finished run."""
+    arch: tuple[str, ...] = ()
+    """In place of a run: shipped weights to export; for web, one or several. If not given: accurate-held-out."""
+    format: str = "web"
+    """What to write: web, stablehlo or onnx."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareOptions:
+    """Says whether networks differ, from files of trials, or puts finished runs side by side.
+
+    Files, as reproduce and search write them: the difference of the means with its 95% interval, what of its
+    uncertainty is seeds and what is test images, the images that differ, and how many seeds tell a difference. Each
+    setting in a file is one series. Several are compared with the best, corrected by Holm's method. The page has the
+    seeds as dots and a forest plot.
+
+    Run directories: accuracy against parameters, the curves, runs that differ in their seed alone as one with a band,
+    and the images that all of them get wrong. The figure is written beside the page as PNG.
+
+    Exit status: 0 done, 2 bad input, 4 cannot write.
+
+    Example: mnist-jax compare results/default-accurate.jsonl results/default-bn_dropout.jsonl
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Files of trials, or directories of finished runs."""
+    out: Path = Path("compare.html")
+    """Page to write."""
+    images: Literal["fixed", "sampled"] = "fixed"
+    """Of files: what the claim is about, the scored images (fixed) or all that they were drawn from (sampled)."""
+    paired: bool = False
+    """Of files: pair the trials with the same seed."""
+    dataset: str | None = None
+    """Other data than the first run's: mnist, another name of TensorFlow Datasets, or a path."""
+    data_source: str | None = None
+    """Where mnist comes from: bundled (in the package), or tfds (TensorFlow Datasets). If not given: as the run."""
+    data_dir: Path | None = None
+    """Data directory of TensorFlow Datasets. If not given: as the run."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache directory for the next start."""
