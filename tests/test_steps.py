@@ -11,6 +11,7 @@ from conftest import as_trained, part
 from mnist_jax import Streams, eval_step, init_state, make_config, make_setup, train_step
 from mnist_jax.augment import Distortion
 from mnist_jax.losses import CrossEntropy
+from mnist_jax.runtime import compiler_options
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def fresh(setup):
     return init_state(setup, Streams.from_seed(1).init)
 
 
-step = jax.jit(train_step, static_argnames="setup")
+step = jax.jit(train_step, static_argnames="setup", compiler_options=compiler_options(True))
 
 
 def test_a_batch_can_be_over_fitted(setup, batch):
