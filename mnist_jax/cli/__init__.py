@@ -66,10 +66,12 @@ def _import(command: str) -> ModuleType:
     The garbage collector does not look through what is imported, now or at the end of the process: importing makes
     little garbage, and looking for it would take a tenth of the time.
     """
-    collects = gc.isenabled()
+    name, collects = f"mnist_jax.cli.{command.replace('-', '_')}", gc.isenabled()
+    if name in sys.modules:
+        return sys.modules[name]
     gc.disable()
     try:
-        return importlib.import_module(f"mnist_jax.cli.{command.replace('-', '_')}")
+        return importlib.import_module(name)
     finally:
         gc.freeze()
         atexit.register(gc.freeze)
@@ -96,7 +98,7 @@ def run(main: Callable[[T], int | None], options: type[T], args: Sequence[str], 
         if not getattr(parsed, "compilation_cache", True):
             import jax
 
-            jax.config.update("jax_enable_compilation_cache", False)  # Importing the package has turned it on.
+            jax.config.update("jax_enable_compilation_cache", False)  # Importing JAX has turned it on.
         sys.exit(main(parsed))
     except (InputError, DivergedError, StorageError) as error:
         fail(str(error), error.status)
