@@ -13,11 +13,21 @@ from mnist_jax.statistics import seed_statistics
 PAGES = {path: path.read_text("utf-8") for path in tables.pages(ROOT)}
 
 
-def test_the_tables_aremade_from_the_results():
+def test_the_tables_are_made_from_the_results():
     assert {ROOT / "README.md", ROOT / "docs" / "results.md"} <= set(PAGES)
     assert set(re.findall("<!-- table: (.+?) -->", "".join(PAGES.values()))) == set(tables.TABLES)
     for page, text in PAGES.items():
         assert tables.insert_tables(text, ROOT / "results") == text, page
+
+
+def test_smaller_distortions_suit_fashion_mnist():
+    """On held-out images, as the page of results says."""
+    reached = {0: [], 7: []}
+    for trial in records.read_trials(ROOT / "results" / "search-fashion-mnist.jsonl"):
+        assert (trial.config["arch"], trial.config["held_out"], trial.dataset) == ("small", 10_000, "fashion-mnist")
+        reached[trial.config["rotation"]].append(trial.history[-1].test_accuracy)
+    assert (len(reached[0]), len(reached[7])) == (2, 2)
+    assert min(reached[0]) > max(reached[7])
 
 
 FIGURES = ["ladder-light", "ladder-dark", "frontier-light", "frontier-dark", "errors-light", "errors-dark"]

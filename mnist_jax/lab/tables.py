@@ -187,7 +187,7 @@ def other_data_table(results: Path) -> Iterator[str]:
 def trials_table(results: Path) -> Iterator[str]:
     """The cost of choosing settings and layouts, from `search-ARCH.jsonl` and `attempts-ARCH.jsonl`."""
     yield from _head("| network | settings tried | trainings | hours |")
-    for arch in (*ARCHS, "layouts", "patient"):
+    for arch in (*ARCHS, "layouts", "patient", "fashion-mnist"):
         ran = [trial for name in ("search", "attempts") for trial in read_trials(results / f"{name}-{arch}.jsonl")]
         if ran:
             settings = {(records.settings(trial.config, seed=0), json.dumps(trial.attempt)) for trial in ran}
