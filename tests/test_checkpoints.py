@@ -17,7 +17,7 @@ from mnist_jax.training import Progress
 CONFIG = make_config("reference", arch="bn_dropout", epochs=3, batch_size=100, average_decay=0.9, optimizer="adamw")
 
 
-def test_a_run_directory_ismade_once_and_has_a_usable_config(small, tmp_path):
+def test_a_run_directory_is_made_once_and_has_a_usable_config(small, tmp_path):
     config = make_config("reference", arch="gap", seed=5)
     create_run(tmp_path / "a" / "run", config)
     assert load_config(tmp_path / "a" / "run") == config

@@ -9,7 +9,7 @@ from typing import Any, ParamSpec
 
 from mnist_jax.errors import InputError, plain_number, require, shown
 
-# What can be chosen. Where it is implemented JAX is imported, which help texts and errors need not wait for.
+# What can be chosen, by name. The modules that implement it import JAX; help texts do not wait for that.
 NETWORKS = ("basic", "lighter", "gap", "bn_dropout", "swift", "small", "accurate")
 OPTIMIZERS = ("sgd", "adamw", "muon")
 SCHEDULES = ("constant", "one_cycle", "cosine")
