@@ -11,7 +11,5 @@ __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 @wrapt.when_imported("jax")
 def _prepare(jax: ModuleType) -> None:
-    """Prepares the process as soon as JAX is imported, by whomever, because it is of no use once JAX was used."""
-    from mnist_jax.runtime import prepare_process
-
-    prepare_process()
+    """Imports what prepares the process as soon as JAX is, by whomever: it is of no use once JAX was used."""
+    import mnist_jax.runtime  # noqa: F401

@@ -71,18 +71,25 @@ def compiler_options(once: bool) -> dict[str, str | int] | None:
 
     Recent versions of XLA:CPU hand wide convolutions to YNNPACK, which takes six times as long as Eigen for a kernel
     gradient. The option gives YNNPACK only the matrix products, where it is fast. Results change by rounding. A program
-    that runs `once`, such as initialization, takes longer to optimize than to run, and is not optimized.
+    that runs `once`, such as initialization, takes longer to compile than to run: it is not optimized, and the older
+    emitters, which compile sooner, write its code.
     """
     if backend() != "cpu":
         return None
     if once:
-        return {"xla_backend_optimization_level": 0}
-    options: dict[str, str | int] = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+        return {"xla_backend_optimization_level": 0} | ({"xla_cpu_use_fusion_emitters": False} if _is_recent() else {})
+    return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"} if _is_recent() else None
+
+
+@cache
+def _is_recent() -> bool:
+    """Whether this jaxlib knows the options; an older one has neither YNNPACK's convolutions nor the new emitters."""
+    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT", "xla_cpu_use_fusion_emitters": False}
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
-    except jax.errors.JaxRuntimeError:  # An older jaxlib knows neither the option nor YNNPACK convolutions.
-        return None
-    return options
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 class Jitted:
@@ -121,7 +128,7 @@ def jit(function: Callable[..., Any], *, once: bool = False, **options: Any) -> 
 
     Args:
       function: the function to compile.
-      once: whether it runs only once, so that optimizing it does not pay.
+      once: whether it runs once or seldom, so that optimizing it does not pay.
       options: options of `jax.jit`, such as `static_argnames`.
 
     Returns:
@@ -135,7 +142,7 @@ def jit(function: Callable[..., Any], *, once: bool = False, **options: Any) -> 
 
 
 def prepare_process() -> None:
-    """Sets compilation cache and allocator at import.
+    """Sets compilation cache and allocator, when this module is imported.
 
     Does nothing if the environment has MNIST_JAX_LEAVE_PROCESS, or JAX was used already. The user's settings, by
     environment variables or `jax.config`, stay.
@@ -276,3 +283,6 @@ def cpu_name() -> str:
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()
+
+
+prepare_process()  # With JAX, which imports this module: `__init__.py`.

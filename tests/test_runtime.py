@@ -19,7 +19,7 @@ from mnist_jax.runs.session import session
 
 
 def test_compiler_options_are_for_cpu_only_and_those_that_this_jaxlib_does_not_know_left_out(monkeypatch):
-    assert runtime.compiler_options(True) == {"xla_backend_optimization_level": 0}
+    assert runtime.compiler_options(True)["xla_backend_optimization_level"] == 0
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert runtime.compiler_options.__wrapped__(False) is None
     assert runtime.compiler_options.__wrapped__(True) is None
@@ -29,12 +29,14 @@ def test_compiler_options_are_for_cpu_only_and_those_that_this_jaxlib_does_not_k
         raise jax.errors.JaxRuntimeError("No such compile option")
 
     monkeypatch.setattr(jax, "jit", refuse)
+    monkeypatch.setattr(runtime, "_is_recent", runtime._is_recent.__wrapped__)
     assert runtime.compiler_options.__wrapped__(False) is None
+    assert runtime.compiler_options.__wrapped__(True) == {"xla_backend_optimization_level": 0}
 
 
 COMPILE = """
+from mnist_jax import runtime  # Before JAX.
 import jax
-from mnist_jax import runtime
 directory, events = runtime.use_compilation_cache(), []
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
@@ -163,7 +165,7 @@ UNIX = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios", "tty"}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing has to be removed there")
-def test_what_windows_and_macos_lack_is_not_imported_and_not_called(monkeypatch, tmp_path, mnist, quick_compiler):
+def test_what_windows_and_macos_lack_is_not_imported_and_not_called(monkeypatch, tmp_path, mnist):
     """No module of Unix alone at the top of a file, and a run without the names, /proc and glibc."""
     files = sorted(Path(runtime.__file__).parent.rglob("*.py"))
     top = [node for path in files for node in ast.parse(path.read_text(encoding="utf-8")).body]
