@@ -139,7 +139,7 @@ def epoch_order(key: Key[Array, ""], epoch: ArrayLike, num_examples: int, batch_
       InputError: a size is no whole number above 0, or the batch size is above the number of examples.
     """
     sizes = require_whole(num_examples, "number of examples", 1), require_whole(batch_size, "batch size", 1)
-    return jit(_epoch_order, static_argnames=("num_examples", "batch_size"))(key, epoch, *sizes)
+    return jit(_epoch_order, static_argnames=("num_examples", "batch_size"), once=True)(key, epoch, *sizes)
 
 
 def _epoch_order(key, epoch, num_examples, batch_size):
