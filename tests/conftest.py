@@ -31,6 +31,12 @@ from mnist_jax.runtime import use_compilation_cache
 
 del os.environ["MNIST_JAX_LEAVE_PROCESS"]
 
+# Here, and in processes that tests start, programs are not optimized, and the older emitters write them: most run for a
+# few steps, and so they compile in a fourth of the time. For the others there is `optimizing`.
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *(f"--{k}={v}".lower() for k, v in QUICK.items())])
+
 if sys.platform == "linux" and "PYTEST_XDIST_WORKER" in os.environ:  # A core for each, and no waiting for threads.
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(os.environ["PYTEST_XDIST_WORKER"][2:]) % len(cores)]})
@@ -51,15 +57,15 @@ def pytest_configure(config):
         shutil.rmtree(PROGRAMS, ignore_errors=True)
 
 
-@pytest.fixture(scope="module")
-def quick_compiler():
-    """Compiles programs without optimizing them: that is sooner done, and a test runs them for a few steps."""
+@pytest.fixture
+def optimizing(monkeypatch):
+    """Optimizes programs as they are for users: for a test that runs them for long, or asks for their bits."""
+    options = {True: runtime.compiler_options(True), False: {**(runtime.compiler_options(False) or {}), **OPTIMIZED}}
+    for module in (runtime, loops):
+        monkeypatch.setattr(module, "compiler_options", options.get)
     loops.program.cache_clear()
     runtime._jitted.cache_clear()
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (runtime, loops):
-            patch.setattr(module, "compiler_options", lambda once=True: {"xla_backend_optimization_level": 0})
-        yield
+    yield
     loops.program.cache_clear()
     runtime._jitted.cache_clear()
 

@@ -30,7 +30,7 @@ def test_a_card_quotes_its_own_file(arch):
     )
 
 
-def test_cards_load_as_they_say(mnist, quick_compiler, monkeypatch, capsys):
+def test_cards_load_as_they_say(mnist, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", CARDS, re.DOTALL)
     monkeypatch.setattr(mnist_jax, "load_dataset", lambda name: part(mnist, 100, 500))
     exec(compile(code, "README.md", "exec"), {"__name__": "example"})

@@ -66,7 +66,7 @@ def test_the_page_is_of_runs_scored_on_the_same_images(runs, scored, tmp_path):
     refused("holds out 100 images", comparison.write_comparison, both, scored, tmp_path / "x.html")
 
 
-def test_the_script(script, runs, tmp_path):
+def test_the_script(optimizing, script, runs, tmp_path):
     status, out, err = script("compare.py", *runs[0])
     assert (status, err) == (0, "")
     assert out.startswith("compare.html: 3 runs")

@@ -143,7 +143,7 @@ def test_tools_understand_their_commands(command):
 
 
 @pytest.mark.slow
-def test_commands_work_in_their_order(quick_compiler, script, monkeypatch, tmp_path):
+def test_commands_work_in_their_order(script, monkeypatch, tmp_path):
     monkeypatch.setattr(tables, "insert_tables", lambda text, results: text)  # README stays as it is.
     shorter = {
         "train": [*SMALL, "--no-report"],
@@ -191,7 +191,7 @@ def test_code_runs_as_it_stands(name, code, mnist, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_library_is_used_as_its_page_says(quick_compiler, capsys):
+def test_the_library_is_used_as_its_page_says(capsys):
     """From top to bottom, in one process, on all of MNIST where it is loaded."""
     names = {"__name__": "example"}
     with jax.numpy_rank_promotion("allow"):

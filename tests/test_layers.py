@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import initial_variables, refused, training_pass
+from conftest import OPTIMIZED, initial_variables, refused, training_pass
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax import lax
@@ -47,7 +47,7 @@ def close(actual, expected):
     assert np.abs(np.asarray(actual, np.float64) - expected).max() <= 1e-5 * max(np.abs(expected).max(), 1e-30)
 
 
-def value_and_gradients(function, *arguments, once=True):
+def value_and_gradients(function, *arguments, options=None):
     """The value, the gradients of sum(g * value) for a random g, and whatever else `function` gives: one program."""
     shape = jax.tree.leaves(jax.eval_shape(function, *arguments))[0].shape
     g = normal(2, *shape).astype(arguments[0].dtype)
@@ -56,16 +56,16 @@ def value_and_gradients(function, *arguments, once=True):
         (value, *rest), back = jax.vjp(lambda *arguments: jax.tree.leaves(function(*arguments)), *arguments)
         return value, *back([g, *map(jnp.zeros_like, rest)]), *rest
 
-    return jax.tree.map(np.asarray, jax.jit(run, compiler_options=compiler_options(once))(g, *arguments))
+    return jax.tree.map(np.asarray, jax.jit(run, compiler_options=options)(g, *arguments))
 
 
-def check_conv(x, kernel, padding, once=True, groups=1):
+def check_conv(x, kernel, padding, groups=1, compiler=None):
     """Value and both gradients equal those of XLA's convolution in float64."""
     options = {"padding": padding, "feature_group_count": groups}
     exact = partial(lax.conv_general_dilated, window_strides=(1, 1), dimension_numbers=DIMENSIONS, **options)
     with float64():
-        wanted = value_and_gradients(exact, x.astype(np.float64), kernel.astype(np.float64), once=once)
-    jax.tree.map(close, value_and_gradients(partial(conv, **options), x, kernel, once=once), wanted)
+        wanted = value_and_gradients(exact, x.astype(np.float64), kernel.astype(np.float64), options=compiler)
+    jax.tree.map(close, value_and_gradients(partial(conv, **options), x, kernel, options=compiler), wanted)
 
 
 @st.composite
@@ -96,7 +96,7 @@ SIZES += [(6, 3, 1, 10, 10), (7, 7, 0, 10, 10), (9, 3, 0, 64, 128), (13, 3, 1, 1
 @pytest.mark.parametrize(("image", "kernel", "padding", "inputs", "outputs"), SIZES)
 def test_convolutions_of_the_networks(image, kernel, padding, inputs, outputs):
     x, k = normal(0, 128, image, image, inputs), normal(1, kernel, kernel, inputs, outputs)
-    check_conv(x, k, ((padding, padding),) * 2, once=False)
+    check_conv(x, k, ((padding, padding),) * 2, compiler={**(compiler_options(False) or {}), **OPTIMIZED})
 
 
 PADDINGS = st.sampled_from(["SAME", "VALID", "CIRCULAR", "REFLECT", 1, (1, (0, 2))])

@@ -51,7 +51,7 @@ def test_it_is_valid_and_its_headings_are_in_order(name):
 
 
 @pytest.mark.slow
-def test_the_tour_runs_from_top_to_bottom(quick_compiler, mnist, monkeypatch, capsys):
+def test_the_tour_runs_from_top_to_bottom(mnist, monkeypatch, capsys):
     monkeypatch.setattr(mnist_jax, "load_dataset", lambda name: part(mnist, 256, 256))
     names, figures = run("tour")
     said = capsys.readouterr().out
@@ -87,7 +87,7 @@ def test_the_tours_outputs_are_those_of_its_code():
 
 
 @pytest.mark.slow
-def test_the_colab_notebook_runs_from_top_to_bottom(quick_compiler, mnist, monkeypatch, tmp_path, capsys):
+def test_the_colab_notebook_runs_from_top_to_bottom(mnist, monkeypatch, tmp_path, capsys):
     """On few images too it learns, says how far it is, and shows figures with texts."""
     shown = []
     stub = SimpleNamespace(publish_display_data=lambda data: shown.append(data["text/html"]))

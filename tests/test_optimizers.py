@@ -1,10 +1,12 @@
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import refused
+from conftest import OPTIMIZED, refused
 
 from mnist_jax import make_config, make_optimizer
 from mnist_jax.optimizers import require_plain
@@ -78,7 +80,8 @@ def test_muon_in_a_loop_is_optaxs_to_the_bit():
     of_kernels = jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers((0, 1, 2), 3), params)
     options = {"beta": 0.9, "adam_b2": 0.999, "consistent_rms": 0.2, "muon_weight_dimension_numbers": of_kernels}
     theirs = optax.contrib.muon(optax.constant_schedule(0.1), nesterov=False, **options)
-    results = [jax.jit(muon.update)(grads, muon.init(params), params) for muon in (ours, theirs)]
+    optimized = partial(jax.jit, compiler_options=OPTIMIZED)
+    results = [optimized(muon.update)(grads, muon.init(params), params) for muon in (ours, theirs)]
     chex.assert_trees_all_equal(*(jax.tree.leaves(result) for result in results))
     text = jax.jit(ours.update).lower(grads, ours.init(params), params).as_text()
     assert text.count("stablehlo.while") == 2  # One for each kernel; optax's own has none.

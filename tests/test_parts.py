@@ -16,7 +16,6 @@ from conftest import refused, stopped, without_seconds
 
 import mnist_jax as mj
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
 CONFIG = mj.make_config("reference", arch="4-pool-s4", epochs=2, batch_size=16, average_decay=0.9)  # 4 steps an epoch.
 
 
@@ -29,7 +28,7 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def whole(data, quick_compiler):
+def whole(data):
     """A fit that nothing stops: the state, the history, and the progress of each epoch."""
     kept = []
     return *mj.fit(CONFIG, data, on_epoch=kept.append), kept

@@ -85,7 +85,7 @@ def test_arguments_fields_and_errors_are_described(name):
 
 
 @pytest.fixture(scope="module")
-def names(quick_compiler):
+def names():
     """What the reference's first page defines for its examples."""
     names = {"__name__": "example"}
     (code,) = re.findall(r"```python\n(.*?)```", PAGES["index"], re.DOTALL)

@@ -41,7 +41,7 @@ def test_many_seeds_at_once_are_the_seeds_alone(data):
         assert histories[i][0][:-1] == pytest.approx(history[0][:-1], abs=1e-5)
 
 
-def test_many_seeds_in_one_program_are_the_steps_one_by_one(data, together, monkeypatch):
+def test_many_seeds_in_one_program_are_the_steps_one_by_one(optimizing, data, together, monkeypatch):
     """What a GPU or TPU runs against what a CPU runs."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     states, histories = fit_seeds(CONFIG, data, seeds=SEEDS)

@@ -37,7 +37,7 @@ def test_a_command_that_only_prints_ends_quietly_with_its_reader(args, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_training_goes_on_without_its_reader(tmp_path, quick_compiler):
+def test_a_training_goes_on_without_its_reader(tmp_path):
     with unread():
         assert status("train", *TINY, "--run-dir", tmp_path / "run", "--no-report") == 0
     assert (tmp_path / "run" / "weights.safetensors").exists()
@@ -57,7 +57,7 @@ def test_a_name_that_the_encoding_lacks_is_escaped(name, encoding):
     assert name.encode("ascii", "backslashreplace").decode() in err.replace("\\\\", "\\")
 
 
-def test_the_unforeseen_is_told_apart_from_an_objective_that_is_not_met(script, monkeypatch, tmp_path, quick_compiler):
+def test_the_unforeseen_is_told_apart_from_an_objective_that_is_not_met(script, monkeypatch, tmp_path):
     monkeypatch.setattr(train, "epoch_line", lambda *_: 1 / 0)
     code, _, err = script("train.py", *TINY, "--run-dir", "run", "--no-report")
     assert code == 70
@@ -68,7 +68,7 @@ def test_the_unforeseen_is_told_apart_from_an_objective_that_is_not_met(script, 
     assert list((tmp_path / "run" / "checkpoints").iterdir())
 
 
-def test_a_report_that_cannot_be_drawn_does_not_cost_the_run(script, monkeypatch, tmp_path, quick_compiler):
+def test_a_report_that_cannot_be_drawn_does_not_cost_the_run(script, monkeypatch, tmp_path):
     monkeypatch.setattr(report, "write_report", lambda *_, **__: 1 / 0)
     code, out, err = script("train.py", *TINY, "--run-dir", "run")
     assert (code, err) == (0, "")

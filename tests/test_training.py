@@ -59,7 +59,7 @@ def test_an_epoch_is_a_permutation_and_the_remainder_rests(small):
     refused("batch size 1001 is above the 1000 training images", fit, make_config(batch_size=1001), small)
 
 
-def test_one_program_and_step_by_step_are_the_same_epoch(small, monkeypatch):
+def test_one_program_and_step_by_step_are_the_same_epoch(optimizing, small, monkeypatch):
     """What a GPU or TPU runs, an epoch in one program, against what a CPU runs.
 
     By plain SGD: Muon scales whatever is small in a gradient up to full size, and rounding with it.
@@ -117,7 +117,7 @@ def test_a_run_that_stops_and_goes_on_is_the_run_that_did_not(small, whole, stop
     assert without_seconds(history) == without_seconds(whole[1])
 
 
-def test_the_first_bad_step_is_named(small, monkeypatch):
+def test_the_first_bad_step_is_named(optimizing, small, monkeypatch):
     """In either way of looping, and whatever comes after it."""
     setup, state = make_setup(SIMPLE, small), start(SIMPLE, small).state
     arguments = small.train, epoch_order(jax.random.key(0), 1, 1000, 100), jax.random.key(1), setup
@@ -171,7 +171,7 @@ def test_programs_for_a_tpu(small, what):
     assert taken <= (4 if what == "scoring" else 9), taken
 
 
-def test_real_mnist_in_a_few_hundred_steps(mnist):
+def test_real_mnist_in_a_few_hundred_steps(optimizing, mnist):
     """The objective's network, the whole path: 97% of the test images after 234 steps."""
     state, history = fit(make_config("fast", epochs=1, average_decay=0.9), part(mnist, 30_000, 10_000))
     assert state.step == 234

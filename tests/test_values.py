@@ -140,7 +140,6 @@ def finished(data, path):
     return trained.variables, trained.standardize(images), scores, weights, program.call(images)
 
 
-@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("use", [by_hand, many, finished])
 def test_with_other_defaults_everything_works_to_the_bit(use, data, tmp_path):
     """And what was compiled is used again."""
@@ -155,7 +154,6 @@ def test_streams_are_those_of_jax(seed):
     assert_same(tuple(mj.Streams.from_seed(seed)), tuple(jax.random.split(jax.random.key(seed), 3)))
 
 
-@pytest.mark.usefixtures("quick_compiler")
 def test_copies_compile_nothing_anew(data):
     state, _ = mj.fit(CONFIG, data)
     step = loops.program(training.train_body, False, False)
