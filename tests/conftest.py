@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import itertools
 import os
@@ -35,7 +36,9 @@ del os.environ["MNIST_JAX_LEAVE_PROCESS"]
 # few steps, and so they compile in a fourth of the time. For the others there is `optimizing`.
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *(f"--{k}={v}".lower() for k, v in QUICK.items())])
+if importlib.util.find_spec("libtpu") is None:  # It ends the process at a flag for CPUs.
+    flags = (f"--{name}={value}".lower() for name, value in QUICK.items())
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 
 if sys.platform == "linux" and "PYTEST_XDIST_WORKER" in os.environ:  # A core for each, and no waiting for threads.
     cores = sorted(os.sched_getaffinity(0))
