@@ -11,18 +11,18 @@ from conftest import ROOT, refused
 from mnist_jax import make_config
 from mnist_jax.lab import tpu
 from mnist_jax.lab.tables import NOTEBOOKS
-from mnist_jax.layers import FLAX
 
 missing = importlib.util.find_spec("libtpu") is None
 needs_compiler = pytest.mark.skipif(missing, reason="the TPU's compiler, libtpu, is not installed")
 
 
-def of_flax(program, seeds, arch, config, mesh):
-    """The cycles of Flax's layers: as these versions gave them when they were recorded, else compiled anew."""
+def estimated(program, seeds, arch, config, mesh, layers):
+    """The estimate of a program: as it was recorded, where it and the compiler are the same, else compiled anew."""
     record = json.loads((ROOT / "results" / f"tpu-{arch}.json").read_text(encoding="utf-8"))
-    if all(record["environment"][name] == importlib.metadata.version(name) for name in ("jaxlib", "flax", "libtpu")):
-        return record["programs"][f"{program} of {seeds} seeds" if seeds else program]["flax"]["cycles"]
-    return tpu.estimate(program, config, mesh, seeds, FLAX)["cycles"]
+    lowered = tpu.lower_program(program, config, mesh, seeds, tpu.LAYERS[layers])
+    found = record["programs"][f"{program} of {seeds} seeds" if seeds else program][layers]
+    same = all(record["environment"][name] == importlib.metadata.version(name) for name in ("jaxlib", "libtpu"))
+    return found if same and found["program_sha256"] == tpu.program_sha256(lowered) else tpu.estimate(lowered)
 
 
 @needs_compiler
@@ -36,17 +36,16 @@ def of_flax(program, seeds, arch, config, mesh):
 )
 def test_our_layers_take_no_more_cycles_than_those_of_flax(program, arch, seeds):
     config, mesh = make_config(arch=arch), tpu.make_mesh("v5e:1x1")
-    ours = tpu.estimate(program, config, mesh, seeds)
+    ours, flax = (estimated(program, seeds, arch, config, mesh, layers) for layers in tpu.LAYERS)
     # Scoring is the same program but for its batch norm.
-    assert 0 < ours["cycles"] <= 1.001 * of_flax(program, seeds, arch, config, mesh)
+    assert 0 < ours["cycles"] <= 1.001 * flax["cycles"]
     assert ours["temporary_bytes"] > 0
 
 
 @needs_compiler
 def test_an_epoch_on_four_chips_reduces_and_gathers_nothing():
     """Sums of batch norm, and gradients, over all; and nothing in float64, or that the host would have to answer."""
-    compiled, _ = tpu.compile_program("epoch", make_config(), tpu.make_mesh("v5e:2x2"))
-    text = compiled.as_text()
+    text = tpu.lower_program("epoch", make_config(), tpu.make_mesh("v5e:2x2")).compile().as_text()
     collectives = re.findall(r" = (.*) (all-reduce|all-gather|all-to-all|collective-permute)(?:-start)?\(", text)
     kinds = {kind for _, kind in collectives}
     assert kinds == {"all-reduce"}
@@ -62,7 +61,8 @@ def test_an_epoch_on_four_chips_reduces_and_gathers_nothing():
 def test_estimates_are_printed_and_written(script, monkeypatch, tmp_path):
     found = {"cycles": 5, "temporary_bytes": 10**6, "compile_seconds": 1.0}
     asked = []
-    monkeypatch.setattr(tpu, "estimate", lambda program, *_: asked.append(program) or found)
+    monkeypatch.setattr(tpu, "lower_program", lambda program, *_: asked.append(program))
+    monkeypatch.setattr(tpu, "estimate", lambda lowered: found)
     status, out, _ = script("estimate_tpu.py", "--arch", "gap", "--seeds", "2", "--json", "x.json")
     assert status == 0
     assert asked == ["epoch"] * 4 + ["scoring"] * 2

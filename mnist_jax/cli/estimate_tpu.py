@@ -21,7 +21,7 @@ def main(options: EstimateTpuOptions) -> None:
             found[name] = {}
             for key, layers in tpu.LAYERS.items():
                 tell(f"compiling {name}, {key}")
-                found[name][key] = tpu.estimate(name.split()[0], config, mesh, seeds, layers)
+                found[name][key] = tpu.estimate(tpu.lower_program(name.split()[0], config, mesh, seeds, layers))
     settings = dataclasses.asdict(config)
     result = TpuEstimates(settings, options.topology, options.seeds, found, environment(("libtpu",)))
     report(tables.tpu_table([result]), result, options.json)

@@ -120,11 +120,12 @@ class TimeToTarget(NamedTuple):
 
 
 class Estimate(TypedDict):
-    """Estimates for one compiled program: cycles per step of its loop, bytes per device."""
+    """Estimates for one compiled program: cycles per step of its loop, bytes per device, the hash of its text."""
 
     cycles: int
     temporary_bytes: int
     compile_seconds: float
+    program_sha256: str
 
 
 class TpuEstimates(NamedTuple):

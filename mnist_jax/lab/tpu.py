@@ -5,6 +5,7 @@ of each operation. Nothing is timed.
 """
 
 import collections
+import hashlib
 import importlib.util
 import os
 import re
@@ -51,10 +52,10 @@ def make_mesh(topology: str) -> Mesh:
     return Mesh(np.array(described.devices), (devices.AXIS,), axis_types=(AxisType.Auto,))
 
 
-def compile_program(
+def lower_program(
     program: str, config: Config, mesh: Mesh, seeds: int = 0, layers: Layers = FAST
-) -> tuple[jax.stages.Compiled, float]:
-    """Compiles a program that `fit` runs on a TPU for MNIST; returns it and the seconds to compile.
+) -> jax.stages.Lowered:
+    """Lowers a program that `fit` runs on a TPU for MNIST, so that it can be compiled.
 
     Args:
       program: "epoch" of training, or "scoring" of the test images.
@@ -93,17 +94,27 @@ def compile_program(
         shared = (place(train), place(jax.ShapeDtypeStruct((), np.float32)))
     number = jax.ShapeDtypeStruct((), np.int32)
     function = jax.jit(steps_of(body, bool(seeds)), static_argnames="static", donate_argnames="state")
-    lowered = function.lower(place(number), place(number), state, totals, own, shared, static)
+    return function.lower(place(number), place(number), state, totals, own, shared, static)
+
+
+def estimate(lowered: jax.stages.Lowered) -> Estimate:
+    """Compiles a program of `lower_program`; returns the compiler's estimates."""
     start = time.perf_counter()
-    return lowered.compile(), time.perf_counter() - start
-
-
-def estimate(program: str, config: Config, mesh: Mesh, seeds: int = 0, layers: Layers = FAST) -> Estimate:
-    """Compiles a program by `compile_program`; returns the compiler's estimates."""
-    compiled, seconds = compile_program(program, config, mesh, seeds, layers)
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - start
     memory: Any = compiled.memory_analysis()
     cycles = _step_cycles(compiled.as_text() or "")
-    return Estimate(cycles=cycles, temporary_bytes=memory.temp_size_in_bytes, compile_seconds=seconds)
+    return Estimate(
+        cycles=cycles,
+        temporary_bytes=memory.temp_size_in_bytes,
+        compile_seconds=seconds,
+        program_sha256=program_sha256(lowered),
+    )
+
+
+def program_sha256(lowered: jax.stages.Lowered) -> str:
+    """SHA-256, in hexadecimal, of a program's text: of two that are equal, one compiler makes the same."""
+    return hashlib.sha256(lowered.as_text().encode()).hexdigest()
 
 
 def _step_cycles(text: str) -> int:
