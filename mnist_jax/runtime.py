@@ -77,19 +77,17 @@ def compiler_options(once: bool) -> dict[str, str | int] | None:
     if backend() != "cpu":
         return None
     if once:
-        return {"xla_backend_optimization_level": 0} | ({"xla_cpu_use_fusion_emitters": False} if _is_recent() else {})
-    return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"} if _is_recent() else None
+        return {"xla_backend_optimization_level": 0, **_known("xla_cpu_use_fusion_emitters", False)}
+    return _known("xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_DOT") or None
 
 
-@cache
-def _is_recent() -> bool:
-    """Whether this jaxlib knows the options; an older one has neither YNNPACK's convolutions nor the new emitters."""
-    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT", "xla_cpu_use_fusion_emitters": False}
+def _known(name: str, value: str | int) -> dict[str, str | int]:
+    """An option, if this jaxlib knows it: older ones have no YNNPACK for convolutions, newer ones no other emitters."""
     try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
     except jax.errors.JaxRuntimeError:
-        return False
-    return True
+        return {}
+    return {name: value}
 
 
 class Jitted:

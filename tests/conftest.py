@@ -15,6 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 import jax
+import jaxlib.version
 import numpy as np
 import optax
 import platformdirs
@@ -32,10 +33,11 @@ from mnist_jax.runtime import use_compilation_cache
 
 del os.environ["MNIST_JAX_LEAVE_PROCESS"]
 
-# Here, and in processes that tests start, programs are not optimized, and the older emitters write them: most run for a
-# few steps, and so they compile in a fourth of the time. For the others there is `optimizing`.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+# Here, and in processes that tests start, programs are not optimized, and written by XLA's older emitters, where it has
+# them: most run for a few steps, and so they compile in a fourth of the time. For the others there is `optimizing`.
+OLDER = ["xla_cpu_use_fusion_emitters"] * (jaxlib.version.__version_info__ < (0, 11))
+QUICK = {"xla_backend_optimization_level": 0, **dict.fromkeys(OLDER, False)}
+OPTIMIZED = {"xla_backend_optimization_level": 3, **dict.fromkeys(OLDER, True)}
 if importlib.util.find_spec("libtpu") is None:  # It ends the process at a flag for CPUs.
     flags = (f"--{name}={value}".lower() for name, value in QUICK.items())
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])

@@ -29,7 +29,6 @@ def test_compiler_options_are_for_cpu_only_and_those_that_this_jaxlib_does_not_k
         raise jax.errors.JaxRuntimeError("No such compile option")
 
     monkeypatch.setattr(jax, "jit", refuse)
-    monkeypatch.setattr(runtime, "_is_recent", runtime._is_recent.__wrapped__)
     assert runtime.compiler_options.__wrapped__(False) is None
     assert runtime.compiler_options.__wrapped__(True) == {"xla_backend_optimization_level": 0}
 
