@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import as_trained, part
+from conftest import OLDER, as_trained, part
 
 from mnist_jax import Streams, eval_step, init_state, make_config, make_setup, train_step
 from mnist_jax.augment import Distortion
@@ -43,6 +43,16 @@ def test_a_batch_can_be_over_fitted(setup, batch):
     assert before.mean()[1] < 0.5
     assert metrics.mean()[1] == 1.0
     assert metrics.mean()[0] < 0.1
+
+
+def test_initial_parameters_do_not_depend_on_the_emitters_that_write_the_program(setup):
+    """A jaxlib without the older ones begins a training with the same bits."""
+    newer = {"xla_backend_optimization_level": 0, **dict.fromkeys(OLDER, True)}
+    states = [
+        jax.jit(init_state.__wrapped__, static_argnames="setup", compiler_options=options)(setup, jax.random.key(1))
+        for options in (compiler_options(True), newer)
+    ]
+    chex.assert_trees_all_equal(*states)
 
 
 def test_metrics_are_sums_of_the_closed_form(setup, batch):

@@ -82,7 +82,7 @@ def test_one_program_and_step_by_step_are_the_same_epoch(optimizing, small, monk
     np.testing.assert_allclose(predict(trained, small.test.images, 150), logits, atol=1e-5)
 
 
-def test_fit_is_reproducible_to_the_bit_and_compiles_once(small, monkeypatch):
+def test_fit_is_reproducible_to_the_bit_and_compiles_once(optimizing, small, monkeypatch):
     """Over two epochs, of which one is distorted, of two fits: a training and an evaluation step, traced once each."""
     config = make_config(arch="gap", epochs=2, plain_epochs=1, batch_size=100, eval_batch_size=125)
     traces, epochs = [], []
