@@ -10,18 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import OPTIMIZED, initial_variables, refused, training_pass
+from conftest import initial_variables, refused, training_pass
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from mnist_jax import ARCHS, init_state, load_pretrained, make_config, make_model, make_setup, train_step
+from mnist_jax import ARCHS, init_state, load_pretrained, make_config, make_model, make_setup, runtime, train_step
 from mnist_jax.layers import FAST, FLAX
 from mnist_jax.layers.batch_norm import BatchNorm, _batch_norm
 from mnist_jax.layers.convolution import conv_general_dilated
 from mnist_jax.layers.dropout import Dropout, _dropout, keep_mask
 from mnist_jax.layers.pooling import max_pool, relu
-from mnist_jax.runtime import compiler_options
 
 quick = settings(max_examples=20, deadline=None, derandomize=True)
 few = settings(quick, max_examples=6)  # every example compiles anew
@@ -94,9 +93,9 @@ SIZES += [(6, 3, 1, 10, 10), (7, 7, 0, 10, 10), (9, 3, 0, 64, 128), (13, 3, 1, 1
 
 
 @pytest.mark.parametrize(("image", "kernel", "padding", "inputs", "outputs"), SIZES)
-def test_convolutions_of_the_networks(image, kernel, padding, inputs, outputs):
+def test_convolutions_of_the_networks(optimizing, image, kernel, padding, inputs, outputs):
     x, k = normal(0, 128, image, image, inputs), normal(1, kernel, kernel, inputs, outputs)
-    check_conv(x, k, ((padding, padding),) * 2, compiler={**(compiler_options(False) or {}), **OPTIMIZED})
+    check_conv(x, k, ((padding, padding),) * 2, compiler=runtime.compiler_options(False))
 
 
 PADDINGS = st.sampled_from(["SAME", "VALID", "CIRCULAR", "REFLECT", 1, (1, (0, 2))])
@@ -175,7 +174,7 @@ def test_gradients_of_a_network_are_those_of_flax_in_the_forms_of_a_tpu(monkeypa
     found = []
     for layers in (FAST, FLAX):
         model = make_model("bn_dropout", dropout_rate=0.0, layers=layers)
-        run = jax.jit(partial(training_pass, model), compiler_options=compiler_options(True))
+        run = jax.jit(partial(training_pass, model))
         found.append(run(initial_variables(model), images, labels)[0])
     chex.assert_trees_all_close(*found, atol=2e-5)
 

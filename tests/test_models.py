@@ -14,7 +14,6 @@ from mnist_jax.data.bundled import MEAN, STD
 from mnist_jax.layers import FLAX
 from mnist_jax.layouts import Block, parse_layout
 from mnist_jax.models import KERNEL_INITS, directional_derivatives
-from mnist_jax.runtime import compiler_options
 from mnist_jax.summary import abstract_variables, count_dense
 
 # Parameters, and multiplications with an addition in millions.
@@ -38,7 +37,7 @@ NORMS = dict.fromkeys(LAYERS, ()) | {"bn_dropout": (1, 2, 4, 5, 6, 7)}
 NORMS |= {"swift": range(1, 6), "small": range(1, 7), "accurate": range(1, 7)}
 
 
-training_pass = jax.jit(training_pass, static_argnums=0, compiler_options=compiler_options(True))
+training_pass = jax.jit(training_pass, static_argnums=0)
 pixels = partial(standardize, mean=(MEAN,), deviation=(STD,))
 
 

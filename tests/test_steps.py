@@ -31,7 +31,7 @@ def fresh(setup):
     return init_state(setup, Streams.from_seed(1).init)
 
 
-step = jax.jit(train_step, static_argnames="setup", compiler_options=compiler_options(True))
+step = jax.jit(train_step, static_argnames="setup")
 
 
 def test_a_batch_can_be_over_fitted(setup, batch):
