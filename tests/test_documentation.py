@@ -51,7 +51,8 @@ FILES = {
 }  # Scripts that are no commands.
 LINES = [line for text in DOCUMENTS.values() for line in commands(text)]
 SCRIPTS = list(dict.fromkeys(tuple(words) for line in LINES if (words := ours(line))))
-ELSEWHERE = ("--scheduler", "--dataset", "--devices", *FILES)  # test_jobs.py, test_data.py, test_devices.py have these.
+# test_jobs.py, test_data.py, test_devices.py and test_scripts.py have these.
+ELSEWHERE = ("--scheduler", "--dataset", "--devices", "--device", *FILES)
 TOOLS = [line for line in LINES if line[:2] == ["uv", "run"] and line[2] in ("pytest", "ruff")]
 ITSELF = ["uv", "run", "pytest"]  # This is it.
 

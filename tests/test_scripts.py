@@ -236,6 +236,7 @@ search.py --vary optimizer=adam             | 'adam' | choose
 benchmark.py --arch bn                      | 'bn' | bn_dropout
 benchmark.py --rounds 0                     | rounds 0 | choose
 benchmark.py --contenders numpy             | 'numpy' | flax
+benchmark.py --device gpu                   | 'gpu' | extra cuda
 """
 
 

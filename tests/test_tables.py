@@ -7,7 +7,7 @@ from conftest import ROOT
 from PIL import Image
 
 from mnist_jax import InputError
-from mnist_jax.lab import figures, records, tables
+from mnist_jax.lab import figures, records, tables, timings
 from mnist_jax.statistics import seed_statistics
 
 PAGES = {path: path.read_text("utf-8") for path in tables.pages(ROOT)}
@@ -148,6 +148,13 @@ def test_speed_table_takes_ratios_round_by_round(tmp_path):
     table = list(tables.TABLES["speed"](tmp_path))
     assert table[2] == "| `gap` | ours | 30.0 (20.0 to 40.0) | 1.00 | 4,267 | 1.00 | 1.00 | 5.0 | 500 |"
     assert table[3] == "| `gap` | flax | 80.0 (80.0 to 90.0) | 3.00 | 1,600 | 2.00 | 2.00 | 5.0 | 600 |"
+    fast = ours | {"step_seconds": [0.006], "score_seconds": [0.09], "seeds": 30}
+    one = ours | {"step_seconds": [0.0008], "score_seconds": [0.009]}
+    result = records.Speed("gap", 128, {"ours": one, "ours, 30 seeds": fast}, 20, 2, {})
+    assert [row.split(" | ")[2:7] for row in list(timings.speed_table([result]))[2:]] == [
+        ["0.800 (0.800 to 0.800)", "1.00", "160,000", "0.0090", "1.00"],
+        ["0.200 (0.200 to 0.200)", "0.25", "640,000", "0.0030", "0.33"],
+    ]
 
 
 def test_time_table_takes_ratios_round_by_round(tmp_path):

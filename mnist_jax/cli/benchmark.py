@@ -5,9 +5,9 @@ import importlib.util
 from mnist_jax.cli.lab_options import BenchmarkOptions
 from mnist_jax.cli.program import report, require_at_least, require_folder, telling
 from mnist_jax.errors import InputError
-from mnist_jax.lab import benchmark, records, tables
+from mnist_jax.lab import benchmark, records, timings
 from mnist_jax.recipes.config import make_config
-from mnist_jax.runtime import cores
+from mnist_jax.runtime import backend, cores
 
 
 def main(options: BenchmarkOptions) -> None:
@@ -21,8 +21,10 @@ def main(options: BenchmarkOptions) -> None:
     for name in options.contenders:
         if name not in possible:
             raise InputError(f"contender {name!r} cannot run here; choose from {', '.join(possible)}")
-    names = [name for name in possible if not options.contenders or name in options.contenders or name == "ours"]
-
-    with records.only_writer(options.json), telling() as tell:
-        result = benchmark.run(config, names, options.rounds, options.steps, threads, tell)
-    report(tables.speed_table([result]), result, options.json)
+    with records.only_writer(options.json), benchmark.sharing(options.device), telling() as tell:
+        on_cpu = backend() == "cpu"
+        chosen = options.contenders or [name for name in possible if not (on_cpu and name == "ours, 30 seeds")]
+        names = [name for name in possible if name in chosen or name == "ours"]
+        steps = options.steps or (20 if on_cpu else 60_000 // options.batch_size)
+        result = benchmark.run(config, names, options.rounds, steps, threads, tell)
+    report(timings.speed_table([result]), result, options.json)

@@ -4,7 +4,7 @@ import dataclasses
 
 from mnist_jax.cli.lab_options import EstimateTpuOptions
 from mnist_jax.cli.program import report, require_at_least, require_folder, telling
-from mnist_jax.lab import tables, tpu
+from mnist_jax.lab import timings, tpu
 from mnist_jax.lab.records import TpuEstimates, only_writer
 from mnist_jax.runtime import environment
 
@@ -24,4 +24,4 @@ def main(options: EstimateTpuOptions) -> None:
                 found[name][key] = tpu.estimate(tpu.lower_program(name.split()[0], config, mesh, seeds, layers))
     settings = dataclasses.asdict(config)
     result = TpuEstimates(settings, options.topology, options.seeds, found, environment(("libtpu",)))
-    report(tables.tpu_table([result]), result, options.json)
+    report(timings.tpu_table([result]), result, options.json)

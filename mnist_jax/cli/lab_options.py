@@ -94,7 +94,7 @@ class BenchmarkOptions:
     """Times a training step and scoring against plain Flax and PyTorch, in turns on the same machine.
 
     Batches of real images, SGD with momentum, dropout and batch norm on, float32. Each contender is a process of its
-    own; ratios are taken round by round. Run it with nothing else running.
+    own; ratios are taken round by round. Run it with nothing else running. PyTorch computes where JAX does.
 
     Exit status: 0 done, 2 bad input, 4 cannot write, 5 another process writes the file of --json.
 
@@ -106,11 +106,14 @@ class BenchmarkOptions:
     batch_size: int = 128
     """Images per training step."""
     contenders: tuple[str, ...] = ()
-    """Any of ours, "ours augmented", flax, torch, "torch channels-last". If not given: all that can run here."""
+    """Any of ours, "ours augmented", "ours, 30 seeds", flax, torch, "torch channels-last". If not given: all that can
+    run here; those of 30 seeds on a GPU or TPU only."""
+    device: str | None = None
+    """Where to compute: cpu, gpu or tpu. If not given: where JAX does."""
     rounds: int = 15
     """Number of turns of each contender."""
-    steps: int = 20
-    """Training steps in a turn."""
+    steps: int | None = None
+    """Training steps in a turn. If not given: 20 on a CPU, an epoch's on a GPU or TPU."""
     threads: int | None = None
     """Number of cores that each contender may use. If not given: all of this process."""
     json: Path | None = None

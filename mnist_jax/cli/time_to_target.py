@@ -11,7 +11,7 @@ from pathlib import Path
 from mnist_jax.cli.lab_options import TimeToTargetOptions
 from mnist_jax.cli.program import report, require_at_least, require_folder, telling
 from mnist_jax.errors import InputError
-from mnist_jax.lab import baselines, tables
+from mnist_jax.lab import baselines, benchmark, tables, timings
 from mnist_jax.lab.records import TimeToTarget, measured_on, only_writer
 from mnist_jax.recipes.config import make_config
 
@@ -28,6 +28,7 @@ def main(options: TimeToTargetOptions) -> None:
     with (
         only_writer(options.json),
         tempfile.TemporaryDirectory() as directory,
+        benchmark.sharing(),
         telling() as tell,
     ):
         for i in range(options.rounds):
@@ -48,7 +49,7 @@ def main(options: TimeToTargetOptions) -> None:
         environment=measured_on(),
         torch_arch=reference.arch,
     )
-    report(tables.time_table([result]), result, options.json)
+    report(timings.time_table([result]), result, options.json)
 
 
 def ours(arch: str, run_dir: Path, cache: Path) -> float:

@@ -11,7 +11,12 @@ from mnist_jax.data import Split, load_dataset
 from mnist_jax.data.bundled import MEAN, STD
 from mnist_jax.layouts import Block
 from mnist_jax.models import Stack, make_model
-from mnist_jax.runtime import cores
+from mnist_jax.runtime import backend, cores
+
+
+def torch_device() -> str:
+    """PyTorch's name of the device that JAX computes on; "cpu" where PyTorch cannot."""
+    return "cuda" if backend() == "gpu" and importlib.import_module("torch").cuda.is_available() else "cpu"
 
 
 def torch_network(arch: str, dropout: float = 0.05) -> Any:
@@ -86,6 +91,8 @@ def variables_of(network: Any, like: dict[str, Any]) -> dict[str, Any]:
 def epoch_seconds(arch: str, batch_size: int) -> dict[str, float]:
     """Times one epoch as in the exercise's notebook, with images read one by one through a `DataLoader`.
 
+    Each batch goes to the GPU, if JAX computes on one.
+
     Returns:
       `train_seconds` and `test_seconds` of the epoch.
     """
@@ -114,7 +121,8 @@ def epoch_seconds(arch: str, batch_size: int) -> dict[str, float]:
         torch.utils.data.DataLoader(Images(split), batch_size, shuffle=shuffle)
         for split, shuffle in ((mnist.train, True), (mnist.test, False))
     )
-    network = torch_network(arch)
+    device = torch_device()
+    network = torch_network(arch).to(device)
     optimizer = torch.optim.SGD(network.parameters(), 0.01, 0.9)
 
     def step(images: Any, labels: Any) -> None:
@@ -125,7 +133,9 @@ def epoch_seconds(arch: str, batch_size: int) -> dict[str, float]:
     def seconds(batches: Any, call: Any) -> float:
         start = time.perf_counter()
         for images, labels in batches:
-            call(images, labels)
+            call(images.to(device), labels.to(device))
+        if device != "cpu":
+            torch.cuda.synchronize()
         return time.perf_counter() - start
 
     seconds([next(iter(train))] * 10, step)

@@ -9,7 +9,7 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -19,42 +19,76 @@ import psutil
 
 from mnist_jax.augment import Distortion
 from mnist_jax.data import Dataset, load_dataset, standardize
+from mnist_jax.errors import InputError
 from mnist_jax.lab import baselines, jobs
 from mnist_jax.lab.records import Speed, Timing, measured_on
 from mnist_jax.layers import FLAX
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.fits import start
 from mnist_jax.recipes.values import make_setup
-from mnist_jax.runtime import cores, reuse_freed_memory
+from mnist_jax.runtime import backend, cores, reuse_freed_memory
 from mnist_jax.scoring import evaluate
 from mnist_jax.steps import Streams, train_step
-from mnist_jax.training import epoch_order, train_epoch
+from mnist_jax.training import Lanes, begin, epoch_order, train_epoch
+
+
+@contextlib.contextmanager
+def sharing(device: str | None = None) -> Iterator[None]:
+    """Computes on a device in this process and those it starts, which share the memory of a GPU.
+
+    Raises InputError if JAX does not compute there.
+    """
+    settings = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | ({"JAX_PLATFORMS": "cpu"} if device == "cpu" else {})
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    if device == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    try:
+        if device not in (None, found := backend()):
+            raise InputError(
+                f"device {device!r} cannot be used: JAX computes on {found!r}; install the extra cuda or tpu, or unset "
+                "JAX_PLATFORMS"
+            )
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 class Contender(NamedTuple):
-    """A program to time: `steps(n)` takes n training steps, `score()` scores the test images; both block."""
+    """A program to time: `steps(n)` takes n training steps, `score()` scores the test images; both block.
+
+    `seeds` is the number of networks that take each step and score the images.
+    """
 
     steps: Callable[[int], None]
     score: Callable[[], None]
+    seeds: int = 1
 
 
-def _ours(config: Config, data: Dataset, distortion: Distortion | None = None) -> Contender:
+def _ours(config: Config, data: Dataset, distortion: Distortion | None = None, seeds: int = 1) -> Contender:
     reuse_freed_memory()
     train, test = jax.device_put((data.train, data.test))
     setup = make_setup(config, data)._replace(augment=distortion)
-    streams = Streams.from_seed(config.seed)
-    order = epoch_order(streams.order, 1, len(train.labels), config.batch_size)
-    state = start(config, data).state
+    many = seeds > 1
+    numbers = range(config.seed, config.seed + seeds)
+    lanes = Lanes([Streams.from_seed(seed) for seed in numbers], [f"seed {seed}" for seed in numbers] if many else None)
+    order = lanes.join([epoch_order(each.order, 1, len(train.labels), config.batch_size) for each in lanes.streams])
+    key = lanes.join([each.step for each in lanes.streams])
+    state = begin(setup, lanes).state
 
     def steps(n: int) -> None:
         nonlocal state
-        state, _ = train_epoch(state, train, order[:n], streams.step, setup)
+        state, _ = train_epoch(state, train, order, key, setup, first=order.shape[-2] - n, many=many)
         jax.block_until_ready(state)
 
     def score() -> None:
-        evaluate(setup.trained(state), test, config.eval_batch_size).mean()
+        jax.device_get(evaluate(setup.trained(state), test, config.eval_batch_size, None, many))
 
-    return Contender(steps, score)
+    return Contender(steps, score, seeds)
 
 
 def _flax(config: Config, data: Dataset) -> Contender:
@@ -64,7 +98,8 @@ def _flax(config: Config, data: Dataset) -> Contender:
     step = jax.jit(partial(train_step, setup=setup))
     predict = jax.jit(lambda t, images: t.model.apply(t.variables, t.standardize(images), train=False).argmax(-1))
     key, state = Streams.from_seed(config.seed).step, start(config, data).state
-    images, labels = (array[: config.batch_size] for array in data.train)
+    images, labels = jax.device_put([array[: config.batch_size] for array in data.train])
+    test = jax.device_put(data.test.images)
 
     def steps(n: int) -> None:
         nonlocal state
@@ -73,9 +108,10 @@ def _flax(config: Config, data: Dataset) -> Contender:
         jax.block_until_ready(state)
 
     def score() -> None:
+        answers = None
         for i in range(0, 10_000, config.eval_batch_size):
-            batch = data.test.images[i : i + config.eval_batch_size]
-            jax.block_until_ready(predict(setup.trained(state), batch))
+            answers = predict(setup.trained(state), test[i : i + config.eval_batch_size])
+        jax.block_until_ready(answers)
 
     return Contender(steps, score)
 
@@ -85,15 +121,16 @@ def _torch(config: Config, data: Dataset, channels_last: bool) -> Contender:
     torch = importlib.import_module("torch")
     torch.set_num_threads(len(cores()))
     layout = torch.channels_last if channels_last else torch.contiguous_format
+    device = baselines.torch_device()
 
     def tensor(images: np.ndarray) -> Any:
         standardized = torch.tensor(np.array(standardize(images, data.mean, data.deviation)))
-        return standardized.reshape(-1, 1, 28, 28).to(memory_format=layout)
+        return standardized.reshape(-1, 1, 28, 28).to(device, memory_format=layout)
 
-    network = baselines.torch_network(config.arch, config.dropout_rate).to(memory_format=layout)
+    network = baselines.torch_network(config.arch, config.dropout_rate).to(device, memory_format=layout)
     optimizer = torch.optim.SGD(network.parameters(), config.learning_rate, config.momentum, nesterov=config.nesterov)
     images, labels = (array[: config.batch_size] for array in data.train)
-    images, labels = tensor(images), torch.tensor(labels, dtype=torch.long)
+    images, labels = tensor(images), torch.tensor(labels, dtype=torch.long, device=device)
     test = tensor(data.test.images)
 
     def steps(n: int) -> None:
@@ -108,9 +145,11 @@ def _torch(config: Config, data: Dataset, channels_last: bool) -> Contender:
 
     def score() -> None:
         network.eval()
+        answers: Any = None
         with torch.no_grad():
             for i in range(0, 10_000, config.eval_batch_size):
-                network(test[i : i + config.eval_batch_size]).argmax(1)
+                answers = network(test[i : i + config.eval_batch_size]).argmax(1)
+        answers.cpu()  # Waits for a GPU.
 
     return Contender(steps, score)
 
@@ -118,6 +157,7 @@ def _torch(config: Config, data: Dataset, channels_last: bool) -> Contender:
 CONTENDERS: dict[str, Callable[..., Contender]] = {
     "ours": _ours,
     "ours augmented": partial(_ours, distortion=Distortion(10.0, 2.0, 0.1, 0.1)),
+    "ours, 30 seeds": partial(_ours, seeds=30),
     "flax": _flax,
     "torch": partial(_torch, channels_last=False),
     "torch channels-last": partial(_torch, channels_last=True),
@@ -144,7 +184,8 @@ def run(
             born = time.time()
             workers[name] = stack.enter_context(jobs.process(cores()[:threads]))
             start = ask(name, _start, name, config, steps, born)  # Nothing else runs until the answer.
-            timings[name] = Timing(start=start, step_seconds=[], score_seconds=[], peak_bytes=0)
+            seeds = ask(name, _seeds, name, config)
+            timings[name] = Timing(start=start, step_seconds=[], score_seconds=[], peak_bytes=0, seeds=seeds)
         for i in range(rounds):
             tell(f"round {i + 1} of {rounds}")
             for name, timing in timings.items():
@@ -168,9 +209,13 @@ def _start(name, config, steps, born):
     contender = _contender(name, config)
     contender.steps(1)
     start = {"first_step": time.time() - born}
-    contender.steps(steps)  # Compiles again if the number of steps is part of a shape.
+    contender.steps(steps)
     contender.score()
     return start
+
+
+def _seeds(name, config):
+    return _contender(name, config).seeds
 
 
 def _turn(name, config, method, *arguments):

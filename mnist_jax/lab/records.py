@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from math import nan
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import psutil
 
@@ -56,12 +56,16 @@ class Trial(NamedTuple):
 
 
 class Timing(TypedDict):
-    """One contender: seconds from the start of its process to the end of its first step, and of each turn."""
+    """One contender: seconds from the start of its process to the end of its first step, and of each turn.
+
+    A step and a scoring are those of `seeds` networks; early timings are of one.
+    """
 
     start: dict[str, float]
     step_seconds: list[float]
     score_seconds: list[float]
     peak_bytes: int
+    seeds: NotRequired[int]
 
 
 class Speed(NamedTuple):

@@ -13,11 +13,12 @@ from mnist_jax.lab.cards import WEIGHTS, card_table
 from mnist_jax.lab.claims import claim_line, claims_table, means_table, races_table, sentences, simulated_table
 from mnist_jax.lab.exercise import NOTEBOOKS, PUBLIC, layers_table
 from mnist_jax.lab.records import Pictures, Speed, TimeToTarget, TpuEstimates, Trial, read_trials
+from mnist_jax.lab.timings import head, speed_table, time_table, tpu_table
 from mnist_jax.models import ARCHS, make_model
 from mnist_jax.objective import PARAMETER_LIMIT, epoch_line
 from mnist_jax.recipes.config import RECIPES
 from mnist_jax.runs.directory import read_record
-from mnist_jax.statistics import error_counts, ratio, seed_statistics, spread
+from mnist_jax.statistics import error_counts, seed_statistics
 from mnist_jax.summary import abstract_variables, count_params
 
 T = TypeVar("T", bound=Any)
@@ -63,18 +64,13 @@ def percent(accuracies: Sequence[float]) -> str:
     return f"{100 * result.mean:.2f}{spread}"
 
 
-def _head(columns: str) -> list[str]:
-    """The first two lines of a table."""
-    return [columns, "|---" * (columns.count("|") - 1) + "|"]
-
-
 def front_table(results: Path) -> Iterator[str]:
     """The three networks that push a limit each, and the command that trains one."""
     groups = {arch: read_trials(results / f"default-{arch}.jsonl") for arch in ("swift", "small", "accurate")}
     environments = [seed.environment or {} for seeds in groups.values() for seed in seeds]
     ((cpu, cores),) = {(each["cpu"], each["cpu_cores"]) for each in environments}
     columns = f"test accuracy, % | seeds | parameters | epochs | seconds, {cores} core of {cpu}"
-    yield from _head(f"| network | {columns} | command |")
+    yield from head(f"| network | {columns} | command |")
     for arch, seeds in groups.items():
         yield (
             f"| `{arch}` | {percent(last_epoch(seeds))} | {len(seeds)} | {parameters_of(arch):,} "
@@ -85,7 +81,7 @@ def front_table(results: Path) -> Iterator[str]:
 
 def ladder_table(results: Path) -> Iterator[str]:
     """Each network with the notebook's recipe and ours, accuracies in percent."""
-    yield from _head(
+    yield from head(
         "| network | recipe | test, last epoch | parameters | seeds | epochs | standard error | min to max "
         "| seeds at 99.40 or above | best epoch | train | train less test | seconds |"
     )
@@ -126,7 +122,7 @@ def errors_table(results: Path) -> Iterator[str]:
     The mean of a seed is split: images that most seeds of every network get wrong with `default`, others that most
     seeds of this row get wrong, and the rest.
     """
-    yield from _head(
+    yield from head(
         "| network | recipe | seeds | wrong, mean of a seed | by every network | by this one | by the seed "
         "| wrong in every seed | in more than half | in any |"
     )
@@ -151,7 +147,7 @@ def _errors(path: Path) -> list[tuple[int, ...]]:
 
 def frontier_table(results: Path) -> Iterator[str]:
     """Mean accuracy against parameters, ours and the best public runs, by size."""
-    yield from _head(
+    yield from head(
         "| parameters | test accuracy, last epoch | best epoch of a public run | our best mean up to this size "
         "| network | seeds | epochs | min to max |"
     )
@@ -173,7 +169,7 @@ def frontier_table(results: Path) -> Iterator[str]:
 
 def other_data_table(results: Path) -> Iterator[str]:
     """The networks on other data than MNIST, with the recipe `default` for MNIST."""
-    yield from _head("| data | network | parameters | seeds | epochs | test, last epoch | min to max | train |")
+    yield from head("| data | network | parameters | seeds | epochs | test, last epoch | min to max | train |")
     for arch in ARCHS:
         for path in sorted(results.glob(f"*-default-{arch}.jsonl")):
             if seeds := read_trials(path):
@@ -184,9 +180,25 @@ def other_data_table(results: Path) -> Iterator[str]:
                 )
 
 
+def devices_table(results: Path) -> Iterator[str]:
+    """The networks trained on other devices, from a folder for each, and on a CPU."""
+    yield from head(
+        "| network | trained on | seeds | in one program | test, last epoch | min to max | at 99.40 or above |"
+    )
+    for path in sorted(results.glob("*/default-*.jsonl")):
+        arch = path.stem.removeprefix("default-")
+        for seeds in (read_trials(path), read_trials(results / path.name)):
+            environment, result = seeds[0].environment or {}, seed_statistics(last_epoch(seeds))
+            device = environment["devices"][0] if environment["platform"] != "cpu" else environment["cpu"]
+            yield (
+                f"| `{arch}` | {device} | {result.n} | {seeds[0].together or 1} | {percent(last_epoch(seeds))} "
+                f"| {100 * result.min:.2f} to {100 * result.max:.2f} | {result.share:.0%} |"
+            )
+
+
 def trials_table(results: Path) -> Iterator[str]:
     """The cost of choosing settings and layouts, from `search-ARCH.jsonl` and `attempts-ARCH.jsonl`."""
-    yield from _head("| network | settings tried | trainings | hours |")
+    yield from head("| network | settings tried | trainings | hours |")
     for arch in (*ARCHS, "layouts", "patient", "fashion-mnist"):
         ran = [trial for name in ("search", "attempts") for trial in read_trials(results / f"{name}-{arch}.jsonl")]
         if ran:
@@ -195,60 +207,9 @@ def trials_table(results: Path) -> Iterator[str]:
             yield f"| `{arch}` | {len(settings)} | {len(ran)} | {hours:.1f} |"
 
 
-def speed_table(measured: Iterable[Speed]) -> Iterator[str]:
-    """The step and the scoring of each network against the other contenders."""
-    yield from _head(
-        "| network | contender | ms per step, median (min to max) | times ours | images/s "
-        "| scoring 10,000, s | times ours | process start to first step, s | peak MB |"
-    )
-    for result in measured:
-        ours = result.contenders["ours"]
-        for name, timing in result.contenders.items():
-            low, step, high = (1e3 * seconds for seconds in spread(timing["step_seconds"]))
-            yield (
-                f"| `{result.arch}` | {name} | {step:.1f} ({low:.1f} to {high:.1f}) "
-                f"| {ratio(timing['step_seconds'], ours['step_seconds']):.2f} | {1e3 * result.batch_size / step:,.0f} "
-                f"| {spread(timing['score_seconds'])[1]:.2f} "
-                f"| {ratio(timing['score_seconds'], ours['score_seconds']):.2f} "
-                f"| {timing['start']['first_step']:.1f} | {timing['peak_bytes'] / 1e6:.0f} |"
-            )
-
-
-def time_table(measured: Iterable[TimeToTarget]) -> Iterator[str]:
-    """The whole process of `fast` against the notebook's recipe in PyTorch."""
-    yield from _head("| network | process | epochs | seconds, median (min to max) | times as fast |")
-    for result in measured:
-        scaled, arch = result.torch_seconds_scaled, result.arch
-        for name, process, epochs, seconds in (
-            (result.torch_arch or arch, "the notebook in PyTorch, scaled from one epoch", result.torch_epochs, scaled),
-            (arch, "`fast`, nothing compiled before", result.epochs, result.cold),
-            (arch, "`fast`, programs in the cache", result.epochs, result.warm),
-        ):
-            low, middle, high = spread(seconds)
-            times = ratio(scaled, seconds)
-            yield f"| `{name}` | {process} | {epochs} | {middle:.0f} ({low:.0f} to {high:.0f}) | {times:.1f} |"
-
-
-def tpu_table(estimated: Iterable[TpuEstimates]) -> Iterator[str]:
-    """The TPU compiler's estimates for each network."""
-    yield from _head(
-        "| network | a step of | cycles, ours | Flax's layers | ours / Flax's | temporaries, MB | Flax's "
-        "| compiled in, s | Flax's |"
-    )
-    for result in estimated:
-        for name, found in result.programs.items():
-            ours, flax = found["ours"], found["flax"]
-            yield (
-                f"| `{result.config['arch']}` | {name} | {ours['cycles']:,} | {flax['cycles']:,} "
-                f"| {ours['cycles'] / flax['cycles']:.2f} "
-                f"| {ours['temporary_bytes'] / 1e6:.0f} | {flax['temporary_bytes'] / 1e6:.0f} "
-                f"| {ours['compile_seconds']:.0f} | {flax['compile_seconds']:.0f} |"
-            )
-
-
 def pictures_table(measured: Pictures) -> Iterator[str]:
     """How each network reads pictures by people, small digits, rows, and what is no digit."""
-    yield from _head(
+    yield from head(
         "| weights | right, % (95% over people) | photographs, % | 8x8 digits, % | rows of 100 | sure and wrong "
         "| calibration error, % | no digit?, AUROC | MNIST as files, % |"
     )
@@ -288,6 +249,8 @@ TABLES: dict[str, Callable[[Path], Iterator[str]]] = {
     "comparisons": simulated_table,
     "speed": lambda results: speed_table(_read(Speed, (results / f"benchmark-{arch}.json" for arch in ARCHS))),
     "time": lambda results: time_table(_read(TimeToTarget, sorted(results.glob("time-to-target*.json")))),
+    "time-devices": lambda results: time_table(_read(TimeToTarget, sorted(results.glob("*/time-to-target*.json")))),
+    "devices": devices_table,
     "races": races_table,
     "pictures": lambda results: pictures_table(next(_read(Pictures, [results / "pictures.json"]))),
     **{f"layers-{arch}": lambda results, arch=arch: layers_table(arch) for arch in ARCHS},
