@@ -188,16 +188,19 @@ def reuse_freed_memory() -> None:
 def use_compilation_cache() -> Path | None:
     """Keeps compiled programs in the user's cache directory for the next process.
 
-    Each jaxlib version and processor has its own directory, because code compiled for one may not run on another. The
-    user's `JAX_COMPILATION_CACHE_DIR` and `JAX_ENABLE_COMPILATION_CACHE=false` stay. Returns the directory, or None if
-    it cannot be written or the cache is off.
+    Each jaxlib version, processor and number of cores has its own directory: code compiled for one processor may not
+    run on another, and code compiled for one core uses one core wherever it runs. Call it again after a change of the
+    cores that this process may use. The user's `JAX_COMPILATION_CACHE_DIR` and `JAX_ENABLE_COMPILATION_CACHE=false`
+    stay. Returns the directory, or None if it cannot be written or the cache is off.
     """
     if not jax.config.values["jax_enable_compilation_cache"]:
         return None
-    if given := jax.config.values["jax_compilation_cache_dir"]:
+    base = Path(platformdirs.user_cache_dir("mnist_jax"))
+    given = jax.config.values["jax_compilation_cache_dir"]
+    if given and Path(given).parent != base:
         return Path(given)
-    name = re.sub(r"[^\w.]+", "-", f"jaxlib-{jaxlib.version.__version__}-{platform.machine()}-{cpu_name()}")
-    directory = Path(platformdirs.user_cache_dir("mnist_jax")) / name
+    parts = f"jaxlib-{jaxlib.version.__version__}", platform.machine(), cpu_name(), f"cores-{_threads()}"
+    directory = base / re.sub(r"[^\w.]+", "-", "-".join(parts))
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -252,7 +255,7 @@ def environment(others: Sequence[str] = ()) -> dict[str, Any]:
         "platform": backend(),
         "devices": [device.device_kind for device in jax.devices()],
         "cpu": cpu_name(),
-        "cpu_cores": int(os.environ.get("NPROC") or len(cores())),  # As XLA counts its threads.
+        "cpu_cores": _threads(),
     }
 
 
@@ -271,6 +274,11 @@ def versions() -> dict[str, str]:
 def cores() -> list[int]:
     """The processor cores that this process may use."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def _threads() -> int:
+    """The number of cores as XLA counts them."""
+    return int(os.environ.get("NPROC") or len(cores()))
 
 
 def cpu_name() -> str:

@@ -45,17 +45,34 @@ print(directory, sum("cache_hits" in event for event in events))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="XDG_CACHE_HOME is read on Linux only")
-def test_a_second_process_finds_what_the_first_has_compiled(tmp_path):
+def test_a_second_process_with_as_many_cores_finds_what_the_first_has_compiled(tmp_path):
     found = []
-    for _ in range(2):
+    for cores in ("1", "1", "2"):
         command = [sys.executable, "-c", COMPILE]
-        environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+        environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "NPROC": cores}
         result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         found.append(result.stdout.split())
-    (directory, before), (again, hits) = found
+    (directory, before), (again, hits), (other, after) = found
     assert directory.startswith(str(tmp_path / "mnist_jax" / "jaxlib-"))
     assert again == directory
     assert (int(before), int(hits) > 0) == (0, True)
+    assert other != directory
+    assert int(after) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="XDG_CACHE_HOME is read on Linux only")
+def test_a_worker_uses_the_programs_of_its_share_of_the_cores(no_cache, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("NPROC", "2")
+    both = runtime.use_compilation_cache()
+    monkeypatch.setenv("NPROC", "1")
+    jobs.share_cache(True)
+    assert Path(jax.config.jax_compilation_cache_dir) not in (None, both)
+    jobs.share_cache(False)
+    assert not jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_compilation_cache_dir", None)  # As in a contender of the benchmark.
+    jobs.share_cache(True)
+    assert jax.config.jax_compilation_cache_dir is None
 
 
 @pytest.fixture

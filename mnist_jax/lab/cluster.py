@@ -13,10 +13,8 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import Any
 
-import jax
-
 from mnist_jax.errors import InputError, LostError, StorageError
-from mnist_jax.lab.jobs import Pool, Task, train
+from mnist_jax.lab.jobs import Pool, Task, share_cache, train
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.values import load_data
 from mnist_jax.runtime import sources
@@ -88,7 +86,7 @@ def _train_on_cluster(task, wanted, cached):
 
     worker = distributed.get_worker()
     os.environ.setdefault("NPROC", str(worker.state.nthreads))
-    jax.config.update("jax_enable_compilation_cache", cached)
+    share_cache(cached)
     _require(worker.address, identity(task.config), wanted)
     this = worker.state.tasks[worker.get_current_task()]
     return train(task, stop=lambda: this.state != "executing")  # Cancelled, or its client is gone.

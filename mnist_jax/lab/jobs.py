@@ -26,7 +26,7 @@ from mnist_jax.lab import trials
 from mnist_jax.lab.records import Trial
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.values import load_data, part_of
-from mnist_jax.runtime import cores
+from mnist_jax.runtime import cores, use_compilation_cache
 
 ATTEMPTS = 3  # A task is given up when its workers have died this often.
 SPAWN = multiprocessing.get_context("spawn")
@@ -226,4 +226,11 @@ def _begin(leash, share, cached):
         os.sched_setaffinity(0, share)
     else:
         os.environ["NPROC"] = str(len(share))  # XLA's number of threads.
-    jax.config.update("jax_enable_compilation_cache", cached)  # Importing the package has turned it on.
+    share_cache(cached)
+
+
+def share_cache(cached: bool) -> None:
+    """Uses the compilation cache of this worker's number of cores, or none; importing the package has turned it on."""
+    jax.config.update("jax_enable_compilation_cache", cached)
+    if jax.config.values["jax_compilation_cache_dir"]:
+        use_compilation_cache()
