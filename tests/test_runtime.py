@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import jax
+import psutil
 import pytest
 from conftest import part, refused, run_command
 
@@ -15,7 +16,7 @@ import mnist_jax
 from mnist_jax import devices, fit, make_config, runtime
 from mnist_jax.lab import jobs
 from mnist_jax.lab.records import measured_on
-from mnist_jax.runs.session import session
+from mnist_jax.runs.session import Clock, session
 
 
 def test_compiler_options_are_for_cpu_only_and_those_that_this_jaxlib_does_not_know_left_out(monkeypatch):
@@ -95,6 +96,23 @@ def test_no_cache_where_it_is_off_or_cannot_be_written(no_cache, monkeypatch, tm
     jax.config.update("jax_enable_compilation_cache", False)
     assert runtime.use_compilation_cache() is None
     assert not list(tmp_path.glob("own/*"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the start of a process is not counted from the boot")
+def test_the_time_of_the_boot_which_is_rounded_does_not_count(monkeypatch):
+    booted, created = psutil.boot_time(), psutil.Process().create_time()
+
+    def starting(rounded):
+        monkeypatch.setattr(psutil, "boot_time", lambda: booted + rounded)
+        monkeypatch.setattr(psutil.Process, "create_time", lambda self: created + rounded)
+        clock = Clock()
+        clock.end("data")
+        clock.end("training")
+        return clock.seconds()["seconds_of"]["starting"]
+
+    before = starting(0.0)
+    assert before > 0
+    assert starting(-1000.0) - before < 1000
 
 
 def test_seconds_of_compiling():

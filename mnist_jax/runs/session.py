@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import itertools
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -39,7 +40,7 @@ class Clock:
         """Ends the part `starting`; compilations are recorded from now on."""
         compilations()
         now = time.perf_counter()
-        self._moments = {"begin": psutil.Process().create_time() - time.time() + now, "starting": now}
+        self._moments = {"begin": now - _process_age(), "starting": now}
 
     def end(self, part: str) -> None:
         """Ends a part; the next one begins."""
@@ -56,6 +57,14 @@ class Clock:
         parts = {name: spent.pop(name) for name in ("starting", "data")} | {"compiling": compiling} | spent
         parts["training"] -= compiling
         return {"seconds": sum(parts.values()), "seconds_of": parts}
+
+
+def _process_age() -> float:
+    """Seconds since the start of this process."""
+    created = psutil.Process().create_time()
+    if sys.platform == "linux":  # Both are as much off as the time of the boot, which the kernel rounds to seconds.
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - (created - psutil.boot_time())
+    return time.time() - created
 
 
 @dataclasses.dataclass
