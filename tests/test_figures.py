@@ -1,11 +1,15 @@
+import base64
+import colorsys
 import io
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
-from mnist_jax.reports import figures
+from mnist_jax.reports import figures, themes
+from mnist_jax.reports.report import picture_of_digits
 from mnist_jax.statistics import calibration, confusion
 from mnist_jax.training import EpochMetrics
 
@@ -16,7 +20,7 @@ LABELS = RANDOM.integers(0, 10, 200)
 COUNTS = confusion(LABELS, PROBABILITIES.argmax(1))
 
 
-@pytest.mark.parametrize("theme", [figures.LIGHT, figures.DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("theme", [themes.LIGHT, themes.DARK], ids=["light", "dark"])
 @pytest.mark.parametrize(
     "draw",
     [
@@ -35,13 +39,42 @@ COUNTS = confusion(LABELS, PROBABILITIES.argmax(1))
     ],
 )
 def test_every_picture_is_drawn_on_its_paper(draw, theme):
-    image = Image.open(io.BytesIO(figures.png(draw, theme)))
+    image = Image.open(io.BytesIO(themes.png(draw, theme)))
     assert image.format == "PNG"
     pixels = np.asarray(image.convert("RGB"))
     assert pixels.std() > 0 or draw().axes[0].images  # Something is on it, unless there is nothing to show.
     if draw().axes[0].axison:
         paper = tuple(int(theme["paper"][i : i + 2], 16) for i in (1, 3, 5))
         assert tuple(pixels[0, 0]) == paper
+
+
+def test_a_dark_picture_has_its_own_paper_and_ink_and_the_hues_of_the_light_one():
+    light, dark = (
+        Image.open(io.BytesIO(file)) for file in themes.light_and_dark(partial(figures.losses, HISTORY, "test"))
+    )
+    drawn = Image.open(io.BytesIO(themes.png(partial(figures.losses, HISTORY, "test"), themes.LIGHT)))
+    np.testing.assert_array_equal(light, drawn.convert("RGB"))
+    for part in ("paper", "ink"):
+        before, after = (np.array(ImageColor.getrgb(theme[part])) for theme in (themes.LIGHT, themes.DARK))
+        places = (np.asarray(light) == before).all(-1)
+        assert places.any()
+        assert abs(np.asarray(dark)[places].astype(int) - after).max() <= 1
+    for color in (figures.BLUE, figures.ORANGE, figures.GREEN):
+        was = ImageColor.getrgb(color)
+        now = themes.darkened(Image.new("RGB", (1, 1), was)).getpixel((0, 0))
+        turn = abs(colorsys.rgb_to_hls(*was)[0] - colorsys.rgb_to_hls(*now)[0])
+        assert min(turn, 1 - turn) < 0.05
+
+
+def test_photographs_are_not_darkened():
+    images, gray = np.full((1, 28, 28, 3), (200, 30, 40), np.uint8), np.full((1, 28, 28, 1), 255, np.uint8)
+    middles = {}
+    for name, shown in (("photograph", images), ("digit", gray)):
+        page = picture_of_digits(shown, ["1 not 7"], "One error.")
+        pixels = [Image.open(io.BytesIO(base64.b64decode(page[theme]))).convert("RGB") for theme in ("light", "dark")]
+        middles[name] = [each.getpixel((each.width // 20, each.height // 3)) for each in pixels]
+    assert middles["photograph"] == [(200, 30, 40)] * 2
+    assert middles["digit"] == [ImageColor.getrgb(theme["ink"]) for theme in (themes.LIGHT, themes.DARK)]
 
 
 def test_curves_show_the_history_and_confusion_every_count():

@@ -11,7 +11,7 @@ from mnist_jax.lab import records
 from mnist_jax.lab.tables import PUBLIC, frontier, last_epoch, parameters_of
 from mnist_jax.models import ARCHS
 from mnist_jax.objective import TARGET_ACCURACY
-from mnist_jax.reports import figures
+from mnist_jax.reports import figures, themes
 from mnist_jax.runs.weights import load_pretrained
 from mnist_jax.scoring import predict
 from mnist_jax.statistics import error_counts
@@ -54,15 +54,15 @@ def write_figures(results: Path) -> list[Path]:
     errors = partial(figures.digits, test.images[often], captions)
     written = []
     for name, draw, colors in (
-        ("ladder-light", ladder, figures.LIGHT),
-        ("ladder-dark", ladder, figures.DARK),
-        ("frontier-light", sizes, figures.LIGHT),
-        ("frontier-dark", sizes, figures.DARK),
-        ("errors-light", errors, figures.LIGHT),
-        ("errors-dark", errors, figures.DARK),
+        ("ladder-light", ladder, themes.LIGHT),
+        ("ladder-dark", ladder, themes.DARK),
+        ("frontier-light", sizes, themes.LIGHT),
+        ("frontier-dark", sizes, themes.DARK),
+        ("errors-light", errors, themes.LIGHT),
+        ("errors-dark", errors, themes.DARK),
     ):
         written.append(results / f"{name}.png")
-        written[-1].write_bytes(figures.png(draw, colors, {"Source": sources_hash(results)}))
+        written[-1].write_bytes(themes.png(draw, colors, {"Source": sources_hash(results)}))
     return written
 
 

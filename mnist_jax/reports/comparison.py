@@ -12,7 +12,7 @@ from mnist_jax.data import Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.objective import TARGET_ACCURACY
 from mnist_jax.recipes.config import Config
-from mnist_jax.reports import figures, render, report
+from mnist_jax.reports import figures, render, report, themes
 from mnist_jax.runs import directory
 from mnist_jax.runs.checkpoints import MAY_CHANGE
 from mnist_jax.scoring import predict
@@ -107,10 +107,8 @@ def write_comparison(run_dirs: Sequence[Path], data: Dataset, out: Path) -> Path
             f"Accuracy against parameters, and over the epochs, of {len(rows)} groups of runs; the best is "
             f"{best['name']} with {best['accuracy'].mean:.2%}.",
         ),
-        digits=report.picture(
-            partial(figures.digits, scored.images[everywhere], captions), "The images that every run gets wrong."
-        ),
+        digits=report.picture_of_digits(scored.images[everywhere], captions, "The images that every run gets wrong."),
     )
-    out.with_suffix(".png").write_bytes(figures.png(draw, figures.LIGHT))
+    out.with_suffix(".png").write_bytes(themes.png(draw, themes.LIGHT))
     out.write_text(page, encoding="utf-8")
     return out

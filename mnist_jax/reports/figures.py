@@ -1,8 +1,7 @@
 """The pictures of a report: numbers in, a matplotlib `Figure` out, in colors that the color-blind tell apart."""
 
 import importlib
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,30 +18,10 @@ with any_backend():
 
 # Okabe and Ito, "Color Universal Design", 2008.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-LIGHT = {"ink": "#222222", "paper": "#ffffff", "faint": "#dddddd"}
-DARK = {"ink": "#e6e6e6", "paper": "#16181c", "faint": "#44474d"}
 _CYCLE = (BLUE, ORANGE, RED, "#56B4E9", "#CC79A7", "#8C6D00")
 _MARKERS = "osD^vPX"  # One more than colors, so that both repeat together after 42 only.
 Points = tuple[int, Sequence[float]]  # Parameters, and accuracies of seeds as fractions.
 _MOST = 200  # Digits in one picture; a table beside it lists all.
-
-
-def png(draw: Callable[[], Figure], theme: dict[str, str], metadata: dict[str, str] | None = None) -> bytes:
-    """A figure, drawn in a theme, `LIGHT` or `DARK`, as PNG, with texts that are not shown if any are given."""
-    ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    paper = ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor")
-    parameters: dict[Any, Any] = {
-        **dict.fromkeys(ink, theme["ink"]),
-        **dict.fromkeys(paper, theme["paper"]),
-        "grid.color": theme["faint"],
-        **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
-        **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
-        "font.size": 10,
-    }
-    file = io.BytesIO()
-    with mpl.rc_context(parameters):
-        draw().savefig(file, format="png", dpi=120, metadata=metadata, pil_kwargs={"compress_level": 3})
-    return file.getvalue()
 
 
 def losses(history: Sequence[EpochMetrics], scored: str) -> Figure:
@@ -289,8 +268,9 @@ def digits(images: np.ndarray, captions: Sequence[str]) -> Figure:
     shares = images.astype(np.float32) / (255 if images.dtype == np.uint8 else 1)
     if images.ndim == 3:
         shares = np.array(paper) + shares[..., None] * np.subtract(ink, paper)
-    tiles = np.broadcast_to(paper, (len(shares), height // 14 + height + below, width + 2 * beside, 3)).copy()
-    tiles[:, height // 14 : height // 14 + height, beside : beside + width] = shares
+    tiles = np.empty((len(shares), height // 14 + height + below, width + 2 * beside, 3), np.uint8)
+    tiles[:] = np.rint(255 * np.array(paper))
+    tiles[:, height // 14 : height // 14 + height, beside : beside + width] = np.rint(255 * shares)
     figure, axis = _tiled(tiles, columns=10, width=10.0)
     down, across = tiles.shape[1:3]
     for i, caption in enumerate(captions):

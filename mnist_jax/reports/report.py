@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from mnist_jax.data import Dataset
 from mnist_jax.objective import TARGET_ACCURACY
 from mnist_jax.optimizers import make_schedule
 from mnist_jax.recipes.values import total_steps
-from mnist_jax.reports import figures, render
+from mnist_jax.reports import figures, render, themes
 from mnist_jax.runs import directory
 from mnist_jax.runtime import jit
 from mnist_jax.scoring import predict
@@ -85,14 +85,26 @@ def commit() -> str | None:
     return said[0] + (" and changes" if said[1] else "") if said[0] else None
 
 
-def picture(draw: Callable[[], figures.Figure], alt: str, themed: bool = True) -> dict[str, str]:
+def picture(
+    draw: Callable[[], figures.Figure], alt: str, dark: Literal["darkened", "drawn", "same"] = "darkened"
+) -> dict[str, str]:
     """A figure for a page: `light` and `dark` as PNG in base 64, and `alt`, its text for who cannot see it.
 
-    One that fills its paper from edge to edge looks the same in any theme, and is drawn once.
+    For a dark page it is darkened; or drawn again, if it shows photographs; or the same, if it fills its paper.
     """
-    light = figures.png(draw, figures.LIGHT)
-    dark = figures.png(draw, figures.DARK) if themed else light
-    return {"alt": alt, "light": base64.b64encode(light).decode(), "dark": base64.b64encode(dark).decode()}
+    if dark == "darkened":
+        both = themes.light_and_dark(draw)
+    else:
+        light = themes.png(draw, themes.LIGHT)
+        both = light, themes.png(draw, themes.DARK) if dark == "drawn" else light
+    light, other = (base64.b64encode(each).decode() for each in both)
+    return {"alt": alt, "light": light, "dark": other}
+
+
+def picture_of_digits(images: np.ndarray, captions: Sequence[str], alt: str) -> dict[str, str]:
+    """Images [N, H, W, C] with a caption under each, for a page."""
+    draw = partial(figures.digits, images, captions)
+    return picture(draw, alt, "drawn" if images.shape[-1] == 3 else "darkened")
 
 
 def _mistakes(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -124,7 +136,7 @@ def _pictures_of_training(history, scored_on, trained, rates) -> dict[str, dict[
         "kernels": picture(
             partial(figures.kernels, np.asarray(trained.variables["params"]["conv1"]["kernel"])),
             "The kernels of the first convolution.",
-            themed=False,
+            "same",
         ),
     }
 
@@ -142,8 +154,7 @@ def _pictures_of_scores(trained, scored, wrong, counts, calibrated) -> dict[str,
             partial(figures.reliability, calibrated),
             "Accuracy against confidence, beside the diagonal of a calibrated network.",
         ),
-        "errors": picture(
-            partial(figures.digits, images, captions),
-            "The images that are got wrong; the table under them lists them.",
+        "errors": picture_of_digits(
+            images, captions, "The images that are got wrong; the table under them lists them."
         ),
     }

@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from functools import partial
 from math import floor, isfinite, log10
 from pathlib import Path
 from typing import Any
@@ -90,6 +89,6 @@ def _differing(best: str, other: str, result: McNemar, data: Dataset | None) -> 
         if data and indices:
             captions = [f"{data.classes[data.test.labels[index]]}, {index}" for index in indices]
             alt = f"Images that most seeds of {right} get right and most of {wrong} wrong."
-            shown = report.picture(partial(figures.digits, data.test.images[indices], captions), alt)
+            shown = report.picture_of_digits(data.test.images[indices], captions, alt)
         sides.append({"right": right, "wrong": wrong, "indices": indices, "picture": shown})
     return {"sides": sides, "p_value": result.p_value}
