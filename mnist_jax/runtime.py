@@ -255,7 +255,7 @@ def environment(others: Sequence[str] = ()) -> dict[str, Any]:
         "platform": backend(),
         "devices": [device.device_kind for device in jax.devices()],
         "cpu": cpu_name(),
-        "cpu_cores": _threads(),
+        "cpu_cores": int(_threads()),
     }
 
 
@@ -276,9 +276,9 @@ def cores() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
-def _threads() -> int:
+def _threads() -> str:
     """The number of cores as XLA counts them."""
-    return int(os.environ.get("NPROC") or len(cores()))
+    return os.environ.get("NPROC") or str(len(cores()))
 
 
 def cpu_name() -> str:
