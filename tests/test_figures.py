@@ -49,10 +49,9 @@ def test_every_picture_is_drawn_on_its_paper(draw, theme):
 
 
 def test_a_dark_picture_has_its_own_paper_and_ink_and_the_hues_of_the_light_one():
-    light, dark = (
-        Image.open(io.BytesIO(file)) for file in themes.light_and_dark(partial(figures.losses, HISTORY, "test"))
-    )
-    drawn = Image.open(io.BytesIO(themes.png(partial(figures.losses, HISTORY, "test"), themes.LIGHT)))
+    draw = partial(figures.losses, HISTORY, "test")
+    light, dark = (Image.open(io.BytesIO(file)) for file in themes.light_and_dark(draw))
+    drawn = Image.open(io.BytesIO(themes.png(draw, themes.LIGHT)))
     np.testing.assert_array_equal(light, drawn.convert("RGB"))
     for part in ("paper", "ink"):
         before, after = (np.array(ImageColor.getrgb(theme[part])) for theme in (themes.LIGHT, themes.DARK))

@@ -183,8 +183,7 @@ def run(
             tell(f"starting {name}")
             born = time.time()
             workers[name] = stack.enter_context(jobs.process(cores()[:threads]))
-            start = ask(name, _start, name, config, steps, born)  # Nothing else runs until the answer.
-            seeds = ask(name, _seeds, name, config)
+            start, seeds = ask(name, _start, name, config, steps, born)  # Nothing else runs until the answer.
             timings[name] = Timing(start=start, step_seconds=[], score_seconds=[], peak_bytes=0, seeds=seeds)
         for i in range(rounds):
             tell(f"round {i + 1} of {rounds}")
@@ -205,17 +204,13 @@ def _contender(name, config):
 
 
 def _start(name, config, steps, born):
-    """Compiles; returns the seconds from the start of the process to the end of its first step."""
+    """Compiles; returns the seconds from the start of the process to the end of its first step, and the networks."""
     contender = _contender(name, config)
     contender.steps(1)
     start = {"first_step": time.time() - born}
     contender.steps(steps)
     contender.score()
-    return start
-
-
-def _seeds(name, config):
-    return _contender(name, config).seeds
+    return start, contender.seeds
 
 
 def _turn(name, config, method, *arguments):

@@ -187,7 +187,7 @@ def devices_table(results: Path) -> Iterator[str]:
     )
     for path in sorted(results.glob("*/default-*.jsonl")):
         arch = path.stem.removeprefix("default-")
-        for seeds in (read_trials(path), read_trials(results / path.name)):
+        for seeds in filter(None, map(read_trials, (path, results / path.name))):
             environment, result = seeds[0].environment or {}, seed_statistics(last_epoch(seeds))
             device = environment["devices"][0] if environment["platform"] != "cpu" else environment["cpu"]
             yield (
