@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import shutil
-import sys
 from pathlib import Path
 from unittest import mock
 
@@ -47,19 +46,15 @@ html_theme_options = {
 def help_of(command: str) -> str:
     """What `mnist-jax COMMAND --help` prints."""
     said = io.StringIO()
-    with (
-        mock.patch.dict(os.environ, COLUMNS="80"),
-        mock.patch.object(sys, "argv", ["mnist-jax"]),  # The program that the help names.
-        contextlib.redirect_stdout(said),
-        contextlib.suppress(SystemExit),
-    ):
+    columns = mock.patch.dict(os.environ, COLUMNS="80")
+    with columns, contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
         cli.main([command, "--help"])
     return said.getvalue()
 
 
 def make_commands() -> str:
     """The page of the commands, in Markdown."""
-    head = "# Commands\n\n`mnist-jax COMMAND`, or in a checkout `python scripts/COMMAND.py`. With uv, after `uv run`.\n"
+    head = "# Commands\n\n`mnist-jax COMMAND`. With uv, after `uv run`.\n"
     parts = (f"## {name}\n\n```text\n{help_of(name).strip()}\n```\n" for name in cli.COMMANDS)
     return "\n".join([head, *parts])
 

@@ -1,7 +1,6 @@
 from . import losses
 from .data import Dataset, Split, hold_out, load_dataset, standardize
 from .errors import DivergedError, InputError, StorageError
-from .lab.comparing import compare
 from .layers import FAST, FLAX
 from .models import ARCHS, make_model
 from .objective import objective
@@ -12,6 +11,7 @@ from .runs.directory import load_run
 from .runs.weights import load_pretrained, load_weights, save_weights
 from .runtime import environment, jit
 from .scoring import evaluate, predict
+from .series.comparing import compare
 from .statistics import seed_statistics
 from .steps import Metrics, Setup, Streams, Trained, TrainState, eval_step, init_state, train_step
 from .summary import count_params, layers_of

@@ -3,9 +3,10 @@
 import contextlib
 import json
 import os
+import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +16,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mnist_jax import errors
 from mnist_jax.errors import InputError, LostError, refusing
-from mnist_jax.rendezvous import difference, meet
 from mnist_jax.runtime import backend, versions
 
 AXIS = "devices"
@@ -35,39 +35,51 @@ def join_processes(
 ) -> None:
     """Joins several processes that train together. Call it before JAX is first used.
 
-    Without arguments, the process is the only one, or a TPU pod, Slurm step or MPI job tells JAX about the others. When
-    a process is lost, the others end within a minute.
+    Without arguments, the process is the only one, or a TPU pod, Slurm step or MPI job tells JAX about the others. JAX
+    waits five minutes for missing processes. When a process is lost, the others end within a minute.
 
     Args:
       coordinator: HOST:PORT, where process 0 listens; or None.
       num_processes: number of processes; or None.
       process_id: number of this process, from 0; or None.
-      tell: called with a line every now and then while processes are waited for.
+      tell: called with a line after ten seconds of waiting.
 
     Raises:
-      InputError: only some of the three are given, one is out of range, the port is taken, or the processes have
-        different versions of a package.
-      LostError: processes are missing after five minutes.
+      InputError: only some of the three are given, one is out of range, the port is taken, or JAX cannot join.
 
     Example:
       >>> devices.join_processes(None, None, None)
     """
-    if coordinator is None and num_processes is None and process_id is None:
-        if _of_a_cluster():
-            with _telling(tell, "waiting for the other processes of this job; JAX gives up after five minutes"):
-                jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
-        return
-    if coordinator is None or num_processes is None or process_id is None:
+    given = coordinator, num_processes, process_id
+    if given == (None, None, None):
+        if not _of_a_cluster():
+            return
+    elif coordinator is None or num_processes is None or process_id is None:
         raise InputError(
             "several processes need coordinator (HOST:PORT), number of processes and process id; give all three"
         )
-    if num_processes < 1 or not 0 <= process_id < num_processes:
+    elif num_processes < 1 or not 0 <= process_id < num_processes:
         found = f"process id {process_id} of {num_processes} processes"
         raise InputError(f"{found} cannot be used; choose 0 to one less than the number of processes")
-    meet(coordinator, num_processes, process_id, versions(), tell)
-    timeouts: dict[str, Any] = {"heartbeat_timeout_seconds": _HEARTBEAT_SECONDS, "initialization_timeout": 60}
-    with refusing(f"process {process_id} cannot join the others at {coordinator}: ", ""):
-        jax.distributed.initialize(coordinator, num_processes, process_id, **timeouts)
+    else:
+        _require_address(coordinator, process_id)
+    line = "waiting for the other processes; JAX gives up after five minutes"
+    with refusing("this process cannot join the others: ", ""), _telling(tell, line):
+        jax.distributed.initialize(*given, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
+
+
+def _require_address(coordinator, process_id):
+    """Raises InputError unless it is HOST:PORT and, in process 0, the port is free: JAX would abort."""
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise InputError(f"coordinator {coordinator!r} cannot be used; give HOST:PORT, as localhost:1234")
+    if process_id == 0:
+        try:
+            socket.create_server(("", int(port))).close()
+        except OSError as error:
+            raise InputError(
+                f"process 0 cannot listen at {coordinator} ({error.strerror}); give all processes another port"
+            ) from error
 
 
 @contextlib.contextmanager
@@ -186,6 +198,15 @@ def together() -> Iterator[dict[str, Any]]:
     for process, other in enumerate(found):
         if told := difference(other["facts"], found[0]["facts"], process):
             raise InputError(told)
+
+
+def difference(found: Mapping[str, Any], wanted: Mapping[str, Any], process: int) -> str:
+    """One line that names what differs in a process from process 0; empty if nothing does."""
+    names = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+    differing = "; ".join(
+        f"process {process} has {name} {found.get(name)}, but process 0 {wanted.get(name)}" for name in names
+    )
+    return differing and f"{differing}; give all processes the same"
 
 
 def _gather(record):

@@ -10,7 +10,6 @@ import platform
 import re
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -30,15 +29,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")  # Those that decide what
 def backend() -> str:
     """The platform that JAX computes on: "cpu", "gpu" or "tpu". Starts JAX, if nothing has yet.
 
-    Warns in a process that was forked after JAX was used. Raises InputError if JAX cannot start.
+    Raises InputError if JAX cannot start.
     """
-    if _forked:
-        warnings.warn(
-            "this process was forked after JAX was used, so JAX is likely to hang in it; start processes by "
-            "multiprocessing.get_context('spawn')",
-            RuntimeWarning,
-            stacklevel=3,
-        )
     try:
         return jax.default_backend()
     except (AssertionError, RuntimeError) as error:  # An assertion says nothing; it stands for no device.
@@ -160,12 +152,6 @@ def _jax_was_used() -> bool:
         return xla_bridge.backends_are_initialized()
     except (ImportError, AttributeError):
         return True
-
-
-_forked: list[int] = []  # The process, if it is a fork without JAX's threads.
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: _forked.append(os.getpid()) if _jax_was_used() else None)
 
 
 def reuse_freed_memory() -> None:

@@ -1,4 +1,4 @@
-"""Statistics of results: seeds, errors, calibration, timings."""
+"""Statistics of results: seeds, errors, calibration."""
 
 import collections
 import itertools
@@ -150,36 +150,3 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
     accuracy = np.bincount(place, right, bins)[some] / count[some]
     error = float(np.abs(mean_confidence - accuracy) @ count[some] / len(labels))
     return Calibration(mean_confidence, accuracy, count[some], error)
-
-
-def ratio(seconds: Sequence[float], base: Sequence[float]) -> float:
-    """The median of the ratios of two contenders' seconds, round by round.
-
-    Args:
-      seconds: seconds of one contender, one value per round.
-      base: seconds of the other, in the same rounds.
-
-    Returns:
-      The median ratio.
-
-    Example:
-      >>> statistics.ratio([2.0, 3.0, 2.0], [4.0, 4.0, 4.0])
-      0.5
-    """
-    return statistics.median(a / b for a, b in zip(seconds, base, strict=True))
-
-
-def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Minimum, median and maximum.
-
-    Args:
-      values: one number or more.
-
-    Returns:
-      The three.
-
-    Example:
-      >>> statistics.spread([3.0, 1.0, 2.0])
-      (1.0, 2.0, 3.0)
-    """
-    return min(values), statistics.median(values), max(values)

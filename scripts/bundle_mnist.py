@@ -1,7 +1,6 @@
 """Writes the arrays shipped in the package from a prepared TFDS directory."""
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -38,4 +37,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    run(main, Options, sys.argv[1:], "bundle-mnist")
+    run(main, Options)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import sys
 from pathlib import Path
 
 from mnist_jax.cli import run
@@ -46,4 +45,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    run(main, Options, sys.argv[1:], "execute_tour")
+    run(main, Options)

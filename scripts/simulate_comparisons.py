@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import numpy as np
 
 from mnist_jax.cli import run
 from mnist_jax.differences import Series, against_best, compare_series, wrong_images
-from mnist_jax.lab.comparing import Simulated, series_of
 from mnist_jax.runtime import environment
+from mnist_jax.series.comparing import series_of
 
 TEN = 10
 FILES = [Path(__file__).parents[1] / "results" / f"default-{arch}.jsonl" for arch in ("accurate", "bn_dropout")]
@@ -59,8 +58,15 @@ def main(options: Options) -> None:
         names = "coverage", "equal_coverage", "found", "equal_different", "any_of_ten_different"
         cases.append(how | {"seeds": seeds} | dict(zip(names, (counts / options.times).tolist(), strict=True)))
         print(json.dumps(cases[-1]), flush=True)
-    record = Simulated(cases, truth, options.times, [path.name for path in FILES], environment())
-    options.out.write_text(json.dumps(record._asdict(), indent=1) + "\n", encoding="utf-8")
+    record = {
+        "cases": cases,
+        "difference": truth,
+        "comparisons": options.times,
+        "files": [path.name for path in FILES],
+        "environment": environment(),
+        "version": 1,
+    }
+    options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _pools(both: list[Series]) -> tuple[int, list[np.ndarray]]:
@@ -99,4 +105,4 @@ def _drawn(count: int, sides: list[np.ndarray], rng: np.random.Generator, images
 
 
 if __name__ == "__main__":
-    run(main, Options, sys.argv[1:], "simulate-comparisons")
+    run(main, Options)

@@ -1,7 +1,6 @@
 """Trains the weights that read pictures: `accurate` goes on with training images drawn anew."""
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import jax
@@ -199,4 +198,4 @@ def thin(mask: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    run(main, Options, sys.argv[1:], "train-reader")
+    run(main, Options)

@@ -173,7 +173,7 @@ def wait_for(condition, process=None):
 
 
 def begin(environment, name, *args, **options):
-    command = [sys.executable, ROOT / "scripts" / name, *map(str, args)]
+    command = [sys.executable, "-c", "from mnist_jax.cli import main; main()", name, *map(str, args)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environment, cwd=ROOT, **pipes, **options)
 
@@ -214,23 +214,23 @@ def environment():
     return dict(os.environ)
 
 
-def run_script(name, *args, encoding="utf-8"):
-    """Runs a script in this process: (exit status, standard output, standard error)."""
-    argv = [name, *map(str, args)]
-    with mock.patch.object(sys, "argv", argv), mock.patch.object(sys, "orig_argv", ["python", *argv]):
-        return finished(lambda: runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__"), encoding)
-
-
 def assert_refused(result, *parts):
-    """Of what `run_script` gives: one line that has these parts."""
+    """Of what `run_command` gives: one line that has these parts."""
     status, out, err = result
     assert (status, out, err[:7], err.count("\n")) == (2, "", "error: ", 1)
     assert not [part for part in parts if part not in err]
 
 
-def run_command(*args):
-    """Runs `mnist-jax` in this process, as `run_script`."""
-    return finished(lambda: cli.main([*map(str, args)]))
+def run_command(*args, encoding="utf-8"):
+    """Runs `mnist-jax` in this process: (exit status, standard output, standard error)."""
+    with mock.patch.object(sys, "argv", ["mnist-jax", *map(str, args)]):
+        return finished(cli.main, encoding)
+
+
+def run_script(name, *args):
+    """Runs a file of `scripts/` in this process, as `run_command`."""
+    with mock.patch.object(sys, "argv", [name, *map(str, args)]):
+        return finished(lambda: runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__"))
 
 
 def finished(call, encoding="utf-8"):
@@ -241,7 +241,7 @@ def finished(call, encoding="utf-8"):
 
 
 @pytest.fixture
-def script(monkeypatch, tmp_path):
-    """`run_script`, in an empty directory."""
+def call(monkeypatch, tmp_path):
+    """`run_command`, in an empty directory."""
     monkeypatch.chdir(tmp_path)
-    return run_script
+    return run_command

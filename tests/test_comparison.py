@@ -66,10 +66,10 @@ def test_the_page_is_of_runs_scored_on_the_same_images(runs, scored, tmp_path):
     refused("holds out 100 images", comparison.write_comparison, both, scored, tmp_path / "x.html")
 
 
-def test_the_script(optimizing, script, runs, tmp_path):
-    status, out, err = script("compare.py", *runs[0])
+def test_the_script(optimizing, call, runs, tmp_path):
+    status, out, err = call("compare", *runs[0])
     assert (status, err) == (0, "")
     assert out.startswith("compare.html: 3 runs")
     assert (tmp_path / "compare.html").exists()
-    status, out, err = script("compare.py", runs[0][0], "--out", "absent/x.html")
+    status, out, err = call("compare", runs[0][0], "--out", "absent/x.html")
     assert (status, out, err.count("\n"), "--out" in err) == (4, "", 1, True)

@@ -1,19 +1,21 @@
 """The same program on one device, on eight, and in two processes; to have its devices each is a process of its own."""
 
 import json
+import multiprocessing
+import socket
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from unittest import mock
 
 import chex
 import jax
 import numpy as np
 import pytest
-from conftest import PREPARED, ROOT, begin, free_port, part, refused, run_command, run_script
+from conftest import PREPARED, ROOT, begin, free_port, part, refused, run_command
 from safetensors.numpy import load_file
 
 from mnist_jax import devices, evaluate, load_dataset, make_config, make_setup, training
-from mnist_jax.lab import jobs
 from mnist_jax.loops import program
 from mnist_jax.recipes.fits import fit, fit_seeds, start
 from mnist_jax.steps import Metrics, Streams
@@ -25,7 +27,7 @@ EIGHT = "--xla_force_host_platform_device_count=8"
 def on_eight(environment):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XLA_FLAGS", f"{EIGHT} --xla_cpu_collective_call_terminate_timeout_seconds=10")
-        with jobs.process(jobs.cores()) as worker:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as worker:
             yield lambda function: worker.submit(function).result()
 
 
@@ -107,7 +109,7 @@ DATA = ["--no-report", "--data-source", "tfds", "--data-dir", PREPARED]
 
 def two(environment, *args):
     together = ["--coordinator", f"localhost:{free_port()}", "--num-processes", 2]
-    return [begin(environment, "train.py", *DATA, *args, *together, "--process-id", i) for i in (0, 1)]
+    return [begin(environment, "train", *DATA, *args, *together, "--process-id", i) for i in (0, 1)]
 
 
 def finish(processes):
@@ -122,7 +124,7 @@ def assert_weights_equal(folder, atol):
 def test_two_processes_are_one(environment, tmp_path):
     """One epoch of three steps; stopped, as it were, and resumed for another, which both have to be given."""
     flags = ["--arch", "4-pool-4", "--recipe", "reference", "--batch-size", 100, "--epochs", 1, "--rotation", 10]
-    assert run_script("train.py", *DATA, *flags, "--run-dir", tmp_path / "one")[0] == 0
+    assert run_command("train", *DATA, *flags, "--run-dir", tmp_path / "one")[0] == 0
     together = finish(two(environment, *flags, "--run-dir", tmp_path / "two"))
     (out, err, status), (silent, other_err, other_status) = together
     assert (status, other_status) == (0, 0), err + other_err
@@ -132,7 +134,7 @@ def test_two_processes_are_one(environment, tmp_path):
     metrics = [json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("one", "two")]
     assert metrics[1]["test_loss"] == pytest.approx(metrics[0]["test_loss"], abs=1e-4)
 
-    assert run_script("train.py", *DATA, "--resume", tmp_path / "one", "--epochs", 2)[0] == 0
+    assert run_command("train", *DATA, "--resume", tmp_path / "one", "--epochs", 2)[0] == 0
     (_, err, status), _ = finish(two(environment, "--resume", tmp_path / "two", "--epochs", 2))
     assert status == 0, err
     assert_weights_equal(tmp_path, atol=1e-4)
@@ -233,12 +235,21 @@ def test_alone_by_default_and_with_processes_that_can_be(monkeypatch):
     for count in (2, 0):
         refused(f"id {count} of {count} processes cannot be used", devices.join_processes, "localhost:1", count, count)
     joined = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: joined.append(options))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **options: joined.append(given))
     devices.join_processes(None, None, None)
     assert not joined  # There is nobody to join.
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     devices.join_processes(None, None, None)
-    assert joined == [{"heartbeat_timeout_seconds": 30}]
+    assert joined == [(None, None, None)]
+
+
+def test_a_port_that_is_taken_and_an_address_that_cannot_be_used():
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        words = f"^process 0 cannot listen at localhost:{port} .*; give all processes another port$"
+        refused(words, devices.join_processes, f"localhost:{port}", 2, 0)
+    for coordinator in ("localhost", ":1", "localhost:0", "localhost:x", "localhost:65536"):
+        refused(f"^coordinator '{coordinator}' cannot be used; give HOST", devices.join_processes, coordinator, 2, 1)
 
 
 @pytest.mark.parametrize(("error", "status"), [(ZeroDivisionError, 70), (KeyboardInterrupt, 130)])

@@ -1,17 +1,17 @@
 """`compare` against scipy.stats, closed forms and simulations; the command and its page."""
 
+import json
 import re
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_accessible, refused
+from conftest import ROOT, assert_accessible, refused, run_script
 from scipy import stats
 
 from mnist_jax import EpochMetrics, compare
 from mnist_jax.differences import Series, against_best, compare_series, mcnemar
-from mnist_jax.lab import claims, records
-from mnist_jax.lab.comparing import Simulated, read_series, series_of
-from mnist_jax.runs.directory import read_record
+from mnist_jax.series import records
+from mnist_jax.series.comparing import read_series, sentence, series_of
 
 RNG = np.random.default_rng(28)
 A = dict(enumerate(RNG.normal(0.995, 0.0005, 7)))
@@ -108,13 +108,13 @@ def test_mcnemar_by_the_majority_of_seeds():
 
 def test_verdicts_are_right_as_often_as_they_say():
     """In the stored simulation, whose limits are those of its page; and in one of normal seeds, here."""
-    found = read_record(ROOT / "results" / "comparisons.json", Simulated)
-    assert found.comparisons >= 2000
-    assert {(case["images"], case["paired"]) for case in found.cases} == {
+    found = json.loads((ROOT / "results" / "comparisons.json").read_text("utf-8"))
+    assert found["comparisons"] >= 2000
+    assert {(case["images"], case["paired"]) for case in found["cases"]} == {
         (images, paired) for images in ("fixed", "sampled") for paired in (False, True)
     }
-    assert {case["seeds"] for case in found.cases} >= {3, 20}
-    for case in found.cases:
+    assert {case["seeds"] for case in found["cases"]} >= {3, 20}
+    for case in found["cases"]:
         assert 0.93 <= case["coverage"] <= 0.97, case
         assert max(case["equal_different"], case["any_of_ten_different"]) <= 0.06, case
     drawn = RNG.normal(0.995, 0.0005, (400, 2, 4))
@@ -122,11 +122,12 @@ def test_verdicts_are_right_as_often_as_they_say():
     assert 0.92 < np.mean([result.low <= -0.001 <= result.high for result in results]) < 0.99
 
 
-def test_the_simulation_counts(script, tmp_path):
-    assert script("simulate_comparisons.py", "--times", "8", "--seeds", "4", "--out", "c.json")[0] == 0
-    found = read_record(tmp_path / "c.json", Simulated)
-    assert found.difference == pytest.approx(compare(*FILES[:2]).difference)
-    assert [case["coverage"] > 0.4 and case["equal_different"] < 0.6 for case in found.cases] == [True] * 4
+def test_the_simulation_counts(tmp_path):
+    out = tmp_path / "c.json"
+    assert run_script("simulate_comparisons.py", "--times", "8", "--seeds", "4", "--out", out)[0] == 0
+    found = json.loads((tmp_path / "c.json").read_text("utf-8"))
+    assert found["difference"] == pytest.approx(compare(*FILES[:2]).difference)
+    assert [case["coverage"] > 0.4 and case["equal_different"] < 0.6 for case in found["cases"]] == [True] * 4
 
 
 def trial(seed, accuracy, errors=(), **config):
@@ -175,13 +176,13 @@ def test_what_differs_among_many_settings_is_told(tmp_path):
     ]
 
 
-def test_the_command_says_it_in_a_sentence_and_on_a_page(script, tmp_path):
-    status, out, err = script("compare.py", *FILES[:2])
+def test_the_command_says_it_in_a_sentence_and_on_a_page(call, tmp_path):
+    status, out, err = call("compare", *FILES[:2])
     assert (status, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
     words = " ".join(out.split())
     a, b = ((f"default-{arch}", series_of(path)) for arch, path in zip(("accurate", "bn_dropout"), FILES, strict=False))
-    assert claims.sentence(a, b, compare(*FILES[:2])) in words
+    assert sentence(a, b, compare(*FILES[:2])) in words
     assert re.search(r"seeds 4\d% and images 5\d%; both random: 95% 0\.0", words)
     assert "at 80% power: 0.1: 5, 0.05: 16, 0.02: 92" in words
     page = (tmp_path / "compare.html").read_text(encoding="utf-8")
@@ -192,11 +193,11 @@ def test_the_command_says_it_in_a_sentence_and_on_a_page(script, tmp_path):
         write(tmp_path / f"{name}.jsonl", *(trial(seed, 0.98, (seed, 5 + i), dataset="x") for seed in (1, 2, 3)))
         for i, name in enumerate("abc")
     ]
-    status, out, err = script("compare.py", *few, "--images", "sampled", "--paired", "--out", "all.html")
+    status, out, err = call("compare", *few, "--images", "sampled", "--paired", "--out", "all.html")
     assert (status, out.count("Holm's method for 3 pairs")) == (0, 2)
     assert err.startswith("note: images are told by their indices alone: ")
     assert "a alone, not c: 1 images" in (tmp_path / "all.html").read_text(encoding="utf-8")
     lone = write(tmp_path / "lone.jsonl", trial(1, 0.9))
-    status, _, err = script("compare.py", lone, FILES[0])
+    status, _, err = call("compare", lone, FILES[0])
     assert (status, err.splitlines()[0]) == (2, "note: 1 setting with one seed, which has no spread: left out")
     assert "error: 1 series to compare" in err

@@ -1,7 +1,6 @@
 import base64
 import colorsys
 import io
-import itertools
 from functools import partial
 
 import numpy as np
@@ -30,10 +29,6 @@ COUNTS = confusion(LABELS, PROBABILITIES.argmax(1))
         lambda: figures.reliability(calibration(PROBABILITIES, LABELS)),
         lambda: figures.digits(RANDOM.integers(0, 255, (13, 28, 28, 1)).astype(np.uint8), ["1 not 7"] * 13),
         lambda: figures.digits(np.zeros((0, 28, 28, 1), np.uint8), []),
-        lambda: figures.frontier(
-            {"gap": (9752, [0.99, 0.98]), "4-8": (400, [0.97])}, [(575, 98.0)], 0.994, [(300, [0.95, 0.96])]
-        ),
-        lambda: figures.ladder({"gap": (9752, {"reference": [HISTORY], "default": [HISTORY] * 2})}, 0.994),
         lambda: figures.learning_rates(np.linspace(0, 1, 9)),
         lambda: figures.kernels(RANDOM.normal(size=(3, 3, 1, 16))),
     ],
@@ -96,40 +91,6 @@ def test_a_comparison_shows_runs_of_any_size(sizes):
     assert bottom < 95 < 99.4 < top
     for (first, last), ticks in (((low, high), axis.get_xticks()), ((bottom, top), axis.get_yticks())):
         assert any(first <= tick <= last for tick in ticks)
-
-
-def test_names_on_the_frontier_cover_neither_each_other_nor_a_mark():
-    """Four networks almost as large and as good as each other, in README's case."""
-    ours = {"gap": 9752, "bn_dropout": 9920, "swift": 9910, "accurate": 9408, "6-8": 800}
-    figure = figures.frontier({name: (size, [0.994, 0.996]) for name, size in ours.items()}, [(575, 98.0)], 0.994)
-    figure.draw_without_rendering()
-    (axis,) = figure.axes
-    boxes = [text.get_window_extent() for text in axis.texts if text.get_text()]
-    assert len(boxes) == 4
-    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
-    marks = [axis.transData.transform((size, 99.5)) for size in ours.values()]
-    assert not any(box.contains(*mark) for box, mark in itertools.product(boxes, marks))
-    assert all(axis.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
-
-
-@pytest.mark.parametrize("low", [0.03, 0.5, 0.9])
-def test_a_loss_has_labels_on_a_logarithmic_axis(low):
-    history = [EpochMetrics(i, loss, 0.9, loss, 0.9, 1.0) for i, loss in enumerate((1, low), 1)]
-    axis = figures.losses(history, "test").axes[0]
-    assert axis.get_yscale() == "log"
-    bottom, top = axis.get_ylim()
-    ticks = [*axis.yaxis.get_ticklocs(), *axis.yaxis.get_ticklocs(minor=True)]
-    assert sum(bottom <= tick <= top for tick in ticks) >= 3
-
-
-@pytest.mark.parametrize("epochs", [1, 3, 14])
-def test_epochs_are_whole_numbers(epochs):
-    history = [EpochMetrics(i, 0.5 / i, 0.9, 0.4 / i, 0.95, 1.0) for i in range(1, epochs + 1)]
-    axis = figures.losses(history, "test").axes[0]
-    low, high = axis.get_xlim()
-    ticks = [tick for tick in axis.get_xticks() if low <= tick <= high]
-    assert ticks
-    assert all(tick == round(tick) for tick in ticks)
 
 
 @pytest.mark.parametrize("count", [1, 8, 20])

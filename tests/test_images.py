@@ -72,13 +72,10 @@ def test_light_and_dark_colours_depths_and_transparency_are_the_same_digit(png, 
         "deep.png": Image.fromarray(wide),
         "photo.jpg": Image.fromarray(dark.astype(np.uint8)),
         "digit.webp": Image.fromarray(dark.astype(np.uint8)),
-        "digit.tiff": Image.fromarray(dark.astype(np.uint8)),
-        "digit.bmp": Image.fromarray(dark.astype(np.uint8)),
         "cmyk.jpeg": Image.fromarray(np.stack([dark] * 3, -1).astype(np.uint8)).convert("CMYK"),
     }
     pictures["float.tiff"] = Image.fromarray(np.float32(dark / 255))
-    for name in ("frames.gif", "frames.tiff", "frames.png"):
-        pictures[name] = Image.fromarray(dark.astype(np.uint8))
+    pictures["frames.gif"] = Image.fromarray(dark.astype(np.uint8))
     for name, picture in pictures.items():
         frames = {"save_all": True, "append_images": [Image.new("L", (80, 80))]} if name.startswith("frames") else {}
         picture.save(tmp_path / name, **frames)
@@ -88,25 +85,19 @@ def test_light_and_dark_colours_depths_and_transparency_are_the_same_digit(png, 
 
 
 def test_refusals(png, tmp_path):
-    (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("a seven")
-    Image.fromarray(stroke().astype(np.uint8)).save(tmp_path / "icon.png", format="ICO")
     (tmp_path / "cut.png").write_bytes(png(np.random.default_rng(0).integers(0, 255, (99, 99))).read_bytes()[:900])
     (tmp_path / "huge.png").write_bytes(blank_png(20_000, 20_000))
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
-    png(np.full((1, 1), 200), "dot.png")
     png(np.full((50, 50), 90), "flat.png")
     expected = {
         "absent.png": "No such file",
-        "empty.png": "not an intact picture",
         "text.png": "not an intact picture",
-        "icon.png": "not an intact picture",
         "cut.png": "cannot be read",
         "huge.png": f"up to {MAX_PIXELS:,}",
         "pipe.png": "is not a regular file",
         "phone.heic": "pip install pillow-heif|not an intact picture",  # By whether it is installed.
-        "dot.png": "shows nothing",
         "flat.png": "shows nothing",
     }
     for name, reason in expected.items():
@@ -130,13 +121,13 @@ def blank_png(width, height):
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
 
 
-def test_predict_answers_what_it_can(script, mnist, png, tmp_path):
+def test_predict_answers_what_it_can(call, mnist, png, tmp_path):
     """Two hundred test digits, drawn large and dark on light, among files that cannot be used."""
     (tmp_path / "digits").mkdir()
     for i, image in enumerate(mnist.test.images[:200, :, :, 0]):
         png(255 - np.kron(image, np.ones((4, 4))), f"digits/{i:03d}.png")
     (tmp_path / "digits" / "broken.png").write_text("no")
-    status, out, err = script("predict.py", tmp_path / "digits", tmp_path / "absent.png", "--json")
+    status, out, err = call("predict", tmp_path / "digits", tmp_path / "absent.png", "--json")
     assert status == 2
     assert err.count("\n") == 2
     assert "broken.png" in err
@@ -146,8 +137,8 @@ def test_predict_answers_what_it_can(script, mnist, png, tmp_path):
     right = [answer["digit"] == label for answer, label in zip(answers, mnist.test.labels[:200], strict=True)]
     assert np.mean(right) >= 0.98
     assert all(abs(sum(answer["probabilities"]) - 1) < 1e-4 for answer in answers)
-    status, out, err = script("predict.py", tmp_path / "digits" / "000.png")
+    status, out, err = call("predict", tmp_path / "digits" / "000.png")
     assert (status, err) == (0, "")
     assert f"000.png: {mnist.test.labels[0]}  " in out
-    two = script("predict.py", tmp_path / "digits" / "000.png", "--arch", "gap", "--run-dir", tmp_path)
+    two = call("predict", tmp_path / "digits" / "000.png", "--arch", "gap", "--run-dir", tmp_path)
     assert_refused(two, "name either a run dir or --arch")

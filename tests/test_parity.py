@@ -5,10 +5,10 @@ import itertools
 import jax
 import numpy as np
 import pytest
+import torch_networks
 from conftest import as_trained, initial_variables
 
 from mnist_jax import ARCHS, Setup, TrainState, layers_of, make_config, make_optimizer, train_step
-from mnist_jax.lab import baselines
 from mnist_jax.recipes.values import network_of
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -26,8 +26,8 @@ def start(arch):
     for tree in variables.values():
         for name in (name for name in tree if name.startswith("bn")):
             tree[name] = jax.tree.map(lambda a: a + rng.uniform(0, 0.3, a.shape).astype(a.dtype), tree[name])
-    network = baselines.torch_network(arch, dropout=0.0)
-    tensors = baselines.variables_of(network, variables)
+    network = torch_networks.torch_network(arch, dropout=0.0)
+    tensors = torch_networks.variables_of(network, variables)
     jax.tree.map(lambda tensor, value: tensor.copy_(torch.tensor(value)), tensors, variables)
     return as_trained(model, variables), network
 
@@ -59,7 +59,7 @@ def test_logits_and_running_averages(arch, mnist, record_property):
     record_property("training", deviation(logits, expected))
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
-    running = jax.tree.map(torch.Tensor.numpy, baselines.variables_of(network, variables).get("batch_stats", {}))
+    running = jax.tree.map(torch.Tensor.numpy, torch_networks.variables_of(network, variables).get("batch_stats", {}))
     # What each batch norm is given: the output of the convolution called before it.
     layers = layers_of(model)
     given = {norm.name: conv.shape for conv, norm in itertools.pairwise(layers) if norm.name.startswith("bn")}
@@ -91,7 +91,7 @@ def test_three_steps_of_sgd(arch, mnist, record_property):
         descent.step()
         assert metrics.mean()[0] == pytest.approx(loss.item(), rel=1e-5)
     # Not the running variances: PyTorch's are of N - 1, and Flax's of N, values.
-    params = jax.tree.map(torch.Tensor.numpy, baselines.variables_of(network, trained.variables)["params"])
+    params = jax.tree.map(torch.Tensor.numpy, torch_networks.variables_of(network, trained.variables)["params"])
     difference = deviation(state.params, params)
     record_property("weights after three steps", difference)
     assert difference < 1e-4

@@ -198,19 +198,6 @@ def test_boxed_parameters_and_collections_of_another_shape(data):
     assert state.collections == {}
 
 
-def test_slips_are_named(data):
-    trained = mj.make_setup(CONFIG, data).trained(mj.start(CONFIG, data).state)
-    refused(r"seeds 3 cannot be used; give one or more", mj.fit_seeds, CONFIG, data, seeds=3)
-    refused("train is a ndarray; give a pair", mj.Dataset.from_arrays, *data.train)
-    refused("split is a Dataset; give a Split, as data.test", mj.evaluate, trained, data)
-    refused("cannot hold out 1.5 of 64 training images", mj.hold_out, data, 1.5)
-    refused("model is a str; give a Flax module", mj.make_setup, CONFIG, data, model="gap")
-    refused(r"configs Config\(.*; give a list", mj.fit_many, CONFIG, data)
-    several = optax.MultiSteps(optax.sgd(0.1), 2)
-    refused("optimizer is a MultiSteps; .*gradient_transformation", mj.fit, CONFIG, data, optimizer=several)
-    mj.make_setup(CONFIG, data, optimizer=several.gradient_transformation())
-
-
 def test_parts_and_settings_that_do_not_fit_are_refused_by_name(data):
     smooth, plain, ten = dataclasses.replace(CONFIG, label_smoothing=0.1), mj.losses.CrossEntropy(), Normed(classes=10)
     refused("label smoothing 0.1 .* choose label_smoothing=0", mj.fit, smooth, data, loss=plain)
@@ -223,6 +210,8 @@ def test_parts_and_settings_that_do_not_fit_are_refused_by_name(data):
     refused("images have shape 9x11x3; the network takes 28x28x1", mj.predict, small, data.test.images)
     refused("images have shape 9x11x3; the network takes 28x28x1", mj.evaluate, small, data.test)
     refused(r"augment gives shape \(8, 9, 11, 3\)", mj.fit, CONFIG, data, augment=lambda key, images: images[:8])
+    several = optax.MultiSteps(optax.sgd(0.1), 2)
+    refused("optimizer is a MultiSteps; .*gradient_transformation", mj.fit, CONFIG, data, optimizer=several)
     refused("optimizer cannot take a step", mj.fit, CONFIG, data, optimizer=optax.lookahead(optax.sgd(0.1), 5, 0.5))
 
     def checkpointed(apply, images, labels, key):

@@ -4,13 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import assert_refused
+from measure_pictures import generated_letter, generated_noise, generated_row
 from PIL import Image
 
 from mnist_jax import load_pretrained, predict
 from mnist_jax.deploy import people, reading
 from mnist_jax.deploy.digits import Row, fit_box, in_mnist_form, to_digit, to_row
 from mnist_jax.deploy.reading import Answer
-from mnist_jax.lab import made
 from mnist_jax.runs.weights import READER
 
 
@@ -77,7 +77,7 @@ def test_thin_strokes_become_a_tenth_of_the_digit():
 
 def test_rows_are_read_as_numbers(mnist, pen):
     rng = np.random.default_rng(0)
-    rows = [made.row(rng, mnist.test.images, mnist.test.labels) for _ in range(100)]
+    rows = [generated_row(rng, mnist.test.images, mnist.test.labels) for _ in range(100)]
     answers = reading.read(pen, [to_row(grey.astype(float)) for grey, _ in rows])
     right = [answer.text == wanted for answer, (_, wanted) in zip(answers, rows, strict=True)]
     assert sum(right) >= 90
@@ -107,7 +107,7 @@ def test_doubt_is_a_distance_and_tells_letters_from_digits(mnist, pen):
     identity = reading.Doubt(np.eye(3) * 10, np.eye(3), 2.0, 0.0)
     np.testing.assert_allclose(identity.of(np.array([[10.0, 0, 0], [10, 3, 4]])), [-5, 5 - 5])
     doubt, rng = reading.load_doubts()[READER], np.random.default_rng(1)
-    letters = np.stack([to_digit(made.letter(rng).astype(float)) for _ in range(100)])
+    letters = np.stack([to_digit(generated_letter(rng).astype(float)) for _ in range(100)])
     inside, outside = (doubt.of(predict(pen, images)) for images in (mnist.test.images[:2000], letters))
     assert (inside > doubt.limit).mean() < 0.02
     assert (inside[:, None] < outside).mean() > 0.9  # The area under the curve.
@@ -150,7 +150,7 @@ def test_the_score_counts_people_not_pictures():
     assert (alike.accuracy, alike.interval, alike.calibration_error) == (1.0, (1.0, 1.0), 0.0)
 
 
-def test_evaluate_scores_pictures_and_shows_the_errors(script, mnist, tmp_path):
+def test_evaluate_scores_pictures_and_shows_the_errors(call, mnist, tmp_path):
     first = mnist.test.labels[0]
     assert first != 1
     for person in ("ann", "bob"):
@@ -158,34 +158,34 @@ def test_evaluate_scores_pictures_and_shows_the_errors(script, mnist, tmp_path):
         for i in range(5):
             label = mnist.test.labels[i] if (person, i) != ("bob", 0) else 1
             Image.fromarray(np.uint8(on_paper(mnist.test.images[i]))).save(tmp_path / person / f"{label}_{i}.png")
-    command = "evaluate.py", "--pictures", tmp_path, "--page", tmp_path / "errors.html"
-    status, out, err = script(*command)
+    command = "evaluate", "--pictures", tmp_path, "--page", tmp_path / "errors.html"
+    status, out, err = call(*command)
     assert (status, err) == (0, "")
     assert "bob: 4 of 5\nall 10 by 2 people: 90.00%" in out
     assert f"taken: 1 as {first} 1x" in out
     page = (tmp_path / "errors.html").read_text()
     assert page.count("data:image/png;base64,") == 2
     assert f"bob/1_0.png: 1,\n    taken for {first}" in page
-    assert json.loads(script(*command, "--json")[1])["confusions"] == [["1", str(first), 1]]
+    assert json.loads(call(*command, "--json")[1])["confusions"] == [["1", str(first), 1]]
     (tmp_path / "bob" / "x_1.png").write_bytes((tmp_path / "bob" / "1_0.png").read_bytes())
-    assert_refused(script(*command), "x_1.png", "LABEL_*")
-    assert_refused(script("evaluate.py", "--pictures", tmp_path / "none"), "holds no pictures")
-    assert_refused(script("evaluate.py", "--arch", "gap", "--page", "x.html"), "'x.html'", "--pictures")
+    assert_refused(call(*command), "x_1.png", "LABEL_*")
+    assert_refused(call("evaluate", "--pictures", tmp_path / "none"), "holds no pictures")
+    assert_refused(call("evaluate", "--arch", "gap", "--page", "x.html"), "'x.html'", "--pictures")
 
 
-def test_predict_says_numbers_and_doubts(script, mnist, tmp_path):
+def test_predict_says_numbers_and_doubts(call, mnist, tmp_path):
     rng = np.random.default_rng(0)
-    grey, wanted = made.row(rng, mnist.test.images, mnist.test.labels)
+    grey, wanted = generated_row(rng, mnist.test.images, mnist.test.labels)
     Image.fromarray(grey).save(tmp_path / "row.png")
-    status, out, err = script("predict.py", tmp_path / "row.png", "--show")
+    status, out, err = call("predict", tmp_path / "row.png", "--show")
     first, *seen = out.splitlines()
     assert (status, err) == (0, "")
     assert first.startswith(f"{tmp_path / 'row.png'}: {wanted}  ")
     assert [len(line) for line in seen] == [56] * 28 + ([0] + [56] * 28) * (len(wanted) - 1)
     (tmp_path / "noise").mkdir()
     for i in range(20):
-        Image.fromarray(made.noise(rng)).save(tmp_path / "noise" / f"{i}.png")
-    assert script("predict.py", tmp_path / "noise")[1].count("no digit?") >= 10
-    (record,) = map(json.loads, script("predict.py", tmp_path / "row.png", "--json")[1].splitlines())
+        Image.fromarray(generated_noise(rng)).save(tmp_path / "noise" / f"{i}.png")
+    assert call("predict", tmp_path / "noise")[1].count("no digit?") >= 10
+    (record,) = map(json.loads, call("predict", tmp_path / "row.png", "--json")[1].splitlines())
     assert (record["digit"], record["text"], len(record["digits"])) == (int(wanted), wanted, len(wanted))
     assert max(record["probabilities"]) == min(map(max, record["digits"]))

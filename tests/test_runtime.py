@@ -4,19 +4,16 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import jax
-import psutil
 import pytest
 from conftest import part, refused, run_command
 
 import mnist_jax
 from mnist_jax import devices, fit, make_config, runtime
-from mnist_jax.lab import jobs
-from mnist_jax.lab.records import measured_on
-from mnist_jax.runs.session import Clock, session
+from mnist_jax.runs.session import session
+from mnist_jax.series import workers
 
 
 def test_compiler_options_are_for_cpu_only_and_those_that_this_jaxlib_does_not_know_left_out(monkeypatch):
@@ -61,21 +58,6 @@ def test_a_second_process_with_as_many_cores_finds_what_the_first_has_compiled(t
     assert int(after) == 0
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="XDG_CACHE_HOME is read on Linux only")
-def test_a_worker_uses_the_programs_of_its_share_of_the_cores(no_cache, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("NPROC", "2")
-    both = runtime.use_compilation_cache()
-    monkeypatch.setenv("NPROC", "1")
-    jobs.share_cache(True)
-    assert Path(jax.config.jax_compilation_cache_dir) not in (None, both)
-    jobs.share_cache(False)
-    assert not jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_compilation_cache_dir", None)  # As in a contender of the benchmark.
-    jobs.share_cache(True)
-    assert jax.config.jax_compilation_cache_dir is None
-
-
 @pytest.fixture
 def no_cache(environment):
     """JAX's own settings, as they are in a new process."""
@@ -96,23 +78,6 @@ def test_no_cache_where_it_is_off_or_cannot_be_written(no_cache, monkeypatch, tm
     jax.config.update("jax_enable_compilation_cache", False)
     assert runtime.use_compilation_cache() is None
     assert not list(tmp_path.glob("own/*"))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the start of a process is not counted from the boot")
-def test_the_time_of_the_boot_which_is_rounded_does_not_count(monkeypatch):
-    booted, created = psutil.boot_time(), psutil.Process().create_time()
-
-    def starting(rounded):
-        monkeypatch.setattr(psutil, "boot_time", lambda: booted + rounded)
-        monkeypatch.setattr(psutil.Process, "create_time", lambda self: created + rounded)
-        clock = Clock()
-        clock.end("data")
-        clock.end("training")
-        return clock.seconds()["seconds_of"]["starting"]
-
-    before = starting(0.0)
-    assert before > 0
-    assert abs(starting(-1000.0) - before) < 500
 
 
 def test_seconds_of_compiling():
@@ -179,22 +144,6 @@ def test_a_device_that_is_not_there_is_named(monkeypatch):
     assert err.startswith("error: JAX cannot start with JAX_PLATFORMS=cuda")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-@pytest.mark.parametrize("used", [True, False])
-def test_a_fork_that_jax_will_hang_in_is_warned(monkeypatch, used):
-    jax.devices()
-    monkeypatch.setattr(runtime, "_jax_was_used", lambda: used)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # JAX has a word of its own for the parent.
-        child = os.fork()
-    if not child:
-        with warnings.catch_warnings(record=True) as found:
-            warnings.simplefilter("always")
-            runtime.backend()
-        os._exit(sum("get_context('spawn')" in str(warning.message) for warning in found))
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == used
-
-
 UNIX = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios", "tty"}
 
 
@@ -207,7 +156,7 @@ def test_what_windows_and_macos_lack_is_not_imported_and_not_called(monkeypatch,
 
     opened, set_wakeup_fd, set_blocking = Path.open, signal.set_wakeup_fd, os.set_blocking
     absent = {
-        os: ("sched_getaffinity", "sched_setaffinity", "getloadavg", "register_at_fork", "set_blocking", "getuid"),
+        os: ("sched_getaffinity", "sched_setaffinity", "sysconf", "set_blocking", "getuid"),
         signal: ("pthread_sigmask", "SIGHUP", "SIGPIPE", "SIGKILL"),
     }
     for module, names in absent.items():
@@ -226,6 +175,7 @@ def test_what_windows_and_macos_lack_is_not_imported_and_not_called(monkeypatch,
             raise FileNotFoundError(2, "No such file or directory", str(path))
         return opened(path, *args, **kwargs)
 
+    monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(Path, "open", none_of_linux)
     monkeypatch.setattr(signal, "set_wakeup_fd", any_descriptor)
     config = make_config("reference", arch="8-pool", epochs=1, batch_size=100, run_dir=str(tmp_path / "run"))
@@ -233,8 +183,8 @@ def test_what_windows_and_macos_lack_is_not_imported_and_not_called(monkeypatch,
         state, history = run.fit(tell=lambda metrics: None)
         run.finish(state, history[-1])
     assert mnist_jax.load_run(run.run_dir).variables
-    assert measured_on()["cpu"]
-    with jobs._without_sigint():
+    assert mnist_jax.environment()["cpu"]
+    with workers._without_sigint():
         assert len(runtime.cores()) == os.cpu_count()
 
 

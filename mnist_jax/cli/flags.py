@@ -15,19 +15,17 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from mnist_jax.cli.program import called, script_name
 from mnist_jax.errors import InputError, require_path
 from mnist_jax.recipes.config import Config, make_config
 
 T = TypeVar("T", bound=Any)
 
 
-def parse(options: type[T], args: Sequence[str], command: str) -> T:
-    """Builds a dataclass, whose docstring is the help text, from the flags of a command.
+def parse(options: type[T], args: Sequence[str], program: str) -> T:
+    """Builds a dataclass, whose docstring is the help text, from the flags of a program.
 
     A field `config: Config` takes its defaults from the run that `--resume` names, else from the recipe that `--recipe`
-    names, for the network of `--arch`. It has no flags for the settings in `options.UNUSED`. In the help text
-    `mnist-jax COMMAND` is written as it was called.
+    names, for the network of `--arch`. It has no flags for the settings in `options.UNUSED`.
 
     In paths `~` is expanded. Raises InputError for a flag that is unknown or has no usable value, SystemExit after
     `--help`.
@@ -40,8 +38,7 @@ def parse(options: type[T], args: Sequence[str], command: str) -> T:
             default["default"] = options(config=_load_config(run_dir) if run_dir else make_config(**given))
         except InputError as error:
             raise InputError(f"{error}; see --help") from None
-    call = called(command)
-    text = inspect.cleandoc(options.__doc__ or "").replace(f"mnist-jax {command}", call)
+    text = inspect.cleandoc(options.__doc__ or "")
     # tyro joins lines that begin with a letter into one, however long; hence the indent.
     width = min(shutil.get_terminal_size().columns, 100) - 2
     filled = [textwrap.fill(paragraph, width, subsequent_indent="  ") for paragraph in text.split("\n\n")]
@@ -50,7 +47,7 @@ def parse(options: type[T], args: Sequence[str], command: str) -> T:
         with contextlib.redirect_stderr(said), _wording(getattr(options, "UNUSED", ()), flags):
             parsed = tyro.cli(
                 options,
-                prog=call if call.startswith("mnist-jax ") else script_name(command),
+                prog=program,
                 args=args,
                 description="\n\n".join(filled),
                 config=(tyro.conf.FlagCreatePairsOff,),

@@ -1,8 +1,8 @@
-"""The flags of the commands that train, score and show networks, and their help texts."""
+"""The flags of every command, and their help texts."""
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import tyro
 
@@ -170,3 +170,85 @@ class CompareOptions:
     """Data directory of TensorFlow Datasets. If not given: as the run."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache directory for the next start."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Workers:
+    """Who trains: flags of the commands that train many times."""
+
+    jobs: int | None = None
+    """Number of trainings at the same time; several need the extra cluster. If not given: one per CPU core, fewer if
+    memory is short; one on a GPU or TPU."""
+    scheduler: str | None = None
+    """HOST:PORT of a Dask scheduler; its workers train, one network each. Needs the extra cluster."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchOptions:
+    """Tries every combination of settings, or of networks, on held-out training images.
+
+    Trains on the first 50,000 training images and scores the last 10,000; the test images are never looked at. Each
+    finished trial is appended to the log at once; trials in the log are not run again. Prints the combinations, the
+    best first, each with its difference from the best and what cannot be told from it.
+
+    Exit status: 0 done, 2 bad input, 4 cannot write, 5 a worker or the scheduler lost, or another process
+    writes the log, 130 interrupted, 143 terminated.
+
+    Networks may be written as layouts: --vary arch=16-pool-s24p-pool-32,16-s24-pool-32 tries two.
+
+    Example: mnist-jax search --arch gap --vary learning_rate=0.01,0.02 weight_decay=0,0.01 --seeds 2
+    """
+
+    UNUSED: ClassVar = ("run_dir", "seed")
+
+    config: tyro.conf.OmitArgPrefixes[Config]
+    workers: tyro.conf.OmitArgPrefixes[Workers] = dataclasses.field(default_factory=Workers)
+    vary: tuple[str, ...] = ()
+    """Settings with the values to try, as learning_rate=0.01,0.02. Every combination is tried."""
+    seeds: int = 1
+    """Number of seeds per combination, from 1001 on; the final runs use other seeds."""
+    log: Path | None = None
+    """File to append to. If not given: results/search-ARCH.jsonl, or search-layouts.jsonl for layouts."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache directory for the next start."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReproduceOptions:
+    """Trains a recipe over many seeds, keeps every seed's history, and summarizes them.
+
+    Each finished seed is appended to the results file at once, and seeds in the file are not trained again: the same
+    command continues an interrupted series, also on other cores or machines.
+
+    Exit status: 0 done, 2 bad input, 3 training diverged, 4 cannot write, 5 a worker or the scheduler
+    lost, or another process writes the file, 130 interrupted, 143 terminated.
+
+    Example: mnist-jax reproduce --recipe reference --arch gap --seeds 5
+    """
+
+    UNUSED: ClassVar = ("run_dir",)
+
+    config: tyro.conf.OmitArgPrefixes[Config]
+    workers: tyro.conf.OmitArgPrefixes[Workers] = dataclasses.field(default_factory=Workers)
+    seeds: int = 5
+    """Number of seeds, from --seed on."""
+    out: Path | None = None
+    """File to append to. If not given: results/RECIPE-ARCH.jsonl, or DATA-RECIPE-ARCH.jsonl for other data."""
+    together: int | None = None
+    """Number of seeds that one program trains. If not given: one on a CPU, all on a GPU or TPU."""
+    weights_dir: Path | None = None
+    """Directory for each seed's final weights, RECIPE-ARCH-SEED.safetensors."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache directory for the next start."""
+
+
+# Every command with its flags; each is a module with `main(options)`.
+OPTIONS: dict[str, type] = {
+    "train": TrainOptions,
+    "evaluate": EvaluateOptions,
+    "predict": PredictOptions,
+    "export": ExportOptions,
+    "compare": CompareOptions,
+    "search": SearchOptions,
+    "reproduce": ReproduceOptions,
+}

@@ -1,12 +1,11 @@
 """A command as a process: how it was called, what it writes, and how it ends."""
 
 import contextlib
-import json
 import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -16,30 +15,9 @@ if TYPE_CHECKING:
     from mnist_jax.steps import Trained
 
 
-def called(command: str, *args: str | Path) -> str:
-    """How to call a command in the way this process was called, with these arguments, quoted for a shell.
-
-    `python scripts/train.py` and `uv run scripts/train.py` for a script given by its path, else `mnist-jax train`.
-    """
-    script = Path(sys.argv[0])
-    words = ["mnist-jax", command]
-    if script.name == script_name(command):
-        if script.is_absolute() and script.is_relative_to(Path.cwd()):
-            script = script.relative_to(Path.cwd())
-        python = "python" if Path(sys.orig_argv[0]).is_absolute() else sys.orig_argv[0]
-        words = ["uv", "run", script] if "UV" in os.environ else [python, script]
-    return shlex.join(map(str, [*words, *args]))
-
-
-def typed(command: str) -> str:
-    """The whole of the command that this process was called by."""
-    words = sys.argv[1:]
-    return called(command, *words[words[:1] == [command] :])
-
-
-def script_name(command: str) -> str:
-    """The file in `scripts/` that runs a command."""
-    return command.replace("-", "_") + ".py"
+def called(*args: str | Path) -> str:
+    """A command of `mnist-jax` to type, quoted for a shell; with `uv run` before it where uv has started this one."""
+    return shlex.join([*(["uv", "run"] if "UV" in os.environ else []), "mnist-jax", *map(str, args)])
 
 
 def fail(message: str, status: int) -> NoReturn:
@@ -82,13 +60,6 @@ def require_at_least(least: int, options: Any, *names: str) -> None:
             raise InputError(f"{name.replace('_', ' ')} {value} cannot be used; choose {least} or more")
 
 
-def require_folder(path: Path | None, flag: str) -> None:
-    """Raises InputError, before long work, if the file that a flag names cannot be written."""
-    if path and (path.is_dir() or not os.access(path.parent, os.W_OK)):
-        reason = "it is a folder" if path.is_dir() else f"folder {str(path.parent)!r} is not there, or is read-only"
-        raise InputError(f"{flag} {str(path)!r} cannot be written: {reason}; name another file")
-
-
 @contextlib.contextmanager
 def writing(path: Path, flag: str) -> Iterator[None]:
     """Raises StorageError, with the file and its flag, for an OSError in the block."""
@@ -97,29 +68,3 @@ def writing(path: Path, flag: str) -> Iterator[None]:
     except OSError as error:
         what = remedy(error, f"make its folder, or name another with {flag}")
         raise StorageError(f"cannot write {str(path)!r} ({reason(error)}); {what}") from error
-
-
-@contextlib.contextmanager
-def telling() -> Iterator[Callable[[str], Any]]:
-    """Gives a function that says on standard error what a long command is doing, in a terminal on one line."""
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        yield console.print
-        return
-    with console.status("starting") as status:
-        yield status.update
-
-
-def report(table: Iterable[str], record: Any, path: Path | None) -> None:
-    """Prints a table of README, and writes the named tuple that it shows to the file of `--json`, if one was given."""
-    from rich.console import Console
-    from rich.markdown import Markdown
-
-    from mnist_jax.runs.directory import write_text
-
-    Console(width=120).print(Markdown("\n".join(table)))
-    if path:
-        with writing(path, "--json"):
-            write_text(path, json.dumps(record._asdict(), indent=2) + "\n")

@@ -1,30 +1,28 @@
 """Trains a recipe over many seeds and keeps every seed's history in `results/`."""
 
 import dataclasses
-import importlib.util
 from pathlib import Path
 
 import jax
 
-from mnist_jax.cli.lab_options import ReproduceOptions
+from mnist_jax.cli.options import ReproduceOptions
 from mnist_jax.cli.program import counted, require_at_least, writing
 from mnist_jax.cli.series import run_trials
 from mnist_jax.data import Dataset
 from mnist_jax.errors import DivergedError, InputError
-from mnist_jax.lab import figures, jobs, records, tables
 from mnist_jax.objective import TARGET_ACCURACY
 from mnist_jax.recipes.values import make_setup
 from mnist_jax.runs import weights
+from mnist_jax.series import records
+from mnist_jax.series.records import best_epoch, last_epoch
+from mnist_jax.series.workers import Result, Task, dataset
 from mnist_jax.statistics import mean_text, seed_statistics
 
 
 def main(options: ReproduceOptions) -> None:
     """Trains what is missing, then prints the statistics."""
-    if options.table:
-        write_tables(Path(), Path("results"))
-        return
     require_at_least(1, options, "seeds", "together")
-    config, data = options.config, jobs.dataset(options.config)  # Ahead of the first training, whether it can be had.
+    config, data = options.config, dataset(options.config)  # Ahead of the first training, whether it can be had.
     named = f"{config.recipe}-{config.arch}.jsonl"
     out = options.out or Path("results") / (named if data.name == "mnist" else f"{data.name}-{named}")
     with records.only_writer(out):
@@ -49,13 +47,13 @@ def train_missing(options: ReproduceOptions, out: Path, data: Dataset) -> None:
     missing = [seed for seed in seeds if seed not in finished]
     one = options.workers.scheduler or jax.default_backend() == "cpu"
     together = options.together or (1 if one else max(len(missing), 1))
-    tasks = [jobs.Task(config, tuple(missing[i : i + together])) for i in range(0, len(missing), together)]
+    tasks = [Task(config, tuple(missing[i : i + together])) for i in range(0, len(missing), together)]
     diverged = []
 
-    def label(task: jobs.Task) -> str:
+    def label(task: Task) -> str:
         return f"seed {', '.join(map(str, task.seeds))}"
 
-    def record(task: jobs.Task, result: jobs.Result | DivergedError) -> tuple[str, str]:
+    def record(task: Task, result: Result | DivergedError) -> tuple[str, str]:
         if isinstance(result, DivergedError):
             diverged.append(f"{label(task)}: {result}")
             return diverged[-1], ""
@@ -67,34 +65,17 @@ def train_missing(options: ReproduceOptions, out: Path, data: Dataset) -> None:
             records.append_trials(out, trial)
             finished[seed] = trial
             lines.append(f"seed {seed}  test accuracy {trial.history[-1].test_accuracy:.2%}  {trial.seconds:.0f} s")
-        return "\n".join(lines), mean_text(tables.last_epoch([finished[i] for i in seeds if i in finished]))
+        return "\n".join(lines), mean_text(last_epoch([finished[i] for i in seeds if i in finished]))
 
     run_trials(tasks, options.workers, label, record)
     if diverged:
         raise DivergedError("; ".join(diverged))
     chosen = [finished[seed] for seed in seeds]
-    result = seed_statistics(tables.last_epoch(chosen))
+    result = seed_statistics(last_epoch(chosen))
     spread = "" if result.std is None else f" +- {result.std:.2%} (standard error {result.stderr:.3%})"
     print(
         f"{config.arch}, {config.recipe}, last of {config.epochs} epochs, {counted(result.n, 'seed')}: "
         f"mean {result.mean:.3%}{spread}, min {result.min:.2%}, max {result.max:.2%}, "
         f"{result.share:.0%} at or above {TARGET_ACCURACY:.2%}; "
-        f"best epoch, for comparison: mean {seed_statistics(tables.best_epoch(chosen)).mean:.3%}"
+        f"best epoch, for comparison: mean {seed_statistics(best_epoch(chosen)).mean:.3%}"
     )
-
-
-def write_tables(folder: Path, results: Path) -> None:
-    """Writes the tables of README and the documentation, and their figures; prints the files that changed."""
-    pages = tables.pages(folder)
-    if not (pages and results.is_dir()):
-        raise InputError(f"--table needs README.md and results/, which {str(Path.cwd())!r} lacks; go where they are")
-    if importlib.util.find_spec("adjustText") is None:
-        raise InputError("--table draws with adjustText, which is not installed: pip install 'mnist-jax[figures]'")
-    changed = []
-    for page in pages:
-        text = page.read_text("utf-8")
-        if text != (filled := tables.insert_tables(text, results)):
-            page.write_text(filled, "utf-8")
-            changed.append(page)
-    changed += figures.write_figures(results)
-    print(*(f"wrote {path}" for path in changed), sep="\n")

@@ -1,87 +1,89 @@
 """A series of trainings under a progress bar, by the workers that the flags ask for."""
 
 import contextlib
-import itertools
-from collections.abc import Callable, Sequence
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import inf
+from typing import Any
 
 import jax
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mnist_jax.cli.lab_options import Workers
+from mnist_jax.cli.console import LastingConsole
+from mnist_jax.cli.options import Workers
 from mnist_jax.cli.program import fail, require_at_least
 from mnist_jax.errors import DivergedError, InputError, LostError
-from mnist_jax.lab import cluster, jobs
+from mnist_jax.series import workers
+from mnist_jax.series.workers import Result, Task
 from mnist_jax.signals import catch_signals
 from mnist_jax.training import Stopped
 
 
-def open_pool(
-    tasks: Sequence[jobs.Task], workers: Workers, stop: Callable[[], bool], most: int
-) -> contextlib.AbstractContextManager[jobs.Pool]:
-    """The workers asked for, `most` at most if no number was; they use the compilation cache if this process does.
+@contextlib.contextmanager
+def outcomes(
+    tasks: Sequence[Task], options: Workers, stop: Callable[[], bool], tell: Callable[[str], object]
+) -> Iterator[Iterator[tuple[Task, Any]]]:
+    """Yields the outcomes of tasks, trained by the workers that were asked for; by default one per core.
 
-    Raises InputError for an impossible number, or if both flags are given; and as `cluster.connect`.
+    Raises InputError for an impossible number, or if both flags are given; and as `workers.cluster_workers`.
     """
-    count, cached = workers.jobs, jax.config.values["jax_enable_compilation_cache"]
-    require_at_least(1, workers, "jobs")
-    if workers.scheduler and count:
+    count = options.jobs
+    require_at_least(1, options, "jobs")
+    if options.scheduler and count:
         raise InputError(f"jobs {count} cannot be used with --scheduler, which has the workers it has; drop one")
-    if not tasks:
-        return jobs.here(stop)
-    if workers.scheduler:
-        return cluster.connect(workers.scheduler, tasks[0].config, cached)
-    if jax.default_backend() != "cpu":
-        if count and count > 1:
-            raise InputError(f"jobs {count} cannot share a {jax.default_backend()}; leave --jobs out")
-        return jobs.here(stop)
-    count = count or min(jobs.default_jobs(task.config.arch for task in tasks), most)
-    return jobs.here(stop) if count == 1 else jobs.processes(count, cached)
+    if tasks and options.scheduler:
+        config = tasks[0].config
+        with workers.cluster_workers(options.scheduler, config) as client:
+            if not client.nthreads():
+                tell(f"scheduler {options.scheduler!r} has no workers yet; waiting for the first")
+            yield workers.run_at_once(tasks, client, workers.identity(config), stop, tell)
+        return
+    on_cpu = jax.default_backend() == "cpu"
+    if count and count > 1 and not on_cpu:
+        raise InputError(f"jobs {count} cannot share a {jax.default_backend()}; leave --jobs out")
+    if on_cpu and importlib.util.find_spec("distributed") is None:
+        if len(tasks) > 1 and count != 1:
+            tell(f"one training after the other, since {workers.MISSING}")
+        count = 1
+    if not on_cpu or not tasks:
+        count = 1
+    count = count or min(workers.default_jobs([task.config.arch for task in tasks]), len(tasks))
+    if count == 1:
+        yield workers.run_here(tasks, stop)
+        return
+    with workers.local_workers(count) as client:
+        yield workers.run_at_once(tasks, client, {}, stop, tell)
 
 
 def run_trials(
-    tasks: Sequence[jobs.Task],
-    workers: Workers,
-    label: Callable[[jobs.Task], str],
-    record: Callable[[jobs.Task, jobs.Result | DivergedError], tuple[str, str]],
-    further: Callable[[], jobs.Task | None] = lambda: None,
-    most: int | None = None,
+    tasks: Sequence[Task],
+    options: Workers,
+    label: Callable[[Task], str],
+    record: Callable[[Task, Result | DivergedError], tuple[str, str]],
 ) -> None:
     """Trains all tasks under a progress bar, and prints a line for each that is finished.
 
     Args:
       tasks: what to train.
-      workers: who trains.
+      options: who trains.
       label: the name of a task.
       record: stores the outcome; returns text to print and a note for the progress bar.
-      further: gives another task when those are begun and a worker is free; None if there is none.
-      most: number of tasks, at most. If not given: that of `tasks`.
 
-    Raises LostError at the end if a task's worker died each time. After SIGINT or SIGTERM the process exits, the
-    workers before it.
+    Raises LostError at the end if a task was given up. After SIGINT or SIGTERM the process exits, its workers before
+    it.
     """
-    most = most or len(tasks)
-    console, lost = Console(highlight=False, soft_wrap=True), []
+    console, lost = LastingConsole(highlight=False, soft_wrap=True), []
     columns = ("trials", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-
-    def on_death(task: jobs.Task, times: int) -> None:
-        then = "it is run again" if times < jobs.ATTEMPTS else "it is given up"
-        console.print(f"{label(task)}: its worker died; {then}")
-
     with catch_signals() as received:
-        stop = partial(bool, received)
         try:
             with (
-                open_pool(tasks, workers, stop, most) as pool,
+                outcomes(tasks, options, partial(bool, received), console.print) as ended,
                 Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=inf) as bar,
             ):
-                if tasks and not pool.size():
-                    console.print(f"scheduler {workers.scheduler!r} has no workers yet; waiting for the first")
-                row = bar.add_task("", total=most, note="")
+                row = bar.add_task("", total=len(tasks), note="")
                 bar.advance(row, 0)  # The clock of the first trial starts here.
-                for task, outcome in jobs.run(itertools.chain(tasks, iter(further, None)), pool, on_death, stop):
+                for task, outcome in ended:
                     if isinstance(outcome, LostError):
                         lost.append(f"{label(task)}: {outcome}")
                     else:

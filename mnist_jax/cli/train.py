@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -16,8 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from mnist_jax import devices
+from mnist_jax.cli.console import LastingConsole
 from mnist_jax.cli.options import TrainOptions
-from mnist_jax.cli.program import called, counted, require_at_least, typed
+from mnist_jax.cli.program import called, counted, require_at_least
 from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError, StorageError
 from mnist_jax.objective import epoch_line
@@ -43,7 +45,7 @@ def main(options: TrainOptions) -> int:
         mesh, data = devices.choose_mesh(options.devices), load_data(config)
         if mesh:
             devices.require_divisible(config.batch_size, mesh)
-    console = Console(highlight=False, soft_wrap=True, quiet=not devices.is_writer())
+    console = LastingConsole(highlight=False, soft_wrap=True, quiet=not devices.is_writer())
     kept = {"keep": options.keep, "checkpoint_every": options.checkpoint_every}
     with session(config, data, resume=options.resume, clock=clock, **kept) as run:
         for line in run.damaged:
@@ -90,7 +92,7 @@ def main(options: TrainOptions) -> int:
 def drawn(console: Console, reports: Future[Any], run_dir: Path, data: Dataset) -> Path | None:
     """Writes the report by the module that is being imported; one that cannot be drawn does not cost the run."""
     try:
-        return reports.result().write_report(run_dir, data, command=typed("train"))
+        return reports.result().write_report(run_dir, data, command=called(*sys.argv[1:]))
     except StorageError:
         raise
     except Exception as error:

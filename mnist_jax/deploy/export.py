@@ -188,7 +188,7 @@ def to_page(networks: Sequence[Trained], image: np.ndarray, doubts: Sequence[Dou
       doubts: doubt of each network, or None.
 
     Returns:
-      HTML, with 20 bits of each weight: the rounding error is about 2^-20 of an output channel's largest weight.
+      HTML, with the weights inside.
 
     Raises:
       InputError: a network has other images, or they are of several data sets.
@@ -207,7 +207,7 @@ def to_page(networks: Sequence[Trained], image: np.ndarray, doubts: Sequence[Dou
         {
             "arch": _name(trained),
             "parameters": count_params(trained.variables["params"]),
-            "steps": [op._asdict() | _packed(op.weights) for op in operations(trained)],
+            "steps": [op._asdict() | _encoded(op.weights) for op in operations(trained)],
             "doubt": doubt and doubt._asdict(),
         }
         for trained, doubt in itertools.zip_longest(networks, doubts)
@@ -224,18 +224,11 @@ def to_page(networks: Sequence[Trained], image: np.ndarray, doubts: Sequence[Dou
     )
 
 
-def _packed(weights: np.ndarray | None) -> dict[str, Any]:
-    """The shape, and in base64 a float32 scale for each output channel and the weights in units of it, 20 bits each.
-
-    The upper 16 bits of all weights come first, then the lower 4, two weights to a byte.
-    """
+def _encoded(weights: np.ndarray | None) -> dict[str, Any]:
+    """The shape, and the float32 weights in base64."""
     if weights is None:
         return {"shape": (), "weights": ""}
-    scale = np.maximum(np.abs(weights).reshape(-1, weights.shape[-1]).max(0), 1e-30).astype("<f4") / (2**19 - 1)
-    whole = np.rint(weights / scale).astype(np.int64).ravel()
-    low = np.pad(whole & 15, (0, whole.size % 2)).astype(np.uint8).reshape(-1, 2)
-    packed = scale.tobytes() + (whole >> 4).astype("<i2").tobytes() + (low[:, 0] + 16 * low[:, 1]).tobytes()
-    return {"shape": weights.shape, "weights": base64.b64encode(packed).decode()}
+    return {"shape": weights.shape, "weights": base64.b64encode(weights.astype("<f4").tobytes()).decode()}
 
 
 def _name(trained: Trained) -> str:

@@ -1,6 +1,5 @@
 """The pictures of a report: numbers in, a matplotlib `Figure` out, in colors that the color-blind tell apart."""
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,6 @@ with any_backend():
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 _CYCLE = (BLUE, ORANGE, RED, "#56B4E9", "#CC79A7", "#8C6D00")
 _MARKERS = "osD^vPX"  # One more than colors, so that both repeat together after 42 only.
-Points = tuple[int, Sequence[float]]  # Parameters, and accuracies of seeds as fractions.
 _MOST = 200  # Digits in one picture; a table beside it lists all.
 
 
@@ -39,7 +37,7 @@ def losses(history: Sequence[EpochMetrics], scored: str) -> Figure:
 
 def learning_rates(rates: np.ndarray) -> Figure:
     """The learning rate of every step, float [steps]."""
-    figure, axis = _axis(5.2, 2.4)
+    figure, axis = new_axis(5.2, 2.4)
     axis.plot(np.arange(1, len(rates) + 1), rates, color=BLUE)
     axis.set(xlabel="step", ylabel="learning rate", ylim=(0, 1.1 * rates.max()))
     return figure
@@ -55,7 +53,7 @@ def accuracies(history: Sequence[EpochMetrics], scored: str, target: float) -> F
     return figure
 
 
-def _axis(width: float, height: float) -> tuple[Figure, Any]:
+def new_axis(width: float, height: float) -> tuple[Figure, Any]:
     """An empty figure, in inches, with room for the labels; a layout engine would cost half the drawing's time."""
     figure = Figure(figsize=(width, height))
     left, below, margin = 0.8, 0.5, 0.12
@@ -66,7 +64,7 @@ def _axis(width: float, height: float) -> tuple[Figure, Any]:
 def _curves(
     history: Sequence[EpochMetrics], scored: str, figure: str, label: str, factor: float = 1
 ) -> tuple[Figure, Any]:
-    drawn, axis = _axis(5.2, 3.6)
+    drawn, axis = new_axis(5.2, 3.6)
     epochs = [metrics.epoch for metrics in history]
     for split, name, color, marker in (("train", "train", BLUE, "o"), ("test", scored, ORANGE, "s")):
         values = [factor * getattr(metrics, f"{split}_{figure}") for metrics in history]
@@ -76,7 +74,7 @@ def _curves(
     return drawn, axis
 
 
-def _by_error(axis: Any, which: str, low: float, high: float) -> None:
+def by_error(axis: Any, which: str, low: float, high: float) -> None:
     """Draws accuracies in percent, from the lowest to the highest, on the logarithm of the error: 99 to 99.9 is far."""
     limits = 100 - max(100 - low, 0.04) * 1.2, 100 - max(100 - high, 0.04) / 1.2
     getattr(axis, f"set_{which}scale")(
@@ -90,12 +88,12 @@ def _by_error(axis: Any, which: str, low: float, high: float) -> None:
     axis.set(**{f"{which}lim": (max(limits[0], 0), limits[1])})
 
 
-def _seeds(histories: Sequence[Sequence[EpochMetrics]]) -> np.ndarray:
+def seed_accuracies(histories: Sequence[Sequence[EpochMetrics]]) -> np.ndarray:
     """Accuracies on what was scored, in percent, float [seeds, epochs]."""
     return 100 * np.array([[epoch.test_accuracy for epoch in history] for history in histories])
 
 
-def _curve(axis: Any, number: int, seeds: np.ndarray, label: str) -> None:
+def curve(axis: Any, number: int, seeds: np.ndarray, label: str) -> None:
     """The mean over the epochs and a band from the lowest to the highest seed, in the look of this number."""
     look = {"color": _CYCLE[number % len(_CYCLE)], "marker": _MARKERS[number % len(_MARKERS)]}
     look["ls"] = ("-", "--", ":")[number // len(_CYCLE) % 3]
@@ -105,7 +103,7 @@ def _curve(axis: Any, number: int, seeds: np.ndarray, label: str) -> None:
         axis.fill_between(epochs, seeds.min(0), seeds.max(0), color=look["color"], alpha=0.2, lw=0)
 
 
-def _range(seeds: np.ndarray) -> tuple[float, list[list[float]]]:
+def seed_range(seeds: np.ndarray) -> tuple[float, list[list[float]]]:
     """Mean of the last epoch, and how far below and above it the seeds reach."""
     mean = seeds[:, -1].mean()
     return mean, [[mean - seeds[:, -1].min()], [seeds[:, -1].max() - mean]]
@@ -125,15 +123,15 @@ def comparison(
     left, right = figure.add_axes((0.08, below, 0.36, share)), figure.add_axes((0.53, below, 0.455, share))
     last = [100 * target]
     for i, (name, (parameters, histories)) in enumerate(groups.items()):
-        seeds = _seeds(histories)
-        mean, reach = _range(seeds)
+        seeds = seed_accuracies(histories)
+        mean, reach = seed_range(seeds)
         last += [*seeds[:, -1]]
         marker, color = _MARKERS[i % len(_MARKERS)], _CYCLE[i % len(_CYCLE)]
         left.errorbar(parameters, mean, reach, fmt=marker, color=color, capsize=4)
-        _curve(right, i, seeds, f"{name} ({len(seeds)})")
+        curve(right, i, seeds, f"{name} ({len(seeds)})")
     for axis, low in ((left, min(last)), (right, 100 - 4 * (100 - min(last)))):
         axis.axhline(100 * target, color=GREEN, ls="--", lw=1)
-        _by_error(axis, "y", max(low, 0), max(last))
+        by_error(axis, "y", max(low, 0), max(last))
     left.set(xlabel="parameters", ylabel=f"{scored} accuracy, %, last epoch")
     left.margins(x=0.15)
     sizes = [parameters for parameters, _ in groups.values()]
@@ -150,88 +148,9 @@ def comparison(
     return figure
 
 
-def ladder(networks: Mapping[str, tuple[int, Mapping[str, Sequence[Sequence[EpochMetrics]]]]], target: float) -> Figure:
-    """Test accuracy of every network by each of its recipes, and over the epochs of its `default`.
-
-    Each network has a name, a number of parameters, and by the recipe's name the history of each seed.
-    """
-    figure = Figure(figsize=(10, 4.6))
-    left, right = figure.add_axes((0.13, 0.12, 0.34, 0.8)), figure.add_axes((0.55, 0.12, 0.435, 0.8))
-    looks: dict[str, dict[str, Any]] = {
-        "reference": {"fmt": "s", "color": ORANGE, "mfc": "none"},
-        "default": {"fmt": "o", "color": BLUE},
-    }
-    last = [100 * target]
-    for i, (_, recipes) in enumerate(networks.values()):
-        for recipe, histories in recipes.items():
-            seeds = _seeds(histories)
-            mean, reach = _range(seeds)
-            last += [*seeds[:, -1]]
-            left.errorbar(mean, i, xerr=reach, capsize=4, **looks[recipe])
-        if "default" in recipes:
-            _curve(right, i, _seeds(recipes["default"]), list(networks)[i])
-    for recipe, look in looks.items():
-        left.errorbar([], [], [], label=recipe, **look)
-    names = [f"{name}\n{parameters:,}" for name, (parameters, _) in networks.items()]
-    left.set_yticks(range(len(names)), names)
-    left.set(
-        xlabel="test accuracy, %, last epoch", title="mean, lowest and highest seed", ylim=(len(names) - 0.5, -0.5)
-    )
-    left.axvline(100 * target, color=GREEN, ls="--", lw=1)
-    left.legend(loc="lower left", title="recipe")
-    _by_error(left, "x", min(last), max(last))
-    right.axhline(100 * target, color=GREEN, ls="--", lw=1)
-    right.set(xlabel="epoch", ylabel="test accuracy, %", title="default: mean, lowest to highest seed")
-    right.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    right.legend(loc="lower right", ncols=2)
-    _by_error(right, "y", min(95, *last), max(last))
-    return figure
-
-
-def frontier(
-    ours: Mapping[str, Points], public: Sequence[tuple[int, float]], target: float, patient: Sequence[Points] = ()
-) -> Figure:
-    """Accuracy against parameters: means of seeds, from the lowest to the highest, beside single runs of others.
-
-    Args:
-      ours: parameters and each seed's accuracy, a fraction, of networks by name; layouts stay without one.
-      public: parameters and accuracy in percent of single runs at their best epoch, in hollow marks.
-      target: where to draw a line, a fraction.
-      patient: parameters and accuracies, as in `ours`, of networks trained for longer.
-    """
-    (figure, axis), means, taken = _axis(10, 4.6), [], [*public]
-    axis.plot(*zip(*public, strict=True), "s", color=ORANGE, mfc="none", label="public, best epoch of one seed")
-    told = "ours, last epoch, mean and range of seeds"
-    for color, mark, label, group in ((BLUE, "o", told, [*ours.values()]), (GREEN, "D", "with patience", patient)):
-        for i, (parameters, accuracies) in enumerate(group):
-            seeds = 100 * np.array(accuracies)[:, None]
-            mean, reach = _range(seeds)
-            means.append((parameters, mean))
-            taken += [(parameters, accuracy) for accuracy in np.linspace(seeds.min(), seeds.max(), 9)]
-            axis.errorbar(parameters, mean, reach, fmt=mark, color=color, capsize=4, label="" if i else label)
-    axis.axhline(100 * target, color=GREEN, ls="--", lw=1)
-    axis.set(xscale="log", xlabel="parameters", ylabel="test accuracy, %")
-    axis.margins(x=0.14)
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter("{x:,.0f}")
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    _by_error(axis, "y", *(pick(accuracy for _, accuracy in taken) for pick in (min, max)))
-    axis.legend(loc="lower right")
-    texts = [axis.text(*place, name, fontsize=9) for name, place in zip(ours, means, strict=False) if "-" not in name]
-    importlib.import_module("adjustText").adjust_text(
-        texts,
-        *zip(*taken, strict=True),
-        ax=axis,
-        expand=(1.4, 1.6),
-        iter_lim=300,  # Not a time, the default: the figure would depend on how busy the machine is.
-        arrowprops={"arrowstyle": "-", "color": mpl.rcParams["text.color"], "lw": 0.6},
-    )
-    return figure
-
-
 def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     """Confusion matrix: errors shaded, every count written. `counts` is int [K, K], true classes in rows."""
-    figure, axis = _axis(5.2, 4.8)
+    figure, axis = new_axis(5.2, 4.8)
     errors = counts - np.diag(np.diag(counts))
     axis.imshow(np.sqrt(errors), cmap="Blues", vmin=0, vmax=max(np.sqrt(errors.max()) * 1.4, 1))
     size, wide = min(8, 110 / len(classes)), max(map(len, classes)) > 2
@@ -247,7 +166,7 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
 
 def reliability(result: Calibration) -> Figure:
     """Accuracy against confidence; points on the diagonal are worth what they say."""
-    figure, axis = _axis(5.2, 3.6)
+    figure, axis = new_axis(5.2, 3.6)
     axis.plot([0, 1], [0, 1], "--", color=GREEN, lw=1, label="calibrated")
     axis.plot(result.confidence, result.accuracy, "o-", color=BLUE, ms=4, label="this network")
     axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))

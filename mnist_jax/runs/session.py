@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib
 import itertools
+import os
 import signal
 import sys
 import time
@@ -14,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import psutil
 
 from mnist_jax import devices
 from mnist_jax.data import Dataset
@@ -60,11 +60,11 @@ class Clock:
 
 
 def _process_age() -> float:
-    """Seconds since the start of this process."""
-    created = psutil.Process().create_time()
-    if sys.platform == "linux":  # Both are as much off as the time of the boot, which the kernel rounds to seconds.
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - (created - psutil.boot_time())
-    return time.time() - created
+    """Seconds since the start of this process; where it is not Linux, those that the processor worked for it."""
+    if sys.platform != "linux":
+        return time.process_time()
+    ticks = Path("/proc/self/stat").read_text("utf-8").rpartition(")")[2].split()[19]  # proc(5): `starttime`.
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 @dataclasses.dataclass

@@ -1,12 +1,5 @@
-// A network: activations lie as [height][width][channels]; each step says what to do with them. Its weights are a scale
-// for each output channel, float32, then the upper 16 bits of each weight, then the lower 4 bits, two to a byte.
-for (const { steps } of NETWORKS) for (const step of steps) {
-  if (step.shape.length === 0) continue;
-  const { buffer } = decode(step.weights), channels = step.shape.at(-1), size = step.shape.reduce((a, b) => a * b);
-  const scales = new Float32Array(buffer, 0, channels), high = new Int16Array(buffer, 4 * channels, size);
-  const low = new Uint8Array(buffer, 4 * channels + 2 * size);
-  step.weights = Float32Array.from(high, (v, i) => (16 * v + (low[i >> 1] >> 4 * (i % 2) & 15)) * scales[i % channels]);
-}
+// A network: activations lie as [height][width][channels]; each step says what to do with them. Its weights are float32.
+for (const { steps } of NETWORKS) for (const step of steps) step.weights = new Float32Array(decode(step.weights).buffer);
 
 function conv(x, step) {
   const [kh, kw, ci, co] = step.shape, p = step.padding, k = step.weights;

@@ -1,1 +1,0 @@
-"""Measurements: trials, speed, estimates, and the tables and figures made from them."""

@@ -1,0 +1,171 @@
+"""What is compared: series of trials, files of them, or plain accuracies; and the result in words."""
+
+import collections
+import json
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from mnist_jax.differences import Comparison, Series, compare_series
+from mnist_jax.errors import InputError, plain_number, require_path, shown
+from mnist_jax.series.records import Trial, read_trials, settings
+
+Source: TypeAlias = Sequence[Trial] | Mapping[int, float] | str | os.PathLike[str]
+
+
+def compare(a: Source, b: Source, *, images: Literal["fixed", "sampled"] = "fixed", paired: bool = False) -> Comparison:
+    """Tells whether A is more accurate than B: the difference of two series of seeds, and how sure it is.
+
+    Without pairs this is the test of Welch, "The generalization of 'Student's' problem", Biometrika 34, 1947: the
+    variance is the sum of both series' variances over seeds, each divided by its seeds. With pairs it is Student's test
+    of the differences by seed. Both are about these images.
+
+    `images="sampled"` makes a claim about all images that these were drawn from. The mixed model of seeds, images and
+    their interaction adds the variance over images of the mean difference, divided by the images, less that of the
+    interaction, which is in the variance over seeds. The variance over seeds is at least that of the interaction. All
+    are estimated from mean squares, and the degrees of freedom are Satterthwaite's: Searle, Casella and McCulloch,
+    "Variance Components", 1992, chapter 4.
+
+    Args:
+      a: trials of one setting, the path of a file that `reproduce` or `search` wrote, or accuracies by seed, fractions.
+      b: another such series.
+      images: "fixed" for a claim about the scored images, "sampled" for one about all images they were drawn from.
+      paired: pair the seeds that both have, and leave out the others. Whether that helps is a matter of `correlation`.
+
+    Returns:
+      The difference A less B, its 95% interval and its p-value.
+
+    Raises:
+      InputError: If a series has fewer than two seeds, one setting twice or a diverged seed, if the images are not
+        the same, or if what `images` or `paired` needs is missing.
+
+    Example:
+      >>> result = mj.compare({1: 0.994, 2: 0.995, 3: 0.996}, {1: 0.993, 2: 0.994, 3: 0.992})
+      >>> f"{result.difference:.2%} ({result.low:.2%} to {result.high:.2%}), p = {result.p_value:.3f}"
+      '0.20% (-0.03% to 0.43%), p = 0.070'
+    """
+    one, other = series_of(a), series_of(b)
+    return compare_series(one, other, images=images, paired=paired)
+
+
+def series_of(source: Source) -> Series:
+    """A series from trials, a file or accuracies; raises InputError as `compare`."""
+    if isinstance(source, str | os.PathLike):
+        found = read_series(require_path(source, "results"))
+        if len(found) > 1:
+            raise InputError(f"results {str(source)!r} hold {len(found)} settings; give the trials of one")
+        return next(iter(found.values()))
+    if isinstance(source, Mapping):
+        for seed, accuracy in source.items():
+            plain = plain_number(accuracy, float)
+            if plain is None or not 0 <= plain <= 1:
+                raise InputError(f"accuracy {shown(accuracy)} of seed {seed} cannot be used; give a fraction")
+        return Series({seed: float(accuracy) for seed, accuracy in source.items()})
+    return _series(list(source), "a series")
+
+
+def read_series(path: Path) -> dict[str, Series]:
+    """The series of a file of trials, one for each of its settings, by the file's name and what tells them apart.
+
+    A setting of which a seed diverged is left out where there are others. Raises InputError as `read_trials`, and if
+    there is none.
+    """
+    trials = read_trials(path)
+    if not trials:
+        raise InputError(f"results {str(path)!r} hold no trial; name a file that reproduce or search wrote")
+    groups: dict[object, list[Trial]] = {}
+    for trial in trials:
+        key = settings(trial.config, seed=0, run_dir=None), json.dumps(trial.attempt, sort_keys=True)
+        groups.setdefault(key, []).append(trial)
+    whole = {key: each for key, each in groups.items() if all(trial.history for trial in each)} or groups
+    told = [_told(each[0]) for each in whole.values()]
+    return {
+        ", ".join([path.stem, *label]): _series(each, f"results {str(path)!r}")
+        for label, each in zip(_labels(told), whole.values(), strict=True)
+    }
+
+
+def _told(trial: Trial) -> list[tuple[str, str]]:
+    """The settings of a trial, and what was attempted beside them."""
+    named = [*sorted(settings(trial.config, seed=0, run_dir=None), key=str), *sorted((trial.attempt or {}).items())]
+    return [(name, str(value)) for name, value in named]
+
+
+def _labels(told: Sequence[list[tuple[str, str]]]) -> list[list[str]]:
+    """What tells settings apart, in words: all that varies or, of much, what most have not."""
+    times = collections.Counter(item for each in told for item in each)
+    varied = {name for name, value in times if times[name, value] < len(told)}
+    most = {item for item in times if times[item] > len(told) / 2} if len(varied) > 3 else set()
+    labels = [
+        [f"{name} {value}" for name, value in each if name in varied and (name, value) not in most] for each in told
+    ]
+    return [label or ["as most"] * bool(most) for label in labels]
+
+
+def _series(trials: Sequence[Trial], name: str) -> Series:
+    """The series of trials of one setting; raises InputError if a seed is there twice, diverged, or on other data."""
+    accuracies, errors = {}, {}
+    for trial in trials:
+        seed = trial.config["seed"]
+        if not trial.history:
+            raise InputError(f"{name} has seed {seed}, which diverged; leave it out, and say so")
+        if seed in accuracies:
+            raise InputError(f"{name} has seed {seed} twice; give the trials of one setting")
+        accuracies[seed], errors[seed] = trial.history[-1].test_accuracy, trial.errors
+    scored = {(trial.dataset, trial.config.get("held_out", 0)) for trial in trials}
+    hashes = {trial.sha256 for trial in trials if trial.sha256}
+    if len(scored) > 1 or len(hashes) > 1:
+        raise InputError(f"{name} has trials on different data; give those of the same images")
+    seed = max(errors, key=lambda seed: len(errors[seed]), default=None)
+    count = round(len(errors[seed]) / (1 - accuracies[seed])) if seed is not None and errors[seed] else None
+    known = count is not None and all(
+        abs(len(errors[seed]) - count * (1 - accuracy)) < 0.5 for seed, accuracy in accuracies.items()
+    )
+    ((dataset, held_out),) = scored or {("", 0)}
+    words = f"{held_out:,} held-out" if held_out else f"{count:,} test" if count else "the test"
+    text = f"{words} images of {dataset}" + "".join(f" ({each[:8]})" for each in hashes if dataset != "mnist")
+    return Series(accuracies, errors if known else None, count if known else None, text if trials else None)
+
+
+def sentence(a: tuple[str, Series], b: tuple[str, Series], result: Comparison, pairs: int = 1) -> str:
+    """A comparison as a sentence that a paper can print.
+
+    `a` and `b` are names and series; `pairs` is the number of pairs that Holm's method corrected for.
+    """
+    (name, one), (other_name, other) = a, b
+    shared = one.accuracies.keys() & other.accuracies.keys()
+    means = [
+        statistics.fmean(each.accuracies[seed] for seed in (shared if result.paired else each.accuracies))
+        for each in (one, other)
+    ]
+    count = [f"{n} {'pairs' if result.paired else 'seeds'}" for n in result.seeds]
+    first, second = (f"{100 * mean:.3f}%, {n}" for mean, n in zip(means, count, strict=True))
+    fixed = result.images == "fixed"
+    test = "a mixed model of seeds and images" if not fixed else "paired t-test" if result.paired else "Welch's t-test"
+    corrected = f", corrected by Holm's method for {pairs} pairs" if pairs > 1 else ""
+    together = "simultaneous " if pairs > 1 else ""
+    told = (
+        f"({together}95% confidence interval {interval(result)}, {p_text(result.p_value)}{corrected}, {test}; "
+        f"{'seeds are random, images fixed' if fixed else 'seeds and images are random'})."
+    )
+    where = f"On {one.scored}, " if one.scored else ""
+    by = f"{100 * abs(result.difference):.3f} percentage points"
+    if result.p_value < 0.05:
+        more = "more" if result.difference > 0 else "less"
+        return f"{where}{name} (mean accuracy {first}) is {more} accurate than {other_name} ({second}) by {by} {told}"
+    return (
+        f"{where}{name} (mean accuracy {first}) and {other_name} ({second}) cannot be told apart: "
+        f"they differ by {by} {told}"
+    )
+
+
+def interval(result: Comparison) -> str:
+    """The 95% interval in percentage points."""
+    return f"{100 * result.low:.3f} to {100 * result.high:.3f}" if result.stderr else "unbounded"
+
+
+def p_text(p_value: float) -> str:
+    """A p-value with two digits."""
+    return f"p = {p_value:.2g}" if p_value >= 1e-4 else "p < 0.0001"

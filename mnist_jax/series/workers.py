@@ -1,0 +1,232 @@
+"""Many trainings: one after the other in this process, or at once by Dask's workers, here or on a cluster."""
+
+import collections
+import contextlib
+import functools
+import importlib.util
+import logging
+import os
+import signal
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+
+from mnist_jax.data import Dataset
+from mnist_jax.errors import DivergedError, InputError, LostError, StorageError
+from mnist_jax.recipes.config import Config
+from mnist_jax.recipes.values import load_data, part_of
+from mnist_jax.runtime import cores, sources, use_compilation_cache
+from mnist_jax.series import trials
+from mnist_jax.series.records import Trial
+
+MISSING = "distributed is not installed: pip install 'mnist-jax[cluster]'"
+_CONNECT_SECONDS = 10
+_LOST = "the scheduler is lost; the same command continues after the finished trials"
+
+
+class Task(NamedTuple):
+    """The work of one worker: a config and its seeds, in one program if there are several."""
+
+    config: Config
+    seeds: tuple[int, ...]
+
+
+Result = list[tuple[Trial, dict[str, Any]]]  # The trial and the final variables of each seed of a task.
+Outcome: TypeAlias = Result | DivergedError | LostError
+
+
+def train(task: Task, stop: Callable[[], bool] = lambda: False) -> Result:
+    """Trains and scores a task; stops and raises as `fit`."""
+    config, seeds = task
+    return trials.run(config, seeds, dataset(config), stop)
+
+
+def dataset(config: Config) -> Dataset:
+    """The data that a config trains on and scores, loaded once per process; raises as `load_data` and `part_of`."""
+    place = {name: getattr(config, name) for name in ("dataset", "data_source", "data_dir", "held_out")}
+    return _dataset(Config(**place))
+
+
+@functools.cache
+def _dataset(config):
+    return part_of(config, load_data(config))
+
+
+def run_here(tasks: Sequence[Task], stop: Callable[[], bool]) -> Iterator[tuple[Task, Outcome]]:
+    """Trains one task after the other in this process; yields each with its result or DivergedError.
+
+    `stop` is called after every step; the generator raises Stopped if it returns true.
+    """
+    for task in tasks:
+        try:
+            outcome = train(task, stop)
+        except DivergedError as error:
+            outcome = error
+        yield task, outcome
+
+
+def run_at_once(
+    tasks: Sequence[Task],
+    client: Any,
+    wanted: Mapping[str, str],
+    stop: Callable[[], bool],
+    tell: Callable[[str], object],
+) -> Iterator[tuple[Task, Outcome]]:
+    """Trains a task on each worker of a Dask client at a time; yields each with its outcome, in the order of finishing.
+
+    Dask begins a task anew when its worker is lost, up to three times. The outcome is then a LostError.
+
+    Args:
+      tasks: what to train.
+      client: of `local_workers` or `cluster_workers`.
+      wanted: `identity` that every worker must have; empty for workers of this machine.
+      stop: called ten times a second.
+      tell: called with a line when a worker is lost.
+
+    Raises KeyboardInterrupt if `stop` returns true, LostError if the scheduler is lost, InputError if a worker of a
+    cluster has another version of the package or other data.
+    """
+    import distributed
+
+    waiting, running, known = collections.deque(tasks), {}, set()
+    series = f"mnist_jax-{uuid.uuid4()}"
+    try:
+        while waiting or running:
+            workers = set(client.nthreads())
+            if known - workers and running:
+                tell("a worker is lost; Dask trains again what it had begun")
+            known = workers
+            while waiting and len(running) < len(workers):
+                task = waiting.popleft()
+                key = f"{series}-{len(tasks) - len(waiting)}"
+                running[client.submit(_train, task, wanted, key=key)] = task
+            finished = [future for future in running if future.done()]
+            for future in finished:
+                try:
+                    outcome = future.result()
+                except DivergedError as error:
+                    outcome = error
+                except distributed.KilledWorker:
+                    outcome = LostError("its workers died; is there too little memory?")
+                yield running.pop(future), outcome
+            if stop():
+                raise KeyboardInterrupt
+            if not finished:
+                time.sleep(0.1)
+    except StorageError:  # An OSError of this process, not of the scheduler.
+        raise
+    except (CancelledError, OSError) as error:
+        raise LostError(_LOST) from error
+
+
+def _train(task, wanted):
+    """Trains on a worker, until the client has gone or cancels the task."""
+    import distributed
+
+    worker: Any = distributed.get_worker()
+    if "NPROC" not in os.environ:  # XLA's number of threads, before JAX is used.
+        os.environ["NPROC"] = str(worker.state.nthreads)
+        if jax.config.values["jax_compilation_cache_dir"]:
+            use_compilation_cache()
+    if wanted:
+        _require_same(worker.address, identity(task.config), wanted)
+    this = worker.state.tasks[worker.get_current_task()]
+    return train(task, stop=lambda: this.state != "executing")
+
+
+# Workers --------------------------------------------------------------------------------------------------------------
+
+
+def default_jobs(archs: Sequence[str]) -> int:
+    """One training per core, or fewer if memory, or a container's limit, is short; 1 without `distributed`."""
+    if importlib.util.find_spec("distributed") is None:
+        return 1
+    from distributed.system import MEMORY_LIMIT
+
+    each = max(1.2e9 if arch == "basic" else 0.7e9 for arch in archs)  # Bytes of a worker.
+    return max(1, min(len(cores()), int(MEMORY_LIMIT / each)))
+
+
+@contextlib.contextmanager
+def local_workers(count: int) -> Iterator[Any]:
+    """A Dask client of `count` processes of this machine, each with its share of the cores; they end with the block."""
+    import distributed
+
+    environment = {
+        "NPROC": str(max(1, len(cores()) // count)),
+        "JAX_ENABLE_COMPILATION_CACHE": str(jax.config.values["jax_enable_compilation_cache"]).lower(),
+        "DASK_LOGGING__DISTRIBUTED": "critical",
+    }
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    with contextlib.ExitStack() as stack:
+        with _without_sigint():
+            cluster = distributed.LocalCluster(
+                n_workers=count,
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=0,
+                dashboard_address="127.0.0.1:0",  # Without a dashboard it would want the port of every other cluster.
+                env=environment,
+            )
+        stack.enter_context(cluster)
+        client: Any = stack.enter_context(distributed.Client(cluster, set_as_default=False))
+        yield client
+
+
+@contextlib.contextmanager
+def cluster_workers(address: str, config: Config) -> Iterator[Any]:
+    """A Dask client of a scheduler's workers.
+
+    Raises LostError if the scheduler cannot be reached; InputError if `distributed` is not installed, or a worker has
+    another version of this package or other data than this process.
+    """
+    if importlib.util.find_spec("distributed") is None:
+        raise InputError(f"--scheduler cannot be used: {MISSING}")
+    import distributed.versions
+
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # The errors below are one line.
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)  # Trials record versions.
+            client: Any = distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise LostError(f"scheduler {address!r} cannot be reached ({reason}); is it running there?") from error
+    with client:
+        for worker, found in client.run(identity, config, on_error="return").items():
+            _require_same(worker, found, identity(config))
+        yield client
+
+
+@contextlib.contextmanager
+def _without_sigint() -> Iterator[None]:
+    """Threads and processes that start in the block inherit the mask, so that only this one handles Ctrl-C."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows has none.
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _require_same(worker, found, wanted):
+    if isinstance(found, Exception):
+        raise InputError(f"worker {worker} cannot take part: {' '.join(str(found).split())[:300]}") from found
+    for name, value in wanted.items():
+        if found[name] != value:
+            raise InputError(f"worker {worker} has {name} {found[name]}, but this process {value}; give both the same")
+
+
+def identity(config: Config) -> dict[str, str]:
+    """Version and sources of this package, and hash of the data: equal for all workers of a series."""
+    return _identity(Config(dataset=config.dataset, data_source=config.data_source, data_dir=config.data_dir))
+
+
+@functools.cache
+def _identity(config):
+    return {"mnist-jax": sources(), "data": load_data(config).sha256[:12]}
