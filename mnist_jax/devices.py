@@ -5,7 +5,6 @@ import json
 import os
 import socket
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -42,7 +41,7 @@ def join_processes(
       coordinator: HOST:PORT, where process 0 listens; or None.
       num_processes: number of processes; or None.
       process_id: number of this process, from 0; or None.
-      tell: called with a line after ten seconds of waiting.
+      tell: called with a line before the wait.
 
     Raises:
       InputError: only some of the three are given, one is out of range, the port is taken, or JAX cannot join.
@@ -63,8 +62,8 @@ def join_processes(
         raise InputError(f"{found} cannot be used; choose 0 to one less than the number of processes")
     else:
         _require_address(coordinator, process_id)
-    line = "waiting for the other processes; JAX gives up after five minutes"
-    with refusing("this process cannot join the others: ", ""), _telling(tell, line):
+    tell("waiting for the other processes; JAX gives up after five minutes")
+    with refusing("this process cannot join the others: ", ""):
         jax.distributed.initialize(*given, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
 
 
@@ -80,17 +79,6 @@ def _require_address(coordinator, process_id):
             raise InputError(
                 f"process 0 cannot listen at {coordinator} ({error.strerror}); give all processes another port"
             ) from error
-
-
-@contextlib.contextmanager
-def _telling(tell, line):
-    timer = threading.Timer(10, tell, [line])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _of_a_cluster() -> bool:
@@ -188,7 +176,8 @@ def together() -> Iterator[dict[str, Any]]:
         yield facts
     except Exception as raised:
         error = raised
-    found = _gather({"error": error and [type(error).__name__, str(error)[:1000]], "facts": versions() | facts})
+    described = error and [type(error).__name__, str(error)[:1000]]
+    found = _gather({"error": described, "facts": versions() | facts})
     if error:
         raise error
     for process, other in enumerate(found):
@@ -219,7 +208,8 @@ def _gather(record):
         rows = multihost_utils.process_allgather(padded)
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         raise LostError("another process is lost; it has said why, or start all of them again") from error
-    return [json.loads(np.asarray(row)[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+    contents = (np.asarray(row)[:size].tobytes() for row, size in zip(rows, sizes, strict=True))
+    return [json.loads(content) for content in contents]
 
 
 def any_process(flag: bool) -> bool:

@@ -108,7 +108,11 @@ class Comparison(NamedTuple):
         while not enough(many):
             few, many = many, 2 * many
         while many - few > 1:
-            few, many = ((few + many) // 2, many) if not enough((few + many) // 2) else (few, (few + many) // 2)
+            middle = (few + many) // 2
+            if enough(middle):
+                many = middle
+            else:
+                few = middle
         return many
 
 
@@ -186,10 +190,13 @@ def _image_parts(a: Series, b: Series, used: Sequence[Sequence[int]], paired: bo
     """
     wrong, _, count = wrong_images(a, b, used)
     by_image = wrong[0].mean(0) - wrong[1].mean(0)
-    variance, interactions = ((by_image**2).sum() - by_image.sum() ** 2 / count) / (count - 1) / count, []
+    squares = (by_image**2).sum() - by_image.sum() ** 2 / count
+    variance, interactions = squares / (count - 1) / count, []
     for each in [wrong[0] - wrong[1]] if paired else wrong:
-        n, sums = len(each), (each.sum(0), each.sum(1), each.sum())
-        residual = (each**2).sum() - (sums[0] ** 2).sum() / n - (sums[1] ** 2).sum() / count + sums[2] ** 2 / n / count
+        n = len(each)
+        of_images = (each.sum(0) ** 2).sum() / n
+        of_seeds = (each.sum(1) ** 2).sum() / count
+        residual = (each**2).sum() - of_images - of_seeds + each.sum() ** 2 / n / count
         interactions.append(float(residual / ((n - 1) * (count - 1)) / count))
         variance -= interactions[-1] / n
     return max(float(variance), 0.0), interactions

@@ -68,8 +68,9 @@ def parse_layout(layout: str) -> tuple[Block, ...]:
         if word == "pool" and blocks and not blocks[-1].pool:
             blocks[-1] = blocks[-1]._replace(pool=True)
         elif again and blocks and inputs[int(again[1]) - 1 : int(again[1])] == [blocks[-1].channels]:
-            used = blocks[int(again[1]) - 1]
-            blocks.append(used._replace(pool=False, again=used.again or int(again[1]), crop=0))
+            number = int(again[1])
+            used = blocks[number - 1]
+            blocks.append(used._replace(pool=False, again=used.again or number, crop=0))
         elif found := _WORD.fullmatch(word):
             size = int(found["size"] or 3)
             block = Block(int(found["channels"]), size, bool(found["padded"]), bool(found["separable"]))

@@ -17,7 +17,8 @@ from mnist_jax.runtime import default_types
 def abstract_variables(model: nn.Module, image_shape: tuple[int, int, int] = IMAGE_SHAPE) -> dict[str, Any]:
     """Shapes and dtypes of a network's variables, as `jax.ShapeDtypeStruct`, without computing any."""
     plain = _plain(model)
-    return jax.eval_shape(lambda: plain.init(jax.random.key(0), jnp.zeros((1, *image_shape), jnp.float32), train=False))
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return jax.eval_shape(lambda images: plain.init(jax.random.key(0), images, train=False), images)
 
 
 def _plain(model: nn.Module) -> nn.Module:
@@ -137,7 +138,8 @@ def _follow(jaxpr: Any, seen: dict[Any, Any], number: int, calls: list[_Call], r
         named = re.findall(r"call:(\d+)", str(equation.source_info.name_stack))
         call = calls[inside := int(named[-1]) if named else number]
         if call.is_layer:
-            rows.setdefault(inside, (call.path, Layer("/".join(call.path), call.kind, call.shape, 0, 0)))
+            layer = Layer("/".join(call.path), call.kind, call.shape, 0, 0)
+            rows.setdefault(inside, (call.path, layer))
         inputs = [atom for atom in equation.invars if not hasattr(atom, "val") and atom in seen]  # Literals have one.
         if not inputs:
             continue

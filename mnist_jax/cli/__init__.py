@@ -53,7 +53,10 @@ def script(command: str) -> NoReturn:
 
 
 def run(
-    main: Callable[[T], int | None], options: type[T], command: str | None = None, args: Sequence[str] | None = None
+    main: Callable[[T], int | None],
+    options: type[T],
+    command: str | None = None,
+    args: Sequence[str] | None = None,
 ) -> NoReturn:
     """Parses the flags, runs a command, by default the script of this process on its arguments, and exits.
 

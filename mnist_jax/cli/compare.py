@@ -58,7 +58,8 @@ def compare_files(options: CompareOptions) -> None:
         raise InputError(f"{counted(len(series), 'series')} to compare; name files that have two, of two seeds or more")
     best, others = against_best(series, images=options.images, paired=options.paired)
     pairs = len(series) * (len(series) - 1) // 2
-    texts = [sentence((best, series[best]), (name, series[name]), each, pairs) for name, each in others.items()]
+    first = best, series[best]
+    texts = [sentence(first, (name, series[name]), each, pairs) for name, each in others.items()]
     known = all(each.errors is not None for each in series.values())
     differing = {name: mcnemar(series[best], series[name]) for name in others} if known else {}
     print(*(fill(line) for line in told(series, best, others, options)), sep="\n")

@@ -58,7 +58,8 @@ def score_pictures(options: EvaluateOptions, folder: Path) -> None:
     trained: Trained = load_trained(options.run_dir, name or None)
     pictures = people.find_pictures(folder, trained.classes)
     rows, _ = load_rows(tuple(picture.file for picture in pictures))
-    read = dict(zip(rows, reading.read(trained, list(rows.values())) if rows else [], strict=True))
+    found = reading.read(trained, list(rows.values())) if rows else []
+    read = dict(zip(rows, found, strict=True))
     answers = [read.get(picture.file) for picture in pictures]
     score = people.score(pictures, answers)
     if options.json:

@@ -71,4 +71,5 @@ def _record(answer: reading.Answer, classes: tuple[str, ...]) -> dict[str, Any]:
 def _drawn(image: np.ndarray) -> str:
     """Two characters for each pixel, from blanks for black to @@ for white."""
     shades = " .:-=+*#%@"
-    return "\n".join("".join(2 * shades[value * len(shades) // 256] for value in row) for row in image[..., 0].tolist())
+    drawn = [[2 * shades[value * len(shades) // 256] for value in row] for row in image[..., 0].tolist()]
+    return "\n".join(map("".join, drawn))

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def called(*args: str | Path) -> str:
     """A command of `mnist-jax` to type, quoted for a shell; with `uv run` before it where uv has started this one."""
-    return shlex.join([*(["uv", "run"] if "UV" in os.environ else []), "mnist-jax", *map(str, args)])
+    program = ["uv", "run", "mnist-jax"] if "UV" in os.environ else ["mnist-jax"]
+    return shlex.join([*program, *map(str, args)])
 
 
 def fail(message: str, status: int) -> NoReturn:

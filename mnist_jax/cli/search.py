@@ -85,7 +85,8 @@ def parse(text: str) -> tuple[str, list[Any]]:
     """`learning_rate=0.01,0.02` as a name and its values, each of the setting's type."""
     name, _, values = text.partition("=")
     fields = dataclasses.fields(Config)
-    types: dict[str, Any] = {field.name: field.type if field.type in (bool, int, float) else str for field in fields}
+    types: dict[str, Any] = dict.fromkeys((field.name for field in fields), str)
+    types |= {field.name: field.type for field in fields if field.type in (bool, int, float)}
     name = name.replace("-", "_")
     if name not in types or name == "seed":
         raise InputError(f"unknown setting {name!r} in --vary {text!r}; choose from {', '.join(types)}")

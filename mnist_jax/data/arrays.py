@@ -220,13 +220,15 @@ def hold_out(data: Dataset, size: int) -> Dataset:
         raise InputError(f"cannot hold out {found}; choose 1 to {len(labels) - 1}")
     missing = np.setdiff1d(labels, labels[-size:])
     if len(missing):
-        names = ", ".join(data.classes[label] for label in missing[:3]) + (", ..." if len(missing) > 3 else "")
+        names = ", ".join(data.classes[label] for label in missing[:3])
+        names += ", ..." if len(missing) > 3 else ""
         warnings.warn(
             f"the last {size} training examples lack {len(missing)} of {len(data.classes)} classes ({names}); "
             "shuffle the training examples first",
             stacklevel=2,
         )
-    train, test = Split(images[:-size], labels[:-size]), Split(images[-size:], labels[-size:])
+    train = Split(images[:-size], labels[:-size])
+    test = Split(images[-size:], labels[-size:])
     return dataclasses.replace(data, train=train, test=test)
 
 

@@ -76,12 +76,17 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
         return np.frombuffer(file.read(), np.uint8).reshape(shape)
 
 
+def _shuffled(file):
+    """The hash of a file's name and its folder's: sorting by it mixes the classes, always in the same way."""
+    name = "/".join(file.parts[-2:])
+    return hashlib.sha256(os.fsencode(name)).digest()
+
+
 def _pictures(folder, name):
     labels, files, splits = {}, {}, []
     for key in ("train", "test"):
         found = (file for file in folder.glob(f"{key}/[!.]*/[!.]*") if file.suffix.lower() in SUFFIXES)
-        # Sorting by a hash of the names shuffles the classes, always in the same way.
-        files[key] = sorted(found, key=lambda file: hashlib.sha256(os.fsencode("/".join(file.parts[-2:]))).digest())
+        files[key] = sorted(found, key=_shuffled)
         labels[key] = [file.parent.name for file in files[key]]
         if not labels[key]:
             raise InputError(f"it has neither the four IDX files nor {key}/LABEL/*.png; add either")

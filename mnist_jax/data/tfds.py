@@ -64,14 +64,16 @@ def load_tfds(name: str, data_dir: str | Path | None = None) -> Dataset:
             verify(split, key, builder.info.splits[key].num_examples, source=f"TFDS data {builder.data_dir}")
         return as_mnist(**splits)
     if builder.name == "emnist":
-        splits = {key: Split(images.swapaxes(1, 2).copy(), labels) for key, (images, labels) in splits.items()}
+        for key, (images, labels) in splits.items():
+            splits[key] = Split(images.swapaxes(1, 2).copy(), labels)
     try:
         data = Dataset.from_arrays(**splits, classes=builder.info.features[label].names, name=name)
     except InputError as error:
         raise InputError(f"TFDS data set {name!r}: {error}") from error
     used = np.union1d(data.train.labels, data.test.labels)
-    train, test = (Split(x, np.searchsorted(used, y).astype(np.int32)) for x, y in (data.train, data.test))
-    return dataclasses.replace(data, train=train, test=test, classes=tuple(data.classes[label] for label in used))
+    for key, (images, labels) in (("train", data.train), ("test", data.test)):
+        splits[key] = Split(images, np.searchsorted(used, labels).astype(np.int32))
+    return dataclasses.replace(data, **splits, classes=tuple(data.classes[label] for label in used))
 
 
 def _features(builder: Any, kinds: Any, name: str) -> tuple[str, str]:

@@ -95,7 +95,10 @@ def _wide(ink):
 
 def in_mnist_form(grey: np.ndarray) -> bool:
     """Whether a picture is 28x28, light on black, in a box of 20x20, with its center of mass in the middle."""
-    if grey.shape != (_SIZE, _SIZE) or grey.max() < 128 or grey[[0, 0, -1, -1], [0, -1, 0, -1]].any():
+    if grey.shape != (_SIZE, _SIZE) or grey.max() < 128:
+        return False
+    corners = grey[[0, 0, -1, -1], [0, -1, 0, -1]]
+    if corners.any():
         return False
     height, width = (np.ptp(np.flatnonzero(grey.any(axis))) + 1 for axis in (1, 0))
     off = np.abs(np.array(ndimage.center_of_mass(grey)) - _SIZE / 2)
@@ -114,7 +117,8 @@ def find_ink(grey: np.ndarray) -> np.ndarray | None:
     light = paper >= 160 or (paper >= 64 and (apart * np.abs(apart)).sum() <= 0)
     level = grey if light else 255 - grey
     # The upper quartile of an edge is paper, even where a digit touches the edge.
-    top, bottom, left, right = (np.percentile(edge, 75) for edge in (level[0], level[-1], level[:, 0], level[:, -1]))
+    edges = level[0], level[-1], level[:, 0], level[:, -1]
+    top, bottom, left, right = (np.percentile(edge, 75) for edge in edges)
     height, width = grey.shape
     level = level - (bottom - top) * _ramp(height)[:, None] - (right - left) * _ramp(width)
     difference = np.clip(np.median(_border(level)) - level, 0, 255)
@@ -150,8 +154,13 @@ def _parts(ink):
     labels, count = labeled
     boxes = ndimage.find_objects(labels)
     areas = np.bincount(labels.ravel(), ink.ravel(), count + 1)[1:]
-    at_edge = [any(side.start == 0 or side.stop == n for side, n in zip(box, ink.shape, strict=True)) for box in boxes]
+    at_edge = [_at_edge(box, ink.shape) for box in boxes]
     return labels, boxes, np.where(at_edge, _EDGE * areas, areas)
+
+
+def _at_edge(box, shape):
+    """Whether a box touches an edge of the picture."""
+    return any(side.start == 0 or side.stop == length for side, length in zip(box, shape, strict=True))
 
 
 def _length(side):
@@ -172,7 +181,8 @@ def _main_part(ink, parts):
     labels, boxes, areas = parts
     main = int(areas.argmax())
     near = _NEAR * max(map(_length, boxes[main]))
-    mine = [i for i in range(len(boxes)) if areas[i] >= _SMALL * areas[main] and _near(boxes[i], boxes[main], near)]
+    large = np.flatnonzero(areas >= _SMALL * areas[main])
+    mine = [i for i in large if _near(boxes[i], boxes[main], near)]
     return _only(mine, labels, ink)
 
 
@@ -189,8 +199,9 @@ def _groups(ink, parts):
     groups: list[tuple[list[int], slice]] = []
     for i in sorted(standing, key=lambda i: boxes[i][1].start):
         columns = boxes[i][1]
-        if groups and _overlap(columns, groups[-1][1]) > _OVER * min(_length(columns), _length(groups[-1][1])):
-            members, before = groups[-1]
+        members, before = groups[-1] if groups else ([], slice(0, 0))
+        narrower = min(_length(columns), _length(before))
+        if groups and _overlap(columns, before) > _OVER * narrower:
             groups[-1] = [*members, i], slice(before.start, max(before.stop, columns.stop))
         else:
             groups.append(([i], columns))
@@ -245,7 +256,9 @@ def _resize(ink, long_side):
 def _thicken(ink):
     """Dilates strokes thinner than a tenth of the long side, by a disc, to that thickness."""
     drawn = np.pad(ink >= 0.5, 1)
-    outline = (drawn[1:] != drawn[:-1]).sum() + (drawn[:, 1:] != drawn[:, :-1]).sum()
+    across = (drawn[1:] != drawn[:-1]).sum()
+    along = (drawn[:, 1:] != drawn[:, :-1]).sum()
+    outline = across + along
     thickness = 2 * drawn.sum() / max(1, outline * np.pi / 4)  # For long strokes; pi / 4 corrects slanted outlines.
     radius = (_THIN * max(ink.shape) - thickness) / 2
     if radius <= 0:
@@ -253,5 +266,6 @@ def _thicken(ink):
     whole = int(np.ceil(radius))
     y, x = np.mgrid[-whole : whole + 1, -whole : whole + 1]
     padded = np.pad(ink, whole)
-    inner, outer = (ndimage.grey_dilation(padded, footprint=x * x + y * y <= r * r) for r in (whole - 1, whole))
+    distance = x * x + y * y
+    inner, outer = (ndimage.grey_dilation(padded, footprint=distance <= r * r) for r in (whole - 1, whole))
     return inner + (radius - whole + 1) * (outer - inner)

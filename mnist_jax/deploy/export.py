@@ -173,7 +173,8 @@ def _merge(ops: list[Op]) -> list[Op]:
     for op in ops:
         match [*merged[-1:], op]:
             case [Op("affine", np.ndarray() as first), Op("affine", np.ndarray() as second)]:
-                merged[-1] = Op("affine", np.stack([first[0] * second[0], first[1] * second[0] + second[1]]))
+                factor, summand = first[0] * second[0], first[1] * second[0] + second[1]
+                merged[-1] = Op("affine", np.stack([factor, summand]))
             case _:
                 merged.append(op)
     return merged

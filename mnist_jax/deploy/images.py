@@ -133,7 +133,10 @@ def load_grey(path: Path) -> np.ndarray:
         reason = getattr(error, "strerror", None) or "it is not an intact picture"
         raise InputError(f"image {str(path)!r} cannot be read: {reason}; {remedy(error, wanted)}") from error
     factor = -(-max(grey.shape) // _LONGEST)
-    return np.asarray(Image.fromarray(grey.astype(np.float32)).reduce(factor), np.float64) if factor > 1 else grey
+    if factor == 1:
+        return grey
+    reduced = Image.fromarray(grey.astype(np.float32)).reduce(factor)
+    return np.asarray(reduced, np.float64)
 
 
 @functools.cache

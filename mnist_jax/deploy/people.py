@@ -91,11 +91,12 @@ def score(pictures: Sequence[Picture], answers: Sequence[Answer | None]) -> Scor
     )
     bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
     gaps = [abs((right[bins == i] - confidence[bins == i]).sum()) for i in range(_BINS)]
+    by_person = zip(names, counts, rights, strict=True)
     return Score(
         len(pictures),
         float(right.mean()),
         (float(low), float(high)),
-        {str(name): (int(n), int(k)) for name, n, k in zip(names, counts, rights, strict=True)},
+        {str(name): (int(count), int(correct)) for name, count, correct in by_person},
         [(*pair, count) for pair, count in wrong.most_common()],
         int(((confidence >= SURE) & ~right).sum()),
         sum(gaps) / len(pictures),

@@ -69,7 +69,8 @@ def calibrate(logits: Float[np.ndarray, "N classes"], labels: Int[np.ndarray, " 
     """
     classes = range(logits.shape[1])
     means = np.stack([logits[labels == label].mean(0) for label in classes])
-    precision = np.linalg.inv(np.cov((logits - means[labels]).T) + 1e-3 * np.eye(len(classes)))
+    covariance = np.cov((logits - means[labels]).T)
+    precision = np.linalg.inv(covariance + 1e-3 * np.eye(len(classes)))
     doubt = Doubt(means, precision, float(logits.max(-1).std()), 0.0)
     return doubt._replace(limit=float(np.quantile(doubt.of(logits), _QUANTILE)))
 

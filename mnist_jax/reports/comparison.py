@@ -47,7 +47,8 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
     groups: dict[frozenset[tuple[str, Any]], list[Run]] = {}
     for run in runs:
         settings = dataclasses.asdict(run.config).items()
-        groups.setdefault(frozenset(item for item in settings if item[0] not in ("seed", *MAY_CHANGE)), []).append(run)
+        told_apart = frozenset(item for item in settings if item[0] not in ("seed", *MAY_CHANGE))
+        groups.setdefault(told_apart, []).append(run)
     named = {}
     for settings, members in groups.items():
         config = members[0].config

@@ -27,7 +27,8 @@ def losses(history: Sequence[EpochMetrics], scored: str) -> Figure:
     figure, axis = _curves(history, scored, "loss", "cross-entropy in nats, log scale")
     axis.set_yscale("log")
     low, high = axis.get_ylim()
-    axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5) if high > 20 * low else (1.5, 2, 3, 4, 5, 7)))
+    subs = (2, 5) if high > 20 * low else (1.5, 2, 3, 4, 5, 7)
+    axis.yaxis.set_minor_locator(LogLocator(subs=subs))
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter("{x:g}")
     axis.grid(visible=True, which="minor")
@@ -79,7 +80,10 @@ def by_error(axis: Any, which: str, low: float, high: float) -> None:
     limits = 100 - max(100 - low, 0.04) * 1.2, 100 - max(100 - high, 0.04) / 1.2
     getattr(axis, f"set_{which}scale")(
         "function",
-        functions=(lambda share: -np.log10(np.maximum(100 - share, 1e-3)), lambda place: 100 - 10.0**-place),
+        functions=(
+            lambda share: -np.log10(np.maximum(100 - share, 1e-3)),
+            lambda place: 100 - 10.0**-place,
+        ),
     )
     ticks = [0, 50, 80, 90, 95, 98, 99, 99.2, 99.4, 99.6, 99.8, 99.9]
     inside = [tick for tick in ticks if limits[0] < tick < limits[1]]
@@ -105,8 +109,9 @@ def curve(axis: Any, number: int, seeds: np.ndarray, label: str) -> None:
 
 def seed_range(seeds: np.ndarray) -> tuple[float, list[list[float]]]:
     """Mean of the last epoch, and how far below and above it the seeds reach."""
-    mean = seeds[:, -1].mean()
-    return mean, [[mean - seeds[:, -1].min()], [seeds[:, -1].max() - mean]]
+    last = seeds[:, -1]
+    mean = last.mean()
+    return mean, [[mean - last.min()], [last.max() - mean]]
 
 
 def comparison(
@@ -120,7 +125,8 @@ def comparison(
     height = 4.2 + legend
     below, share = (0.55 + legend) / height, 3.5 / height
     figure = Figure(figsize=(10, height))
-    left, right = figure.add_axes((0.08, below, 0.36, share)), figure.add_axes((0.53, below, 0.455, share))
+    left = figure.add_axes((0.08, below, 0.36, share))
+    right = figure.add_axes((0.53, below, 0.455, share))
     last = [100 * target]
     for i, (name, (parameters, histories)) in enumerate(groups.items()):
         seeds = seed_accuracies(histories)
@@ -152,7 +158,8 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     """Confusion matrix: errors shaded, every count written. `counts` is int [K, K], true classes in rows."""
     figure, axis = new_axis(5.2, 4.8)
     errors = counts - np.diag(np.diag(counts))
-    axis.imshow(np.sqrt(errors), cmap="Blues", vmin=0, vmax=max(np.sqrt(errors.max()) * 1.4, 1))
+    shades = np.sqrt(errors)
+    axis.imshow(shades, cmap="Blues", vmin=0, vmax=max(shades.max() * 1.4, 1))
     size, wide = min(8, 110 / len(classes)), max(map(len, classes)) > 2
     for i, j in np.ndindex(counts.shape):
         color = "#8a8a8a" if i != j and not counts[i, j] else "#1a1a1a"
@@ -200,8 +207,9 @@ def digits(images: np.ndarray, captions: Sequence[str]) -> Figure:
 
 def kernels(weights: np.ndarray) -> Figure:
     """The kernels of a first convolution, float [height, width, inputs, channels]; blue is negative, red positive."""
-    limit, flat = np.abs(weights).max(), weights.reshape(*weights.shape[:2], -1)
-    tiles = np.pad(flat.transpose(2, 0, 1), ((0, 0), (0, 1), (0, 1)), constant_values=np.nan)
+    limit = np.abs(weights).max()
+    flat = weights.reshape(*weights.shape[:2], -1).transpose(2, 0, 1)
+    tiles = np.pad(flat, ((0, 0), (0, 1), (0, 1)), constant_values=np.nan)
     return _tiled(tiles, columns=8, width=5.2, cmap="RdBu_r", vmin=-limit, vmax=limit)[0]
 
 

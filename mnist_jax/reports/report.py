@@ -112,7 +112,12 @@ def _mistakes(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[s
     guesses, confidence = probabilities.argmax(1), probabilities.max(1)
     wrong = np.flatnonzero(guesses != labels)
     return [
-        {"index": i, "true": classes[labels[i]], "guess": classes[guesses[i]], "confidence": float(confidence[i])}
+        {
+            "index": i,
+            "true": classes[labels[i]],
+            "guess": classes[guesses[i]],
+            "confidence": float(confidence[i]),
+        }
         for i in map(int, wrong[np.argsort(-confidence[wrong], kind="stable")])
     ]
 

@@ -49,7 +49,8 @@ def darkened(image: Image.Image) -> Image.Image:
     Lightness is inverted, and hues, which that turns around, are turned back by the matrix of `hue-rotate(180deg)`:
     W3C, "Filter effects module level 1".
     """
-    paper, ink, before = (np.array(to_rgb(color)) for color in (DARK["paper"], DARK["ink"], LIGHT["ink"]))
+    paper, ink = np.array(to_rgb(DARK["paper"])), np.array(to_rgb(DARK["ink"]))
+    before = np.array(to_rgb(LIGHT["ink"]))
     back = np.array([[-0.574, 1.43, 0.144], [0.426, 0.43, 0.144], [0.426, 1.43, -0.856]])
     factors = -back * ((ink - paper) / (1 - before))[:, None]
     offsets = 255 * (paper - factors.sum(1))

@@ -32,7 +32,8 @@ def write_verdict(
       out: file to write; raises OSError if it cannot be written.
     """
     means = {name: statistics.fmean(each.accuracies.values()) for name, each in series.items()}
-    dots = {name: _dots([100 * accuracy for accuracy in each.accuracies.values()]) for name, each in series.items()}
+    percent = {name: [100 * accuracy for accuracy in each.accuracies.values()] for name, each in series.items()}
+    dots = {name: _dots(accuracies) for name, accuracies in percent.items()}
     ends = [100 * end for each in others.values() for end in (each.low, each.high, 0) if isfinite(end)]
     first = next(iter(others.values()))
     page = render(
@@ -57,7 +58,8 @@ class _Axis:
     """A horizontal axis over some values, whose ticks are round numbers; a place is a percentage of its width."""
 
     def __init__(self, values: Sequence[float]):
-        self.ticks = figures.MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(min(values), max(values) + 1e-3)
+        locator = figures.MaxNLocator(4, steps=[1, 2, 5, 10])
+        self.ticks = locator.tick_values(min(values), max(values) + 1e-3)
         self.digits = max(0, -floor(log10(self.ticks[1] - self.ticks[0]) + 1e-9))
 
     def place(self, value: float) -> str:

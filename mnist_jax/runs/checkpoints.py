@@ -85,7 +85,8 @@ def resume(run_dir: Path, config: Config, data: Dataset) -> Resumed:
     _require_same(load_config(run_dir), config)
     directory = (run_dir / CHECKPOINTS).absolute()
     damaged = []
-    for step in sorted((int(path.name) for path in directory.glob("*") if path.name.isdecimal()), reverse=True):
+    steps = [int(path.name) for path in directory.glob("*") if path.name.isdecimal()]
+    for step in sorted(steps, reverse=True):
         checkpoint = directory / str(step)
         try:
             if not (reason := _damage(checkpoint)):

@@ -176,7 +176,8 @@ def _sha256(tensors: dict[str, np.ndarray], about: dict[str, Any]) -> str:
     """SHA-256 of names, types, shapes and contents, in the order of the names, and of the metadata."""
     digest = hashlib.sha256()
     if about["format"] > 1:
-        digest.update(json.dumps({name: about[name] for name in about if name != "sha256"}, sort_keys=True).encode())
+        described = {name: about[name] for name in about if name != "sha256"}
+        digest.update(json.dumps(described, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = np.ascontiguousarray(tensors[name])
         digest.update(f"{name} {tensor.dtype.str} {tensor.shape}\n".encode())

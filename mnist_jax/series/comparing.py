@@ -89,8 +89,9 @@ def read_series(path: Path) -> dict[str, Series]:
 
 def _told(trial: Trial) -> list[tuple[str, str]]:
     """The settings of a trial, and what was attempted beside them."""
-    named = [*sorted(settings(trial.config, seed=0, run_dir=None), key=str), *sorted((trial.attempt or {}).items())]
-    return [(name, str(value)) for name, value in named]
+    named = sorted(settings(trial.config, seed=0, run_dir=None), key=str)
+    attempted = sorted((trial.attempt or {}).items())
+    return [(name, str(value)) for name, value in (*named, *attempted)]
 
 
 def _labels(told: Sequence[list[tuple[str, str]]]) -> list[list[str]]:
