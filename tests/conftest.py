@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import io
 import itertools
@@ -14,7 +15,9 @@ import time
 from pathlib import Path
 from unittest import mock
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import jaxlib.version
 import numpy as np
 import optax
@@ -73,6 +76,32 @@ def optimizing(monkeypatch):
     yield
     loops.program.cache_clear()
     runtime._jitted.cache_clear()
+
+
+@functools.cache
+def smooth(layers=mj.FAST):
+    """These layers, with tanh and mean for ReLU and maximum.
+
+    Those have edges, which rounding carries one of a million values across, on one processor or another: its gradient
+    jumps.
+    """
+
+    def pool(x):
+        return nn.avg_pool(x, (2, 2), (2, 2))
+
+    def batch_norm_pool(**options):
+        norm = layers.batch_norm(use_scale=False, **options)
+        return lambda x: pool(norm(x))
+
+    return layers._replace(
+        relu=lambda x, after_norm=False: jnp.tanh(x), max_pool=pool, batch_norm_max_pool=batch_norm_pool
+    )
+
+
+def assert_near(found, expected, share):
+    """Each array of a tree is the expected one within this share of its largest magnitude."""
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=share * np.abs(other).max())
 
 
 def initial_variables(model, seed=0):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import initial_variables, refused, training_pass
+from conftest import assert_near, initial_variables, refused, smooth, training_pass
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax import lax
@@ -173,10 +173,10 @@ def test_gradients_of_a_network_are_those_of_flax_in_the_forms_of_a_tpu(monkeypa
     images, labels = load_pretrained("bn_dropout").standardize(mnist.train.images[:16]), mnist.train.labels[:16]
     found = []
     for layers in (FAST, FLAX):
-        model = make_model("bn_dropout", dropout_rate=0.0, layers=layers)
+        model = make_model("bn_dropout", dropout_rate=0.0, layers=smooth(layers))
         run = jax.jit(partial(training_pass, model))
         found.append(run(initial_variables(model), images, labels)[0])
-    chex.assert_trees_all_close(*found, atol=2e-5)
+    assert_near(*found, 1e-4)  # As in test_models.py.
 
 
 class Norm(nn.Module):

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import initial_variables, refused, training_pass
+from conftest import assert_near, initial_variables, refused, smooth, training_pass
 
 from mnist_jax import ARCHS, count_params, layers_of, load_pretrained, make_model
 from mnist_jax.data import standardize
 from mnist_jax.data.bundled import MEAN, STD
-from mnist_jax.layers import FLAX
+from mnist_jax.layers import FAST, FLAX
 from mnist_jax.layouts import Block, parse_layout
 from mnist_jax.models import KERNEL_INITS, directional_derivatives
 from mnist_jax.summary import abstract_variables, count_dense
@@ -38,6 +38,9 @@ NORMS |= {"swift": range(1, 6), "small": range(1, 7), "accurate": range(1, 7)}
 
 
 training_pass = jax.jit(training_pass, static_argnums=0)
+training_outputs = jax.jit(
+    lambda model, *given: model.apply(*given, train=True, mutable=["batch_stats"]), static_argnums=0
+)
 pixels = partial(standardize, mean=(MEAN,), deviation=(STD,))
 
 
@@ -70,17 +73,17 @@ def test_sizes_and_shapes_layer_by_layer_none_of_them_fully_connected(arch):
 
 def test_networks_equal_those_of_flax(arch, batch):
     model, variables, images = make_model(arch, dropout_rate=0.0), initial_variables(make_model(arch)), pixels(batch[0])
-    grads, (logits, stats) = training_pass(model, variables, images, batch[1])
-    flax = model.clone(layers=FLAX)
-    chex.assert_trees_all_equal_shapes_and_dtypes(abstract_variables(flax), variables)
-    expected_grads, (expected, expected_stats) = training_pass(flax, variables, images, batch[1])
-    np.testing.assert_allclose(logits, expected, atol=1e-5 * jnp.abs(expected).max())
-    chex.assert_trees_all_close(stats, expected_stats, rtol=1e-5, atol=1e-6)
-    for name in grads:
-        chex.assert_trees_all_close(grads[name], expected_grads[name], rtol=1e-3, atol=1e-5)
+    chex.assert_trees_all_equal_shapes_and_dtypes(abstract_variables(model.clone(layers=FLAX)), variables)
+    outputs, gradients = [], []
+    for layers in (FAST, FLAX):
+        outputs.append(training_outputs(model.clone(layers=layers), variables, images))
+        gradients.append(training_pass(model.clone(layers=smooth(layers)), variables, images, batch[1])[0])
+    # In float32 sums of 32 x 26 x 26 values keep five digits, and up to eight layers lose one of them.
+    assert_near(outputs[0], outputs[1], 1e-4)
+    assert_near(gradients[0], gradients[1], 1e-4)
     # They reach every parameter, but for the fixed ones of `swift`.
     fixed = {"conv1", "bn1"} if arch == "swift" else set()
-    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+    for path, grad in jax.tree_util.tree_leaves_with_path(gradients[0]):
         assert (jnp.abs(grad).max() > 0) == (path[0].key not in fixed), jax.tree_util.keystr(path)
     # Dropout is off and batch statistics stay without training: nothing random is given to draw from, nothing mutable.
     apply = jax.jit(partial(model.apply, train=False))
@@ -236,15 +239,15 @@ def test_directional_derivatives_find_strokes_and_edges():
 
 def test_a_fixed_convolution_is_not_trained(batch):
     """No gradient reaches it or its batch norm; what is behind has the gradients it had if they were trained."""
-    fixed, free = make_model("crop1-4f-pool-s6-8"), make_model("crop1-4-pool-s6-8")
+    fixed, free = (make_model(f"crop1-4{f}-pool-s6-8", layers=smooth()) for f in ("f", ""))
     variables, images = initial_variables(fixed, 1), pixels(batch[0])
     chex.assert_trees_all_equal(variables["params"]["conv1"], initial_variables(fixed, 2)["params"]["conv1"])
     grads, outputs = training_pass(fixed, variables, images, batch[1])
     expected, expected_outputs = training_pass(free, variables, images, batch[1])
-    chex.assert_trees_all_close(outputs, expected_outputs, rtol=1e-5, atol=1e-6)
+    assert_near(outputs, expected_outputs, 1e-4)
     for name in grads:
         expected[name] = jax.tree.map(jnp.zeros_like, expected[name]) if name in ("conv1", "bn1") else expected[name]
-    chex.assert_trees_all_close(grads, expected, rtol=1e-4, atol=1e-6)
+    assert_near(grads, expected, 1e-4)
     params = load_pretrained("swift").variables["params"]  # Through 1,404 steps of Muon, and as many of averaging.
     np.testing.assert_allclose(params["conv1"]["kernel"], directional_derivatives(None, (3, 3, 1, 16)), atol=1e-5)
     np.testing.assert_array_equal(params["bn1"]["bias"], 0)

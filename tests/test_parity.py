@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import torch_networks
-from conftest import as_trained, initial_variables
+from conftest import as_trained, assert_near, initial_variables
 
 from mnist_jax import ARCHS, Setup, TrainState, layers_of, make_config, make_optimizer, train_step
 from mnist_jax.recipes.values import network_of
@@ -51,13 +51,13 @@ def test_logits_and_running_averages(arch, mnist, record_property):
     with torch.no_grad():
         expected = network.eval()(nchw(images)).numpy()
     record_property("evaluation", deviation(logits, expected))
-    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    assert_near(logits, expected, 1e-5)
 
     logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
     with torch.no_grad():
         expected = network.train()(nchw(images)).numpy()
     record_property("training", deviation(logits, expected))
-    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    assert_near(logits, expected, 1e-5)
 
     running = jax.tree.map(torch.Tensor.numpy, torch_networks.variables_of(network, variables).get("batch_stats", {}))
     # What each batch norm is given: the output of the convolution called before it.

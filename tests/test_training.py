@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import part, refused, stopped, without_seconds
+from conftest import part, refused, smooth, stopped, without_seconds
 
 from mnist_jax import epoch_order, evaluate, fit, make_config, make_setup, predict, scoring, steps, training
 from mnist_jax.loops import program
 from mnist_jax.recipes.fits import abstract_progress, start
+from mnist_jax.recipes.values import network_of
 from mnist_jax.training import steps_per_epoch, train_epoch
 
 # Ten steps an epoch on `small`. Of the second epoch the images are plain.
@@ -64,10 +65,11 @@ def test_one_program_and_step_by_step_are_the_same_epoch(optimizing, small, monk
 
     By plain SGD: Muon scales whatever is small in a gradient up to full size, and rounding with it.
     """
-    config = make_config("reference", arch="gap", rotation=10.0, shift=2.0, scale=0.1, shear=0.1)
-    setup, order = make_setup(config, small), epoch_order(jax.random.key(0), 1, 1000, 128)[:3]
+    config = make_config("reference", arch="gap", learning_rate=1.0, rotation=10.0, shift=2.0, scale=0.1, shear=0.1)
+    model = network_of(config).clone(layers=smooth())
+    setup, order = make_setup(config, small, model=model), epoch_order(jax.random.key(0), 1, 1000, 128)[:3]
     arguments, seen = (small.train, order, jax.random.key(1), setup), []
-    fresh, again = (start(config, small).state for _ in range(2))
+    fresh, again = (start(config, small, model=model).state for _ in range(2))
     by_step, sums = train_epoch(fresh, *arguments, on_step=lambda i, totals: seen.append((i, int(totals.count))))
     assert seen == [(0, 128), (1, 256), (2, 384)]
     trained = setup.trained(by_step)
