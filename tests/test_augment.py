@@ -31,20 +31,6 @@ def test_whole_pixel_shifts_are_array_shifts(images, down, right):
     np.testing.assert_array_equal(affine(images, Affine(shift_down=down, shift_right=right)), expected)
 
 
-def test_directions(images):
-    """A quarter turn is counter-clockwise; a factor of two doubles; shear leans to the right going up."""
-    np.testing.assert_allclose(
-        affine(images, Affine(rotation=np.pi / 2)), np.rot90(images, axes=(1, 2)).astype(np.float32), atol=0.01
-    )
-    square = np.zeros((1, 9, 9, 1), np.float32)
-    square[0, 3:6, 3:6] = 1
-    assert affine(square, Affine(scale=2.0)).sum() == pytest.approx(36, rel=0.01)
-    column = np.zeros((1, 9, 9, 1), np.float32)
-    column[0, :, 4] = 1
-    leaning = affine(column, Affine(shear=1.0))[0, :, :, 0]
-    np.testing.assert_array_equal(leaning, np.fliplr(np.eye(9, dtype=np.float32)))
-
-
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     st.floats(-4, 4), st.floats(-6, 6), st.floats(-6, 6), st.floats(0.4, 2.5), st.floats(-1, 1), st.integers(0, 2**31)
@@ -85,12 +71,6 @@ def test_draws_span_the_range_evenly():
         assert abs(draws.mean()) < 4 * 3 / 3**0.5 / 4000**0.5
         assert draws.std() == pytest.approx(3 / 3**0.5, rel=0.03)
     assert abs(np.corrcoef(down, right)[0, 1]) < 4 / 4000**0.5
-
-
-def test_distortions_keep_the_ink(images):
-    """Digits stay in the picture: a mild distortion changes the mean ink by a few percent at most."""
-    drawn = distort(jax.random.key(0), images, Distortion(rotation=10.0, shift=2.0, shear=0.1))
-    assert float(drawn.mean()) == pytest.approx(images.mean(), rel=0.05)
 
 
 def test_displacement_agrees_with_scipy(images):

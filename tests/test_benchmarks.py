@@ -10,7 +10,6 @@ import pytest
 import speed
 import time_to_target
 import timings
-import torch_networks
 from conftest import ROOT, assert_refused, refused, run_script
 
 from mnist_jax import make_config
@@ -28,17 +27,6 @@ def test_contenders_take_turns_in_processes_of_their_own(capsys, mnist):
         assert timing["start"]["first_step"] > 0
         assert timing["peak_bytes"] > 1e8
     assert len(list(timings.speed_table([record]))) == 4
-
-
-def test_a_whole_run_is_timed_and_pytorch_is_asked_for(monkeypatch, tmp_path):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(time_to_target, "ours", lambda *args: 17.0)
-    monkeypatch.setattr(torch_networks, "epoch_seconds", lambda *args: {"train_seconds": 9.0, "test_seconds": 1.0})
-    time_to_target.main(time_to_target.Options(arch="swift", rounds=1, json=tmp_path / "x.json"))
-    record = json.loads((tmp_path / "x.json").read_text())
-    assert (record["cold"], record["torch_seconds_scaled"], record["torch_arch"]) == ([17.0], [150.0], "bn_dropout")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert_refused(run_script("benchmarks/time_to_target.py"), "PyTorch is not installed", "pip install torch")
 
 
 def test_tables_take_ratios_round_by_round():
@@ -105,6 +93,7 @@ def test_an_epoch_on_four_chips_reduces_and_gathers_nothing():
     refused("topology 'v5e:9x9x9' cannot be compiled for", estimate_tpu.make_mesh, "v5e:9x9x9")
 
 
-def test_without_the_compiler_it_says_what_to_install(monkeypatch):
+def test_without_the_compiler_or_pytorch_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert_refused(run_script("benchmarks/estimate_tpu.py"), "pip install libtpu")
+    assert_refused(run_script("benchmarks/time_to_target.py"), "pip install torch")

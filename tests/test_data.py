@@ -94,7 +94,8 @@ def test_hash_is_of_arrays_and_classes():
 def test_hold_out_takes_the_last_training_images(mnist):
     held = hold_out(mnist, 10_000)
     images, labels = mnist.train
-    same((held.train, held.test), (Split(images[:50_000], labels[:50_000]), Split(images[50_000:], labels[50_000:])))
+    same(held.train, Split(images[:50_000], labels[:50_000]))
+    same(held.test, Split(images[50_000:], labels[50_000:]))
     assert all(getattr(held, field) is getattr(mnist, field) for field in ("mean", "deviation", "classes", "name"))
     for size in (0, -1, 60_000):
         refused(str(size), hold_out, mnist, size)

@@ -152,28 +152,14 @@ def test_trials_files_and_accuracies_are_the_same_series(tmp_path):
     far = [trial(seed, 0.98, (seed, 5), held_out=10) for seed in (1, 2)]
     for said, a, options in (
         ("hold 2 settings", str(both), {}),
-        ("hold no trial", tmp_path / "absent.jsonl", {}),
         ("seed 1 twice", [*one, *one], {}),
         ("seed 3, which diverged", [*one, trial(3, None)], {}),
-        ("different data", [one[0], far[1]], {}),
         ("10 held-out images of mnist", far, {}),
-        ("1.5 of seed 1", {1: 1.5}, {}),
         ("fewer than two seeds", {1: 0.5}, {}),
         ("errors of each seed by image", {1: 0.5, 2: 0.6}, {"images": "sampled"}),
-        ("'random' cannot be used", one, {"images": "random"}),
         ("share 1 of their seeds", {1: 0.5, 9: 0.6}, {"paired": True}),
     ):
         refused(said, compare, a, one, **options)
-
-
-def test_what_differs_among_many_settings_is_told(tmp_path):
-    settings = [{}, {}, {"learning_rate": 0.1}, {"momentum": 0.5, "beta2": 0.5, "weight_decay": 0.1}]
-    path = write(tmp_path / "s.jsonl", *(trial(seed, 0.9, **each) for seed, each in enumerate(settings, 1)))
-    assert list(read_series(path)) == [
-        "s, as most",
-        "s, learning_rate 0.1",
-        "s, beta2 0.5, momentum 0.5, weight_decay 0.1",
-    ]
 
 
 def test_the_command_says_it_in_a_sentence_and_on_a_page(call, tmp_path):

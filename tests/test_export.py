@@ -162,17 +162,16 @@ def made_pictures(images):
     rng = np.random.default_rng(5)
     for i, image in enumerate(images):
         width, height = (int(side) for side in rng.integers(20, 301, 2) * (3 if i % 100 == 0 else 1))
-        ink, side = Image.new("L", (width, height)), int(rng.uniform(0.3, 0.9) * min(width, height))
+        ink = Image.new("L", (width, height))
+        side = int(rng.uniform(0.3, 0.9) * min(width, height))
         if i % 4:
             digit = Image.fromarray(image[..., 0]).resize((side, side), Image.Resampling.BICUBIC)
             ink.paste(digit, [int(rng.uniform(0, length - side)) for length in ink.size])
         else:
             points = [tuple(place) for place in (rng.uniform(0.1, 0.9, (5, 2)) * ink.size).tolist()]
             ImageDraw.Draw(ink).line(points, 255, int(rng.integers(1, 20)))
-        if i % 5 == 0:
-            for x, y in rng.uniform(0, 1, (20, 2)) * ink.size:
-                ImageDraw.Draw(ink).ellipse([x, y, x + width / 50, y + height / 50], fill=200)
-        strength, paper, pen = np.asarray(ink)[..., None] / 255, rng.uniform(150, 255, 3), rng.uniform(0, 110, 3)
+        strength = np.asarray(ink)[..., None] / 255
+        paper, pen = rng.uniform(150, 255, 3), rng.uniform(0, 110, 3)
         grey = paper + strength * (pen - paper) + rng.normal(0, 4 * (i % 3), (height, width, 1))
         y, x = np.mgrid[-0.5 : 0.5 : height * 1j, -0.5 : 0.5 : width * 1j]
         grey = grey + (i % 2) * ((x + y) * rng.uniform(0, 40))[..., None]

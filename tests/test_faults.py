@@ -227,14 +227,8 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(mnist, tmp_path):
         assert all(abs(leaf).max() < float("inf") for leaf in found.progress.state.params["conv1"].values())
 
 
-ODD = {
-    "hash seed, locale, unwritable cache": {"PYTHONHASHSEED": "1", "LC_ALL": "C", "XDG_CACHE_HOME": "/proc/nowhere"},
-    "others, no temporary directory": {"PYTHONHASHSEED": "2", "LC_ALL": "tr_TR.UTF-8", "TMPDIR": "/proc/nowhere"},
-}
-
-
-@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
-def test_the_environment_changes_nothing(environment, uninterrupted, tmp_path, odd):
+def test_the_environment_changes_nothing(environment, uninterrupted, tmp_path):
+    odd = {"PYTHONHASHSEED": "2", "LC_ALL": "tr_TR.UTF-8", "TMPDIR": "/proc/nowhere", "XDG_CACHE_HOME": "/proc/nowhere"}
     process = begin(environment | odd, "train", *FLAGS, "--epochs", 6, "--run-dir", tmp_path / "run")
     _, err = process.communicate()
     assert process.returncode == 0, err

@@ -4,13 +4,12 @@ import itertools
 from collections.abc import Callable
 from functools import partial, reduce
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_near, initial_variables, refused, smooth, training_pass
+from conftest import assert_near, initial_variables, smooth, training_pass
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax import lax
@@ -88,8 +87,8 @@ def test_convolution_equals_float64(depthwise, case):
     check_conv(normal(0, batch, *image, inputs), normal(1, *shape), padding, groups=inputs if depthwise else 1)
 
 
-SIZES = [(28, 3, 0, 1, 16), (26, 3, 0, 16, 16), (24, 1, 0, 16, 16), (8, 3, 0, 16, 10)]
-SIZES += [(6, 3, 1, 10, 10), (7, 7, 0, 10, 10), (9, 3, 0, 64, 128), (13, 3, 1, 16, 16)]
+SIZES = [(28, 3, 0, 1, 16), (26, 3, 0, 16, 16), (24, 1, 0, 16, 16)]
+SIZES += [(6, 3, 1, 10, 10), (7, 7, 0, 10, 10), (9, 3, 0, 64, 128)]
 
 
 @pytest.mark.parametrize(("image", "kernel", "padding", "inputs", "outputs"), SIZES)
@@ -117,28 +116,16 @@ def program(function, *arguments):
 
 
 OTHERS = [{name: 2} for name in ("strides", "kernel_dilation", "feature_group_count")]
-OTHERS += [{"feature_group_count": 4}, {"input_dilation": 2, "padding": 1}, {"precision": "highest"}, {"padding": 3}]
-OTHERS += [{"dtype": jnp.complex64}, {"kernel_size": (3,)}, {"kernel_size": (3,), "padding": "CAUSAL"}]
+OTHERS += [{"precision": "highest"}, {"padding": 3}, {"dtype": jnp.complex64}, {"kernel_size": (3,)}]
 
 
-@pytest.mark.parametrize("options", [*OTHERS, {"kernel_size": (3, 3, 3)}])
+@pytest.mark.parametrize("options", OTHERS)
 def test_other_convolution_layers_are_flax_s(options):
     options = {"kernel_size": (3, 3)} | options
     ours, flax = (layers.conv(8, **options) for layers in (FAST, FLAX))
     x = normal(0, 2, *(9,) * len(options["kernel_size"]), 4)
     variables = jax.eval_shape(flax.init, jax.random.key(0), x)
     assert program(ours.apply, variables, x) == program(flax.apply, variables, x)
-
-
-OTHERS = [{"preferred_element_type": jnp.float32}, {"batch_group_count": 2}, {"dimension_numbers": None}]
-
-
-@pytest.mark.parametrize("options", OTHERS)
-def test_other_convolutions_are_xla_s(options):
-    options = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": DIMENSIONS} | options
-    x = normal(0, 4, 4, 4, 4)
-    ours, xla = (program(partial(one, **options), x, x) for one in (conv_general_dilated, lax.conv_general_dilated))
-    assert ours == xla
 
 
 @few
@@ -214,15 +201,6 @@ def test_batch_norm_equals_flax_in_float64(shape, channels, shift, case):
         assert np.abs(a - b).max() <= tolerance * max(1.0, np.abs(b).max()) * 10
 
 
-@pytest.mark.parametrize("options", [{}, {"dtype": jnp.bfloat16}, {"param_dtype": jnp.bfloat16}, {"use_bias": False}])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32])
-def test_batch_norm_has_the_variables_and_types_of_flax(options, dtype):
-    x = jnp.ones((2, 3, 4, 5), dtype)
-    made = [norm(use_scale=False, **options).init_with_output for norm in (BatchNorm, nn.BatchNorm)]
-    shapes = [jax.eval_shape(partial(one, use_running_average=False), jax.random.key(0), x) for one in made]
-    chex.assert_trees_all_equal_shapes_and_dtypes(*shapes)
-
-
 OTHERS = [{"axis": 1}, {"use_fast_variance": False}, {"force_float32_reductions": False}, {"axis_name": "seeds"}]
 OTHERS = [(rank, {}) for rank in (1, 2, 3, 5)] + [(4, options) for options in (*OTHERS, {"dtype": jnp.complex64}, {})]
 
@@ -241,7 +219,8 @@ def test_other_batch_norms_are_flax_s(rank, options):
 def test_batch_norm_with_max_pool_takes_a_negative_scale():
     x, norm = normal(0, 4, 6, 6, 3), {"use_running_average": False, "scale_init": nn.initializers.constant(-2.0)}
     pooled, plain = BatchNorm(pool=True, **norm), BatchNorm(**norm)
-    close(*(f(one.init_with_output(jax.random.key(0), x)[0]) for f, one in ((jnp.asarray, pooled), (max_pool, plain))))
+    found, separate = (norm.init_with_output(jax.random.key(0), x)[0] for norm in (pooled, plain))
+    close(found, max_pool(separate))
 
 
 @pytest.mark.parametrize("mean", [0.0, 1.0, 10.0])
@@ -294,16 +273,6 @@ def test_dropout_scales_and_repeats():
         mask = keep_mask(key, 0.5, (1000,))
         np.testing.assert_array_equal(mask, keep_mask(jax.random.key_data(key), 0.5, (1000,)))  # An old key.
         assert 400 < mask.sum() < 600
-
-
-def test_dropout_takes_the_arguments_of_flax():
-    x, key = jnp.ones((4, 50, 3)), jax.random.key(1)
-    y, back = jax.vjp(lambda x: Dropout(0.5, (0, -1)).apply({}, x, deterministic=False, rng=key), x)
-    np.testing.assert_array_equal(y, jnp.broadcast_to(y[:1, :, :1], x.shape))
-    np.testing.assert_array_equal(y, back(x)[0])
-    assert 0 < Dropout(0.5, deterministic=False, rng_collection="noise").apply({}, x, rngs={"noise": key}).mean() < 2
-    assert not Dropout(1.0).apply({}, x, deterministic=False).any()
-    refused(r"1\.5", Dropout(1.5).apply, {}, x, deterministic=False)
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -130,16 +130,6 @@ def test_a_layout_names_the_layers_in_order():
     assert sum(layer.params for layer in layers) == count_params(abstract_variables(make_model(layout))["params"])
 
 
-@pytest.mark.parametrize(
-    ("arch", "fields"),
-    [("basic", "3 5 7 8 12 16 16 28"), ("bn_dropout", "3 5 5 10 14 18 22 28"), ("swift", "3 8 12 16 26 26")],
-)
-def test_receptive_fields(arch, fields):
-    """Of `swift` the last sees all but the rim that is cropped."""
-    convolutions = [layer for layer in layers_of(make_model(arch)) if layer.kind == "Conv"]
-    assert [layer.receptive_field for layer in convolutions] == [(int(size),) * 2 for size in fields.split()]
-
-
 def test_the_receptive_field_is_what_a_gradient_reaches():
     """That of the value in the middle of each average pool, of kernels that cancel nothing."""
 
@@ -159,40 +149,6 @@ def test_the_receptive_field_is_what_a_gradient_reaches():
     kinds = ("avg_pool", "global_pool")
     found = [layer.receptive_field for layer in layers_of(Pools(), (40, 36, 1)) if layer.kind in kinds]
     assert spans == found
-
-
-class Inner(nn.Module):
-    """A module that has parameters of its own, and modules inside."""
-
-    @nn.compact
-    def __call__(self, x, train):
-        y = nn.Dropout(0.5, deterministic=not train)(nn.Conv(4, (3, 3))(x))
-        return x + self.param("share", nn.initializers.ones, ()) * nn.silu(y)
-
-
-class Own(nn.Module):
-    """Strides, a kernel that is given, and an operation that moves pixels."""
-
-    @nn.compact
-    def __call__(self, x, *, train):
-        x = jax.lax.stop_gradient(nn.Conv(4, (3, 5), strides=2)(x))
-        x = nn.avg_pool(Inner()(x, train), (2, 2), (2, 2))
-        x = nn.Conv(4, (1, 1), name="mixed")(jnp.flip(x, 1))
-        return nn.Dense(5)(x.reshape(len(x), -1))
-
-
-def test_the_layers_of_an_own_module():
-    """Of nested modules by their path; what is not known is left out, and no parameter is."""
-    assert [tuple(layer) for layer in layers_of(Own(), (20, 24, 3))] == [
-        ("Conv_0", "Conv", (10, 12, 4), 184, 21600, 184, (3, 5)),
-        ("Inner_0/Conv_0", "Conv", (10, 12, 4), 148, 17280, 0, (7, 9)),
-        ("Inner_0/Dropout_0", "Dropout", (10, 12, 4), 0, 0, 0, (7, 9)),
-        ("", "silu", (10, 12, 4), 0, 0, 0, (7, 9)),
-        ("", "avg_pool", (5, 6, 4), 0, 0, 0, (9, 11)),
-        ("mixed", "Conv", (5, 6, 4), 20, 480, 0, None),
-        ("Dense_0", "Dense", (5,), 605, 600, 0, None),
-        ("Inner_0", "parameters", (), 1, 0, 0, None),
-    ]
 
 
 def test_a_layout_is_the_network_by_hand(batch):
@@ -219,22 +175,6 @@ def test_a_layout_is_the_network_by_hand(batch):
         x = nn.relu(norm(conv(x, "conv3"), "bn4"))
         expected = x.mean((1, 2)) @ params["conv5"]["kernel"][0, 0]
     np.testing.assert_allclose(jax.jit(partial(model.apply, train=False))(variables, images), expected, atol=1e-4)
-
-
-def test_directional_derivatives_find_strokes_and_edges():
-    """Slopes first, then lines, each most excited by what runs in its direction."""
-    kernels = np.array(directional_derivatives(jax.random.key(0), (3, 3, 1, 16))[:, :, 0])
-    np.testing.assert_allclose(kernels.sum((0, 1)), 0, atol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(kernels, axis=(0, 1)), 1, rtol=1e-6)
-    slopes, lines = kernels[..., :8], kernels[..., 8:]
-    np.testing.assert_allclose(slopes[..., 4:], -slopes[..., :4], atol=1e-6)  # Half a turn further.
-    np.testing.assert_allclose(slopes[..., 1], (slopes[..., 0] + slopes[..., 2]) / 2**0.5, atol=1e-6)
-    bright_right, upright = np.array([[[0, 0, 1]] * 3, [[0, 1, 0]] * 3])
-    patterns = {0: bright_right, 2: bright_right.T, 4: bright_right[:, ::-1], 6: bright_right.T[::-1]}
-    bars = {0: upright, 2: np.eye(3)[::-1], 4: upright.T, 6: np.eye(3)}
-    for bank, excited in ((slopes, patterns), (lines, bars)):
-        for channel, pattern in excited.items():
-            assert np.argmax((bank * pattern[..., None]).sum((0, 1))) == channel
 
 
 def test_a_fixed_convolution_is_not_trained(batch):

@@ -44,16 +44,6 @@ def assert_labeled(figure):
         assert axis.get_ylabel()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_it_is_valid_and_its_headings_are_in_order(name):
-    assert BOOKS[name]["nbformat"] == 4
-    prose = "\n\n".join(source(cell) for cell in BOOKS[name]["cells"] if cell["cell_type"] == "markdown")
-    levels = [len(marks) for marks in re.findall(r"^(#+) ", prose, re.MULTILINE)]
-    assert levels == [1] + [2] * (len(levels) - 1)
-    assert len(levels) >= 7
-    assert not re.findall(r"!\[\]", prose)
-
-
 @pytest.mark.slow
 def test_the_tour_runs_from_top_to_bottom(mnist, monkeypatch, capsys):
     monkeypatch.setattr(mnist_jax, "load_dataset", lambda name: part(mnist, 256, 256))

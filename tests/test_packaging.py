@@ -3,7 +3,6 @@
 import re
 import tomllib
 
-import pytest
 from conftest import ROOT
 
 import mnist_jax
@@ -23,21 +22,6 @@ def on_the_index(text):
     for each in PROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
         text = re.sub(each["pattern"], each["replacement"], text)
     return text
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("![a](results/a.png)", "![a](RAW/results/a.png)"),
-        ("[![a](b.svg)](docs/use.md#own-data)", "[![a](RAW/b.svg)](BLOB/docs/use.md#own-data)"),
-        ('<a href="docs/"><img src="a.png"></a>', '<a href="BLOB/docs/"><img src="RAW/a.png"></a>'),
-        *[(text, text) for text in ("[a](https://b.c/d.png)", "[a](#b)", "x[i](y)", 'href="#a"', 'src="https://a"')],
-    ],
-)
-def test_relative_addresses_become_absolute(text, expected):
-    raw = "https://raw.githubusercontent.com/mnist-jax/mnist_jax/v$HFPR_VERSION"
-    blob = f"{PROJECT['project']['urls']['Repository']}/blob/v$HFPR_VERSION"
-    assert on_the_index(text) == expected.replace("RAW", raw).replace("BLOB", blob)
 
 
 def test_readme_on_the_index():

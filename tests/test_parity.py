@@ -94,6 +94,6 @@ def test_three_steps_of_sgd(arch, mnist, record_property):
     params = jax.tree.map(torch.Tensor.numpy, torch_networks.variables_of(network, trained.variables)["params"])
     difference = deviation(state.params, params)
     record_property("weights after three steps", difference)
-    # They move by 3e-3 to 0.2, and by 0.01 x 2.7 / 128 images / 36 pixels = 6e-6 where rounding carries a value across a
-    # ReLU's edge.
+    # They move by 3e-3 to 0.2, and by 0.01 x 2.7 / 128 images / 36 pixels = 6e-6 where rounding carries a value across
+    # a ReLU's edge.
     assert difference < 1e-4

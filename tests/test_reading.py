@@ -48,9 +48,7 @@ def specks(height, width):
 FAULTS = {
     "sloped light": lambda grey: grey * light(*grey.shape),
     "faint pencil": lambda grey: 250 - (grey.max() - grey) * (14 / 210),
-    "colored paper": lambda grey: grey * 0.6,
     "grey paper": lambda grey: grey * 0.4,
-    "chalk on grey": lambda grey: 255 - grey * 0.7,
     "specks": lambda grey: grey * specks(*grey.shape),
     "a bar at the edge": lambda grey: np.where(np.arange(grey.shape[1]) < 6, 30.0, grey),
     "dark paper": lambda grey: 255 - grey,

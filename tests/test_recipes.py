@@ -44,18 +44,6 @@ def test_every_recipe_names_real_settings(arch):
         assert (config.recipe, config.arch) == (name, arch)
 
 
-def test_networks_without_batch_norm_learn_at_a_smaller_rate_and_swift_by_its_fast_recipe():
-    assert {make_config(arch=arch).learning_rate for arch in ("bn_dropout", "small", "accurate")} == {0.02}
-    assert {make_config(arch=arch).learning_rate for arch in ("basic", "lighter", "gap")} == {0.005}
-    assert {make_config("reference", arch=arch).learning_rate for arch in ARCHS} == {0.01}
-    assert make_config(arch="gap", learning_rate=0.1).learning_rate == 0.1
-    swift = make_config(arch="swift")
-    assert swift == dataclasses.replace(make_config("fast", arch="swift"), recipe="default")
-    fast = dataclasses.replace(make_config("fast"), arch="swift", recipe="default", label_smoothing=0.05)
-    assert swift == fast
-    assert make_config("reference", arch="swift").optimizer == "sgd"
-
-
 # Each value and the settings that cannot have it. Every number at 0, below and not finite: test_faults.py.
 UNUSABLE = {
     "other": ("arch", "recipe", "optimizer", "schedule", "precision", "kernel_init", "data_source"),

@@ -12,8 +12,6 @@ import pytest
 from conftest import ROOT, assert_refused, part, refused
 
 from mnist_jax import StorageError, load_dataset, load_pretrained, load_run, load_weights, make_config, save_weights
-from mnist_jax.cli.flags import parse
-from mnist_jax.cli.options import OPTIONS
 from mnist_jax.cli.program import writing
 from mnist_jax.deploy import images
 from mnist_jax.errors import BusyError, remedy
@@ -115,21 +113,6 @@ def test_a_path_that_cannot_be_is_refused_with_its_remedy(tmp_path):
     assert remedy(full, "else") == "free space"
 
 
-def test_a_folder_that_may_not_be_read_is_said_with_its_remedy(monkeypatch, tmp_path):
-    def deny(*_, **__):
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    for name in ("iterdir", "is_file", "exists"):
-        monkeypatch.setattr(Path, name, deny)
-    for function, *args in (
-        (images.find_images, tmp_path),
-        (load_dataset, tmp_path),
-        (directory.create_run, tmp_path, make_config()),
-        (records.read_trials, tmp_path),
-    ):
-        refused(r"Permission denied.*; correct the permissions$", function, *args)
-
-
 def test_what_a_killed_save_left_is_removed(tmp_path):
     for name in ("config.json.0123abcd.tmp", "mine.tmp"):
         (tmp_path / name).touch()
@@ -184,13 +167,3 @@ def test_an_address_is_refused_before_the_work(call, tmp_path, command):
     found = call(*command.replace("ADDRESS", "gs://bucket/x").split())
     assert_refused(found, "'gs://bucket/x' is an address, and only a path of this machine can be used; name one")
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("command", "flag"), [("train", "--run-dir"), ("reproduce", "--out"), ("reproduce", "--weights-dir")]
-)
-def test_home_is_expanded_in_flags(monkeypatch, tmp_path, command, flag):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    options = parse(OPTIONS[command], [f"{flag}=~/x"], command)
-    values = [*vars(options).values(), options.config.run_dir]
-    assert str(tmp_path / "x") in map(str, values)

@@ -1,6 +1,5 @@
 """The tables and figures of README and the documentation, made by `scripts/make_tables.py`."""
 
-import itertools
 import json
 import re
 import statistics
@@ -17,7 +16,6 @@ from mnist_jax import ARCHS, layers_of, make_model
 from mnist_jax.runs.weights import PRETRAINED
 from mnist_jax.series import records
 from mnist_jax.statistics import seed_statistics
-from mnist_jax.training import EpochMetrics
 
 TEXTS = {path: path.read_text("utf-8") for path in make_tables.pages(ROOT)}
 FIGURES = ["ladder-light", "ladder-dark", "frontier-light", "frontier-dark", "errors-light", "errors-dark"]
@@ -45,27 +43,6 @@ def test_figures_are_written_beside_their_sources(tmp_path):
     for path in written:
         with Image.open(path) as image:
             assert image.text["Source"] == figures.sources_hash(tmp_path)
-
-
-def test_names_on_the_frontier_cover_neither_each_other_nor_a_mark():
-    """Four networks almost as large and as good as each other, in README's case."""
-    pytest.importorskip("adjustText", reason="the extra figures is not installed")
-    ours = {"gap": 9752, "bn_dropout": 9920, "swift": 9910, "accurate": 9408, "6-8": 800}
-    figure = figures.draw_frontier({name: (size, [0.994, 0.996]) for name, size in ours.items()}, [(575, 98.0)], 0.994)
-    figure.draw_without_rendering()
-    (axis,) = figure.axes
-    boxes = [text.get_window_extent() for text in axis.texts if text.get_text()]
-    assert len(boxes) == 4
-    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
-    marks = [axis.transData.transform((size, 99.5)) for size in ours.values()]
-    assert not any(box.contains(*mark) for box, mark in itertools.product(boxes, marks))
-
-
-def test_the_ladder_has_every_recipe():
-    history = [EpochMetrics(i, 0.5 / i, 0.9, 0.4 / i, 0.95, 1.0) for i in (1, 2, 3)]
-    left, right = figures.draw_ladder({"gap": (9752, {"reference": [history], "default": [history]})}, 0.994).axes
-    assert [text.get_text() for text in left.get_legend().get_texts()] == ["reference", "default"]
-    assert [text.get_text() for text in right.get_legend().get_texts()] == ["gap"]
 
 
 def test_smaller_distortions_suit_fashion_mnist():
