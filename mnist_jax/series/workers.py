@@ -12,6 +12,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
+from multiprocessing import resource_tracker
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -155,26 +156,25 @@ def default_jobs(archs: Sequence[str]) -> int:
 @contextlib.contextmanager
 def local_workers(count: int) -> Iterator[Any]:
     """A Dask client of `count` processes of this machine, each with its share of the cores; they end with the block."""
+    import dask
     import distributed
 
+    _silence()
+    # In place of Dask's own settings, which would take the allocator's from the package.
     environment = {
         "NPROC": str(max(1, len(cores()) // count)),
         "JAX_ENABLE_COMPILATION_CACHE": str(jax.config.values["jax_enable_compilation_cache"]).lower(),
         "DASK_LOGGING__DISTRIBUTED": "critical",
     }
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    with contextlib.ExitStack() as stack:
-        with _without_sigint():
-            cluster = distributed.LocalCluster(
-                n_workers=count,
-                threads_per_worker=1,
-                processes=True,
-                memory_limit=0,
-                dashboard_address="127.0.0.1:0",  # Without a dashboard it would want the port of every other cluster.
-                env=environment,
-            )
-        stack.enter_context(cluster)
-        client: Any = stack.enter_context(distributed.Client(cluster, set_as_default=False))
+    with dask.config.set({"distributed.nanny.pre-spawn-environ": environment}), _without_sigint():
+        cluster = distributed.LocalCluster(
+            n_workers=count,
+            threads_per_worker=1,
+            processes=True,
+            memory_limit=0,
+            dashboard_address="127.0.0.1:0",  # Without a dashboard it would want the port of every other cluster.
+        )
+    with cluster, distributed.Client(cluster, set_as_default=False) as client:
         yield client
 
 
@@ -189,7 +189,7 @@ def cluster_workers(address: str, config: Config) -> Iterator[Any]:
         raise InputError(f"--scheduler cannot be used: {MISSING}")
     import distributed.versions
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # The errors below are one line.
+    _silence()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)  # Trials record versions.
@@ -203,12 +203,19 @@ def cluster_workers(address: str, config: Config) -> Iterator[Any]:
         yield client
 
 
+def _silence() -> None:
+    """Dask's log would repeat errors that are told in one line."""
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 @contextlib.contextmanager
 def _without_sigint() -> Iterator[None]:
     """Threads and processes that start in the block inherit the mask, so that only this one handles Ctrl-C."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows has none.
         yield
         return
+    resource_tracker.ensure_running()  # When it starts, it unblocks the signal.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     yield
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
