@@ -39,10 +39,7 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def close(actual, expected):
-    """Within 1e-5 of the largest magnitude, what float32 sums of this length allow."""
-    expected = np.asarray(expected, np.float64)
-    assert np.abs(np.asarray(actual, np.float64) - expected).max() <= 1e-5 * max(np.abs(expected).max(), 1e-30)
+close = partial(assert_near, share=1e-5)  # What float32 sums of this length allow.
 
 
 def value_and_gradients(function, *arguments, options=None):
@@ -63,7 +60,7 @@ def check_conv(x, kernel, padding, groups=1, compiler=None):
     exact = partial(lax.conv_general_dilated, window_strides=(1, 1), dimension_numbers=DIMENSIONS, **options)
     with float64():
         wanted = value_and_gradients(exact, x.astype(np.float64), kernel.astype(np.float64), options=compiler)
-    jax.tree.map(close, value_and_gradients(partial(conv, **options), x, kernel, options=compiler), wanted)
+    close(value_and_gradients(partial(conv, **options), x, kernel, options=compiler), wanted)
 
 
 @st.composite
@@ -108,7 +105,7 @@ def test_convolution_layer_equals_flax(padding, batch, groups, use_bias):
     x = normal(0, *batch, 9, 8, 4)
     variables = flax.init(jax.random.key(0), x)
     found, wanted = (value_and_gradients(lambda x, v, f=f: f.apply(v, x), x, variables) for f in (ours, flax))
-    jax.tree.map(close, found, wanted)
+    close(found, wanted)
 
 
 def program(function, *arguments):
