@@ -25,7 +25,7 @@ def test_identity_is_the_input_to_the_bit(images):
     np.testing.assert_array_equal(distort(jax.random.key(0), images, Distortion()), images)
 
 
-@pytest.mark.parametrize(("down", "right"), [(1, 0), (0, -1), (3, -5), (-28, 0), (40, 2)])
+@pytest.mark.parametrize(("down", "right"), [(1, 0), (0, -1), (-28, 0), (40, 2)])
 def test_whole_pixel_shifts_are_array_shifts(images, down, right):
     expected = ndimage.shift(images, (0, down, right, 0), order=0)
     np.testing.assert_array_equal(affine(images, Affine(shift_down=down, shift_right=right)), expected)

@@ -17,7 +17,8 @@ from PIL import Image
 
 from mnist_jax.data import Dataset, Split, as_images, bundled, hold_out, load_dataset, standardize, tfds, to_float
 
-COLORS, LABELS = np.random.default_rng(0).integers(0, 256, (12, 4, 5, 3), np.uint8), np.arange(12) % 3
+COLORS = np.random.default_rng(0).integers(0, 256, (12, 4, 5, 3), np.uint8)
+LABELS = np.arange(12) % 3
 GREY = COLORS[..., :1]
 same = partial(chex.assert_trees_all_equal, strict=True)
 

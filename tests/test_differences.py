@@ -99,8 +99,8 @@ def _pairs(many):
 
 
 def test_mcnemar_by_the_majority_of_seeds():
-    one = Series({1: 0.9, 2: 0.9, 3: 0.9}, {1: [1, 2, 9], 2: [1, 2], 3: [3, 1]}, 100)
-    other = Series({1: 0.9, 2: 0.9}, {1: [2, 5, 6, 7], 2: [2, 5, 6, 8]}, 100)
+    one = Series(dict.fromkeys((1, 2, 3), 0.9), {1: [1, 2, 9], 2: [1, 2], 3: [3, 1]}, 100)
+    other = Series(dict.fromkeys((1, 2), 0.9), {1: [2, 5, 6, 7], 2: [2, 5, 6, 8]}, 100)
     result = mcnemar(one, other)
     assert (result.only_a, result.only_b) == ([5, 6], [1])
     assert result.p_value == pytest.approx(stats.binomtest(1, 3).pvalue)

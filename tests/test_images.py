@@ -86,7 +86,8 @@ def test_light_and_dark_colours_depths_and_transparency_are_the_same_digit(png, 
 
 def test_refusals(png, tmp_path):
     (tmp_path / "text.png").write_text("a seven")
-    (tmp_path / "cut.png").write_bytes(png(np.random.default_rng(0).integers(0, 255, (99, 99))).read_bytes()[:900])
+    whole = png(np.random.default_rng(0).integers(0, 255, (99, 99)))
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:900])
     (tmp_path / "huge.png").write_bytes(blank_png(20_000, 20_000))
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")

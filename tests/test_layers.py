@@ -240,7 +240,7 @@ def deviates(a, b):
 
 def test_dropout_has_its_rate_and_is_independent_across_seeds_steps_layers_and_places():
     drop = jax.jit(lambda key: ~keep_mask(key, RATE, SHAPE))
-    places = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 2, 0), (1, 0, 0), (2, 0, 0)]
+    places = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]
     keys = [reduce(jax.random.fold_in, folded, jax.random.key(seed)) for seed, *folded in places]
     masks = [np.asarray(drop(key), np.float64).ravel() - RATE for key in keys]
     error = (RATE * (1 - RATE) / masks[0].size) ** 0.5

@@ -40,7 +40,8 @@ def nchw(images):
 
 def deviation(tree, other):
     """The largest absolute difference between two trees of arrays; a Python float, which pytest can pass on."""
-    return float(max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), tree, other)), default=0.0))
+    apart = jax.tree.map(lambda a, b: np.abs(a - b).max(), tree, other)
+    return float(max(jax.tree.leaves(apart), default=0.0))
 
 
 def test_logits_and_running_averages(arch, mnist, record_property):

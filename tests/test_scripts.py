@@ -308,8 +308,9 @@ print(heavy & set(sys.modules))
 
 def fruit(folder, seed=0):
     """Sixteen colored pictures of 12x12, of two classes."""
-    labels, images = np.arange(16) % 2, np.random.default_rng(seed).integers(0, 30, (16, 12, 12, 3), np.uint8)
-    return pictures(folder, images + 160 * labels.astype(np.uint8)[:, None, None, None], labels, ("apple", "pear"))
+    labels = np.arange(16, dtype=np.uint8) % 2
+    images = np.random.default_rng(seed).integers(0, 30, (16, 12, 12, 3), np.uint8)
+    return pictures(folder, images + 160 * labels[:, None, None, None], labels, ("apple", "pear"))
 
 
 def test_a_run_keeps_its_data(call, tmp_path):
