@@ -28,10 +28,12 @@ def outcomes(
 
     Raises InputError for an impossible number, or if both flags are given; and as `workers.cluster_workers`.
     """
-    count = options.jobs
+    count, backend = options.jobs, jax.default_backend()
     require_at_least(1, options, "jobs")
     if options.scheduler and count:
         raise InputError(f"jobs {count} cannot be used with --scheduler, which has the workers it has; drop one")
+    if count and count > 1 and backend != "cpu":
+        raise InputError(f"jobs {count} cannot share a {backend}; leave --jobs out")
     if tasks and options.scheduler:
         config = tasks[0].config
         with workers.cluster_workers(options.scheduler, config) as client:
@@ -39,16 +41,13 @@ def outcomes(
                 tell(f"scheduler {options.scheduler!r} has no workers yet; waiting for the first")
             yield workers.run_at_once(tasks, client, workers.identity(config), stop, tell)
         return
-    on_cpu = jax.default_backend() == "cpu"
-    if count and count > 1 and not on_cpu:
-        raise InputError(f"jobs {count} cannot share a {jax.default_backend()}; leave --jobs out")
-    if on_cpu and importlib.util.find_spec("distributed") is None:
-        if len(tasks) > 1 and count != 1:
-            tell(f"one training after the other, since {workers.MISSING}")
+    if backend != "cpu" or not tasks:
         count = 1
-    if not on_cpu or not tasks:
+    elif count != 1 and importlib.util.find_spec("distributed") is None:
+        tell(f"one training after the other, since {workers.MISSING}")
         count = 1
-    count = count or min(workers.default_jobs([task.config.arch for task in tasks]), len(tasks))
+    elif count is None:
+        count = min(workers.default_jobs([task.config.arch for task in tasks]), len(tasks))
     if count == 1:
         yield workers.run_here(tasks, stop)
         return

@@ -144,9 +144,7 @@ def _train(task, wanted):
 
 
 def default_jobs(archs: Sequence[str]) -> int:
-    """One training per core, or fewer if memory, or a container's limit, is short; 1 without `distributed`."""
-    if importlib.util.find_spec("distributed") is None:
-        return 1
+    """One training per core, or fewer if memory, or a container's limit, is short."""
     from distributed.system import MEMORY_LIMIT
 
     each = max(1.2e9 if arch == "basic" else 0.7e9 for arch in archs)  # Bytes of a worker.
