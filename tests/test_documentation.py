@@ -48,6 +48,7 @@ def test_no_command_is_left_out():
         "pip install",
         "uvx pre-commit",
         ".ci/run",
+        ".ci/versions",
         "uv run",
         "sphinx-build -W",
         "dask scheduler",
