@@ -61,7 +61,7 @@ def workers_of(pid):
 
 
 def test_at_once_or_with_a_worker_killed_or_stopped_between_it_is_the_same(alone, call, monkeypatch, tmp_path):
-    """Two workers, of which one is killed in its first trial; then another number for the rest."""
+    """Two workers, of which one is killed in its first trial; then one is enough for the rest."""
     out, killed, run_at_once = tmp_path / "seeds.jsonl", [], workers.run_at_once
 
     def killing(tasks, client, wanted, stop, tell):
@@ -81,8 +81,8 @@ def test_at_once_or_with_a_worker_killed_or_stopped_between_it_is_the_same(alone
     assert len(re.findall(r"^seed \d  test accuracy", printed, re.MULTILINE)) == 5
     assert not {"\x1b", "\r"} & set(printed)
     monkeypatch.setattr(workers, "run_at_once", run_at_once)
-    monkeypatch.setattr(workers, "cores", lambda: [0])  # One core for three workers, and so one for each.
-    assert call("reproduce", *flags, "--seeds", 6, "--jobs", 3)[0] == 0
+    monkeypatch.setattr(workers, "cores", lambda: [0])  # One core for two workers, and so one for each.
+    assert call("reproduce", *flags, "--seeds", 6, "--jobs", 2)[0] == 0
     assert read(out) == {seed: comparable(trial) for seed, (trial, _) in alone.items()}
     for seed in (1, 6):
         weights = load_file(tmp_path / f"reference-4-pool-4-{seed}.safetensors")
@@ -115,20 +115,21 @@ def test_a_trial_that_diverges_stops_nobody_and_without_dask_they_run_one_by_one
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_signal_leaves_no_process_behind(environment, tmp_path, number, status):
-    """Ctrl-C goes to the workers too, as from a terminal."""
+    """Ctrl-C, which goes to the workers too as from a terminal, once a trial is finished; or killed in the first."""
     out = tmp_path / "seeds.jsonl"
     flags = [*FLAGS, "--out", out, "--seeds", 1000, "--jobs", 2]
     process = begin(environment, "reproduce", *flags, start_new_session=True)
-    wait_for(lambda: out.exists() and out.read_text(), process)
-    assert len(workers_of(process.pid)) == 2
+    wait_for(lambda: len(workers_of(process.pid)) == 2, process)
+    if number == signal.SIGINT:
+        wait_for(lambda: out.exists() and out.read_text(), process)
     begun = psutil.Process(process.pid).children(recursive=True)
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     _, err = process.communicate(timeout=20)
     assert process.returncode == status
-    if number != signal.SIGKILL:
+    if number == signal.SIGINT:
         assert err == "error: interrupted; the same command goes on after what is finished\n"
+        assert read(out)
     assert psutil.wait_procs(begun, timeout=5)[1] == []
-    assert read(out)
 
 
 def test_as_many_jobs_as_cores_and_memory_allow(monkeypatch):
