@@ -154,7 +154,7 @@ def default_jobs(archs: Sequence[str]) -> int:
 @contextlib.contextmanager
 def local_workers(count: int) -> Iterator[Any]:
     """A Dask client of `count` processes of this machine, each with its share of the cores; they end with the block."""
-    import dask
+    import dask.config
     import distributed
 
     _silence()
