@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from mnist_jax.cli.program import fail, format_warning
 from mnist_jax.errors import DivergedError, InputError, LostError, StorageError
@@ -44,9 +44,16 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         sys.exit()
     if name not in COMMANDS:
         fail(f"unknown command {name!r}; choose from {', '.join(COMMANDS)}", 2)
+    gc.disable()  # What is imported is no garbage, and looking through it takes a tenth of a second.
     from mnist_jax.cli.options import OPTIONS  # It imports tyro, which the list of commands does without.
 
-    run(lambda options: importlib.import_module(f"mnist_jax.cli.{name}").main(options), OPTIONS[name], name, rest)
+    def command(options: Any) -> int | None:
+        main = importlib.import_module(f"mnist_jax.cli.{name}").main
+        gc.freeze()
+        gc.enable()
+        return main(options)
+
+    run(command, OPTIONS[name], name, rest)
 
 
 def script(command: str) -> NoReturn:
