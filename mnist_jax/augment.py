@@ -55,7 +55,7 @@ class Distortion(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Always:
+class EveryEpoch:
     """An augmentation `(key, images) -> images` that acts in every epoch and ignores the strength."""
 
     function: Callable[[jax.Array, jax.Array], jax.Array]

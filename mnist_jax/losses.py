@@ -1,17 +1,21 @@
-"""Losses: functions `(apply, images, labels, key) -> (losses, logits)` of the network, a batch and a key.
+"""Losses: pure functions `(apply, params, images, labels, key) -> (value, (losses, logits, collections))`.
 
-- `apply(images)` runs the network in training mode, from standardized float32 [B, H, W, C] to logits [B, classes]. It
-  may be called several times, each with new dropout, and under `jax.grad`, `jax.jvp` and `jax.vjp`, but not under
-  `jax.jit`, `jax.vmap` or `jax.checkpoint`.
+This is the form that `jax.value_and_grad(..., has_aux=True)` takes.
+
+- `apply(params, images, key=None)` runs the network in training mode, from standardized float32 [B, H, W, C] to
+  `(logits, collections)`: float32 [B, classes], and the network's other collections as this call changes them, such as
+  the running averages of batch norm. Its random streams come from `key`, without one from the step's. It is a pure
+  function: it may be called several times, and under any transformation of JAX.
 - `images` are standardized float32 [B, H, W, C], `labels` int32 [B]; `key` belongs to this step.
-- `losses`, float32 [B], are reported, and their mean is minimized. A third result, a scalar, is minimized instead.
-- `logits`, [B, classes], give the accuracy.
+- `value`, float32 [], is minimized.
+- `losses`, float32 [B], are reported; `logits`, [B, classes], give the accuracy; `collections` are kept.
 
 A teacher network or an auxiliary term is a closure.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
 
 import jax
 import optax
@@ -20,15 +24,26 @@ from jaxtyping import Array, Float, Int, Key
 Images = Float[Array, "B H W C"]
 Labels = Int[Array, " B"]
 Logits = Float[Array, "B classes"]
-Apply = Callable[[Images], Logits]
-Plain = tuple[Float[Array, " B"], Logits]
-Minimized = tuple[Float[Array, " B"], Logits, Float[Array, ""]]
-Loss = Callable[[Apply, Images, Labels, Key[Array, ""]], Plain | Minimized]
+Losses = Float[Array, " B"]
+Params: TypeAlias = Any  # A pytree.
+Collections: TypeAlias = dict[str, Any]
+
+
+class Apply(Protocol):
+    """The network in training mode."""
+
+    def __call__(self, params: Params, images: Images, key: Key[Array, ""] | None = None) -> tuple[Logits, Collections]:
+        """Returns the logits and the changed collections."""
+        ...
+
+
+Result = tuple[Float[Array, ""], tuple[Losses, Logits, Collections]]
+Loss = Callable[[Apply, Params, Images, Labels, Key[Array, ""]], Result]
 
 
 @dataclasses.dataclass(frozen=True)
 class from_logits:
-    """Makes a loss of a function of logits and labels, such as those of optax.
+    """Makes a loss of a function of logits and labels, such as those of optax; its mean is minimized.
 
     Attributes:
       function: `(logits, labels) -> losses`: float32 [B, classes] and int32 [B] to float32 [B].
@@ -40,12 +55,13 @@ class from_logits:
       >>> setup = mj.make_setup(config, data, loss=mj.losses.from_logits(focal))
     """
 
-    function: Callable[[Logits, Labels], Float[Array, " B"]]
+    function: Callable[[Logits, Labels], Losses]
 
-    def __call__(self, apply: Apply, images: Images, labels: Labels, key: Key[Array, ""]) -> Plain:
-        """Returns the losses and the logits."""
-        logits = apply(images)
-        return self.function(logits, labels), logits
+    def __call__(self, apply: Apply, params: Params, images: Images, labels: Labels, key: Key[Array, ""]) -> Result:
+        """Returns the mean of the losses, and the losses, the logits and the collections."""
+        logits, collections = apply(params, images)
+        losses = self.function(logits, labels)
+        return losses.mean(), (losses, logits, collections)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +79,12 @@ class CrossEntropy:
 
     label_smoothing: float = 0.0
 
-    def __call__(self, apply: Apply, images: Images, labels: Labels, key: Key[Array, ""]) -> Plain | Minimized:
-        """Returns the losses without smoothing, the logits and, with smoothing, the scalar to minimize."""
-        logits = apply(images)
+    def __call__(self, apply: Apply, params: Params, images: Images, labels: Labels, key: Key[Array, ""]) -> Result:
+        """Returns the mean with smoothing, and the losses without, the logits and the collections."""
+        logits, collections = apply(params, images)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        if not self.label_smoothing:
-            return losses, logits
-        # The cross-entropy with smoothed targets is a mixture of those with true and with uniform targets.
-        loss = losses.mean()
-        return losses, logits, loss + self.label_smoothing * (-jax.nn.log_softmax(logits).mean() - loss)
+        value = losses.mean()
+        if self.label_smoothing:
+            # The cross-entropy with smoothed targets is a mixture of those with true and with uniform targets.
+            value = value + self.label_smoothing * (-jax.nn.log_softmax(logits).mean() - value)
+        return value, (losses, logits, collections)

@@ -1,6 +1,8 @@
 """Optimizers and learning-rate schedules, by optax."""
 
+import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,6 +44,7 @@ def make_schedule(schedule: str, learning_rate: Number, warmup: float, total_ste
     return optax.constant_schedule(learning_rate)
 
 
+@functools.cache
 def optimizer_of(
     optimizer: str,
     schedule: str,
@@ -71,7 +74,7 @@ def optimizer_of(
       weight_decay: 0 or more.
 
     Returns:
-      The optimizer.
+      The optimizer, for equal settings the same object. (`optimizer_of.__wrapped__` takes arrays too.)
 
     Example:
       >>> adamw = optimizers.optimizer_of("adamw", "cosine", 1e-3, 0.1, 100, 0.9, False, 0.999, 1e-2)
@@ -118,27 +121,55 @@ def _looped(muon: optax.GradientTransformation, iterations: int = 5) -> optax.Gr
     return optax.GradientTransformation(muon.init, update)
 
 
-def require_plain(optimizer: optax.GradientTransformation, params: Any) -> None:
-    """Raises InputError if an optimizer needs more arguments than `update(grads, state, params)`, and names them.
+# The extra arguments of optax's conventions that an optimizer may need; those that take one set may refuse others.
+_EXTRA_ARGS = ((), ("value",), ("value", "grad", "value_fn"), ("grad_fn",))
 
-    Tracing finds out: the type of an optimizer says which extra arguments it takes, not whether it needs them.
+
+@dataclasses.dataclass(frozen=True)
+class _Update:
+    """The update of an optimizer with those extra arguments that it needs."""
+
+    update: Callable[..., Any]
+    names: tuple[str, ...]
+
+    def __call__(self, updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
+        return self.update(updates, state, params, **{name: extra_args[name] for name in self.names})
+
+
+def with_extra_args(optimizer: optax.GradientTransformation, params: Any) -> optax.GradientTransformation:
+    """An optimizer that takes the extra arguments `value`, `grad`, `value_fn` and `grad_fn`, and uses those it needs.
+
+    Tracing finds out: the type of an optimizer says that it takes extra arguments, not which.
+
+    Args:
+      optimizer: an optax optimizer that needs none of them; `value` (`reduce_on_plateau`, `polyak_sgd`); `value`,
+        `grad` and `value_fn` (line searches, L-BFGS); or `grad_fn` (`sam` with `opaque_mode`).
+      params: shapes of the parameters.
+
+    Raises:
+      InputError: this is no optimizer, or it cannot take a step with any of these.
     """
     remedy = "give an optax.GradientTransformation: optax.adam(1e-3), or MultiSteps(...).gradient_transformation()"
     require(optimizer, optax.GradientTransformation, "optimizer", remedy)
+    functions = {"value_fn": _sum_of_squares, "grad_fn": lambda params, _: params}
+    reasons = []
+    for names in _EXTRA_ARGS:
+        update = _Update(optimizer.update, names)
 
-    def update(params):
-        return optimizer.update(params, optimizer.init(params), params)
+        def take(params, update=update):
+            return update(params, optimizer.init(params), params, value=jnp.float32(0), grad=params, **functions)
 
-    try:
-        jax.eval_shape(update, params)
-    except Exception as error:  # Optimizers raise errors of any kind.
-        reason = " ".join(str(error).split())[:200]
-        said, remedy = f"cannot take a step ({reason})", "choose one that takes these parameters"
-        if "missing" in reason:
-            missing = reason.partition("argument")[2].strip("s: ")
-            said = f"needs {missing}, and a step has only gradients, state and parameters"
-            remedy = "choose one that needs no more"
-        raise InputError(f"optimizer {said}; {remedy}") from error
+        try:
+            jax.eval_shape(take, params)
+        except Exception as error:  # Optimizers raise errors of any kind.
+            reasons.append(" ".join(str(error).split())[:200])
+        else:
+            return optax.GradientTransformationExtraArgs(optimizer.init, update)
+    raise InputError(f"optimizer cannot take a step ({reasons[0]}); choose one that takes these parameters")
+
+
+def _sum_of_squares(params):
+    return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
 
 
 def _matrix(leaf):

@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, cached_property, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,66 +82,47 @@ def _known(name: str, value: str | int) -> dict[str, str | int]:
     return {name: value}
 
 
-class Jitted:
-    """The result of `jit`, with the attributes of a function jitted by `jax.jit`, such as `lower`."""
-
-    def __init__(self, function: Callable[..., Any], once: bool, options: Sequence[tuple[str, Any]]) -> None:
-        """Stores the function and the options of `jit`."""
-        self.__wrapped__ = function
-        self._once, self._options = once, dict(options)
-
-    @cached_property
-    def compiled(self) -> Any:
-        """The function jitted by `jax.jit`, made at the first call, because the backend may not be known before."""
-        return jax.jit(self.__wrapped__, compiler_options=compiler_options(self._once), **self._options)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the compiled function; while another program is traced, which has its own options, the plain one."""
-        return (self.compiled if trace_state_clean() else self.__wrapped__)(*args, **kwargs)
-
-    def __reduce__(self) -> tuple[Callable[[], "Jitted"], tuple[()]]:
-        """Pickles the function and the options; the compiled function cannot be."""
-        return partial(jit, self.__wrapped__, once=self._once, **self._options), ()
-
-    def __getattr__(self, name: str) -> Any:
-        """The attributes of the function jitted by `jax.jit`."""
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.compiled, name)
-
-
-_jitted = cache(Jitted)
-
-
-def jit(function: Callable[..., Any], *, once: bool = False, **options: Any) -> Jitted:
-    """`jax.jit` with the compiler options that make a program fast on the backend.
+def jit(function: Callable[..., Any], **options: Any) -> Any:
+    """`jax.jit` with the compiler options that make a program fast on the backend, which it starts.
 
     Args:
       function: the function to compile.
-      once: whether it runs once or seldom, so that optimizing it does not pay.
       options: options of `jax.jit`, such as `static_argnames`.
 
     Returns:
-      The jitted function. Equal arguments return the same object.
+      The jitted function. JAX refuses it inside another jitted function: use the plain one there.
 
     Example:
       >>> step = mj.jit(mj.train_step, static_argnames="setup")
     """
-    settled = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    return _jitted(function, once, tuple(sorted(settled.items())))
+    return jax.jit(function, compiler_options=compiler_options(once=False), **options)
 
 
-def prepare_process() -> None:
-    """Sets compilation cache and allocator, when this module is imported.
+def run_once(function: Callable[..., Any], *args: Any, static_argnums: int | tuple[int, ...] = ()) -> Any:
+    """Calls a function that runs seldom, compiled without optimization; while JAX traces another, as it is."""
+    return (_unoptimized(function, static_argnums) if trace_state_clean() else function)(*args)
 
-    Does nothing if the environment has MNIST_JAX_LEAVE_PROCESS, or JAX was used already. The user's settings, by
-    environment variables or `jax.config`, stay.
+
+@cache
+def _unoptimized(function, static_argnums):
+    return jax.jit(function, static_argnums=static_argnums, compiler_options=compiler_options(once=True))
+
+
+def tune_process() -> None:
+    """Makes training fast in this process: sets JAX's compilation cache and dispatch, and the memory allocator.
+
+    The commands and the fits call it; call it before a loop of your own, before JAX is used. What the user has set, by
+    environment variables or `jax.config`, stays. MNIST_JAX_LEAVE_PROCESS=1 in the environment leaves everything as it
+    is. Once JAX is used, only the compilation cache can still be set.
+
+    Example:
+      >>> mj.tune_process()
     """
-    if os.environ.get("MNIST_JAX_LEAVE_PROCESS") or _jax_was_used():
+    if os.environ.get("MNIST_JAX_LEAVE_PROCESS"):
         return
     use_compilation_cache()
     chosen = ("GLIBC_TUNABLES", "LD_PRELOAD", "JAX_CPU_ENABLE_ASYNC_DISPATCH")
-    if not any(name.startswith("MALLOC_") or name in chosen for name in os.environ):
+    if not _jax_was_used() and not any(name.startswith("MALLOC_") or name in chosen for name in os.environ):
         reuse_freed_memory()
 
 
@@ -275,6 +256,3 @@ def cpu_name() -> str:
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()
-
-
-prepare_process()  # With JAX, which imports this module: `__init__.py`.

@@ -1,7 +1,9 @@
-"""Scoring and prediction, each one `loops.loop` over a pure body."""
+"""Scoring and prediction, in batches of one size."""
 
-from typing import Any
+from collections.abc import Iterator
+from functools import cache
 
+import flax.errors
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -12,21 +14,18 @@ from mnist_jax import devices
 from mnist_jax.data import Split, as_images
 from mnist_jax.data.arrays import as_split
 from mnist_jax.errors import InputError, require, require_whole
-from mnist_jax.loops import loop
+from mnist_jax.runtime import default_types, jit
 from mnist_jax.steps import Metrics, Trained, eval_step
 
 
-def evaluate(
-    trained: Trained, split: Split, batch_size: int = 250, mesh: Mesh | None = None, many: bool = False
-) -> Metrics:
+def evaluate(trained: Trained, split: Split, batch_size: int = 250, mesh: Mesh | None = None) -> Metrics:
     """Scores a whole split by cross-entropy and accuracy. Every example counts once, whatever batch size and mesh.
 
     Args:
       trained: the network, a `Trained`.
       split: the `Split` to score, such as `data.test`.
       batch_size: images per step, 1 or more; it changes speed and memory, not the result.
-      mesh: devices that share each batch, or the seeds; None for the default device.
-      many: whether the variables have a leading axis of seeds; the metrics then have it too.
+      mesh: devices that share each batch; None for the default device.
 
     Returns:
       The sums over the split; `.mean()` is mean loss, in nats, and accuracy.
@@ -43,17 +42,25 @@ def evaluate(
     require(split, Split, "split", "give a Split, as data.test")
     if not len(split.labels):
         raise InputError("there are no images to score; give a split with some")
-    if not isinstance(split.images, jax.Array):
-        split = as_split(*split, len(trained.classes))
+    split = as_split(*split, len(trained.classes))
     _require_shape(trained, split.images)
-    batch_size = min(require_whole(batch_size, "batch size", 1), len(split.labels))
+    return score(trained, split, require_whole(batch_size, "batch size", 1), mesh)
+
+
+def score(trained: Trained, split: Split, batch_size: int, mesh: Mesh | None, many: bool = False) -> Metrics:
+    """As `evaluate`, without checks; with `many`, variables and metrics have a leading axis of trainings."""
     if mesh and not many:
         batch_size = -(-batch_size // mesh.size) * mesh.size
-    split = devices.put(split, mesh)
-    order = devices.put(_in_order(len(split.labels), batch_size), mesh, axis=None if many else 1)
-    seeds = jax.tree.leaves(trained.variables)[0].shape[:1] if many else ()
-    totals = devices.put(Metrics.zeros(*seeds), mesh, axis=0 if many else None)
-    return loop(eval_body, range(len(order)), None, totals, trained, (split, order), None, many=many)[1]
+    split_axis, trainings = (None, 0) if many else (0, None)
+    shape = jax.tree.leaves(trained.variables)[0].shape[:1] if many else ()
+    totals = devices.put(Metrics.zeros(*shape), mesh, trainings)
+    variables = devices.put(trained.variables, mesh, trainings)
+    rest = devices.put(trained.replace(variables={}), mesh)
+    for batch in _batches(split, batch_size):
+        totals = _run(_score_many if many else _score, rest, variables, totals, devices.put(batch, mesh, split_axis))
+        if mesh:  # XLA:CPU has as few threads as devices: two programs at once could wait for each other.
+            jax.block_until_ready(totals)
+    return totals
 
 
 def predict(trained: Trained, images: ArrayLike, batch_size: int = 250) -> Float[np.ndarray, "N classes"]:
@@ -77,31 +84,49 @@ def predict(trained: Trained, images: ArrayLike, batch_size: int = 250) -> Float
     require(trained, Trained, "trained", "give a Trained, as setup.trained(state)")
     images = as_images(images)
     _require_shape(trained, images)
-    order = _in_order(len(images), min(require_whole(batch_size, "batch size", 1), max(len(images), 1)))
-    *shared, logits = jax.device_put((images, order, np.zeros((*order.shape, len(trained.classes)), np.float32)))
-    logits, _ = loop(predict_body, range(len(order)), logits, None, trained, shared, None)
-    return np.asarray(logits).reshape(-1, len(trained.classes))[: len(images)]
+    batch_size = require_whole(batch_size, "batch size", 1)
+    batches = _batches(Split(images, np.zeros(len(images), np.int32)), batch_size)
+    logits = jax.device_get([_run(_logits, trained, batch) for batch, _, _ in batches])
+    return np.concatenate([np.zeros((0, len(trained.classes)), np.float32), *logits])[: len(images)]
 
 
-def eval_body(i: Any, _: None, totals: Metrics, trained: Trained, shared: Any, static: None) -> tuple[None, Metrics]:
-    """Scores the i-th batch. Indices past the end read the last example and do not count."""
-    split, order = shared
-    batch = order[i]
-    mask = batch < len(split.labels)
-    return None, totals + eval_step(trained, split.images[batch], split.labels[batch], mask)
+def _score(rest, variables, totals, batch):
+    return totals + eval_step(rest.replace(variables=variables), *batch)
 
 
-def predict_body(i: Any, logits: Any, _: None, trained: Trained, shared: Any, static: None) -> tuple[Any, None]:
-    """Writes the logits of the i-th batch."""
-    images, order = shared
-    batch = trained.standardize(images[order[i]])
-    return logits.at[i].set(trained.model.apply(trained.variables, batch, train=False)), None
+_score_many = jax.vmap(_score, in_axes=(None, 0, 0, None))
 
 
-def _in_order(num_examples, batch_size):
-    """Indices int32 [steps, batch_size] of all examples; they run past the end where the last batch is not full."""
-    steps = -(-num_examples // batch_size)
-    return np.arange(steps * batch_size, dtype=np.int32).reshape(steps, batch_size)
+def _logits(trained, images):
+    return trained.model.apply(trained.variables, trained.standardize(images), train=False).astype(np.float32)
+
+
+def _batches(split: Split, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Images, labels and a mask of those that count, in batches of one size: the last one is filled up with zeros."""
+    for begin in range(0, len(split.labels), batch_size):
+        images, labels = (array[begin : begin + batch_size] for array in split)
+        missing = batch_size - len(labels)
+        if missing:
+            images, labels = (
+                np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)]) for part in (images, labels)
+            )
+        yield images, labels, np.arange(batch_size) < batch_size - missing
+
+
+def _run(function, trained, *args):
+    """Runs a compiled function; raises InputError if the variables are not of the network."""
+    try:
+        with default_types():
+            return _compiled(function)(trained, *args)
+    except flax.errors.ScopeParamShapeError as error:
+        raise InputError(
+            f"trained does not fit its network ({error.args[0].splitlines()[0]}); give the state of one training"
+        ) from error
+
+
+@cache
+def _compiled(function):
+    return jit(function)
 
 
 def _require_shape(trained, images):

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, cast
 
-import chex
 import flax.linen as nn
 import flax.struct
 import jax
@@ -12,20 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.core import meta
-from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, UInt8
 
 from mnist_jax.data import standardize, standardize_pixels, to_float
 from mnist_jax.errors import InputError, require_whole
-from mnist_jax.losses import CrossEntropy, Loss
-from mnist_jax.runtime import backend, default_types, jit
+from mnist_jax.losses import Collections, CrossEntropy, Loss, Params, Result
+from mnist_jax.runtime import backend, default_types, run_once
 from mnist_jax.summary import count_params, is_kernel
 
-Collections = dict[str, Any]
 Images = UInt8[ArrayLike, "*B H W C"] | Float[ArrayLike, "*B H W C"]
 
-_split = jit(lambda data: [*jax.random.split(jax.random.wrap_key_data(data, impl="threefry2x32"), 3)], once=True)
-_OTHER_STREAMS, _LOSS = 2**16, 2**17  # Folded into a step's key, far from the numbers of calls.
+_OTHER_STREAMS, _LOSS = 2**16, 2**17  # Folded into a step's key.
 
 
 class TrainState(NamedTuple):
@@ -39,7 +35,7 @@ class TrainState(NamedTuple):
       average: moving average of parameters and collections, or None.
     """
 
-    params: Any
+    params: Params
     collections: Collections
     opt_state: Any
     step: Int[Array, "*seeds"]
@@ -105,26 +101,30 @@ class Streams(NamedTuple):
         backend()  # A fit uses JAX here first. The key is that of `jax.random.key`, whatever generator the process has.
         data = np.array([0, require_whole(seed, "seed", 0, 2**32 - 1)], np.uint32)
         with default_types():
-            return cls(*_split(data))
+            return cls(*run_once(_split, data))
+
+
+def _split(data):
+    return [*jax.random.split(jax.random.wrap_key_data(data, impl="threefry2x32"), 3)]
 
 
 @flax.struct.dataclass
 class Trained:
-    """A trained network with everything needed to use it: a pytree, whose arrays are the variables.
+    """A trained network with everything needed to use it: a pytree of its variables, mean and deviation.
 
     Attributes:
       model: the network, called as `model.apply(variables, standardize(images), train=False)`.
       variables: its parameters and other collections.
-      mean: mean of the training pixels, per channel, on the [0, 1] scale.
-      deviation: their standard deviation, per channel.
+      mean: mean of the training pixels, per channel, on the [0, 1] scale, float32 [C].
+      deviation: their standard deviation, per channel, float32 [C].
       classes: names of the classes, in the order of the logits.
       image_shape: height, width and channels of an image.
     """
 
     model: nn.Module = flax.struct.field(pytree_node=False)
     variables: Collections
-    mean: tuple[float, ...] = flax.struct.field(pytree_node=False)
-    deviation: tuple[float, ...] = flax.struct.field(pytree_node=False)
+    mean: Float[ArrayLike, " C"]
+    deviation: Float[ArrayLike, " C"]
     classes: tuple[str, ...] = flax.struct.field(pytree_node=False)
     image_shape: tuple[int, int, int] = flax.struct.field(pytree_node=False)
 
@@ -145,12 +145,12 @@ class Setup(NamedTuple):
 
     Attributes:
       model: the network.
-      optimizer: an optax optimizer.
+      optimizer: an optax optimizer; one that takes extra arguments takes `value`, `grad`, `value_fn` and `grad_fn`.
       loss: the loss, see `losses`.
       augment: `(key, images, strength) -> images`, on float32 or uint8 [B, H, W, C], 0 to 255; or None.
       average_decay: share of the moving average, in [0, 1), that a step keeps; 0 for no average.
-      mean: mean of the training pixels, per channel, on the [0, 1] scale.
-      deviation: their standard deviation, per channel.
+      mean: mean of the training pixels, per channel, on the [0, 1] scale; None where a step is given it.
+      deviation: their standard deviation, per channel; None as the mean.
       classes: names of the classes.
       image_shape: height, width and channels of an image.
     """
@@ -160,18 +160,24 @@ class Setup(NamedTuple):
     loss: Loss = CrossEntropy()
     augment: Callable[..., jax.Array] | None = None
     average_decay: float = 0.0
-    mean: tuple[float, ...] = (0.1307,)
-    deviation: tuple[float, ...] = (0.3081,)
+    mean: tuple[float, ...] | None = (0.1307,)
+    deviation: tuple[float, ...] | None = (0.3081,)
     classes: tuple[str, ...] = tuple("0123456789")
     image_shape: tuple[int, int, int] = (28, 28, 1)
 
     def trained(self, state: TrainState) -> Trained:
-        """The network with the weights of a state, the average if there is one."""
+        """The network with the weights of a state, the average if there is one.
+
+        Raises InputError for the stacked state of many trainings.
+        """
+        if np.ndim(state.step):
+            raise InputError(f"the state is of {len(state.step)} trainings; give that of one")
         return self.with_variables(state.variables)
 
     def with_variables(self, variables: Collections) -> Trained:
         """The network with these variables."""
-        return Trained(self.model, variables, *self[5:])
+        mean, deviation = (np.asarray(value, np.float32) for value in (self.mean, self.deviation))
+        return Trained(self.model, variables, mean, deviation, self.classes, self.image_shape)
 
 
 @default_types()
@@ -185,7 +191,7 @@ def init_state(setup: Setup, key: Key[Array, ""]) -> TrainState:
     Returns:
       The state before the first step.
     """
-    return jit(_init_state, static_argnames="setup", once=True)(setup, key)
+    return run_once(_init_state, setup, key, static_argnums=0)
 
 
 def _init_state(setup, key):
@@ -213,7 +219,87 @@ def _apply(model, variables, images, key):
     # Flax uses the key of `params` for streams without a key.
     rngs = {"dropout": key, "params": jax.random.fold_in(key, _OTHER_STREAMS)}
     mutable = [name for name in variables if name != "params"]
-    return model.apply(variables, images, train=True, rngs=rngs, mutable=mutable)
+    logits, updated = model.apply(variables, images, train=True, rngs=rngs, mutable=mutable)
+    return logits, dict(updated)
+
+
+@default_types()
+def value_and_grad(
+    state: TrainState,
+    images: Images,
+    labels: Int[ArrayLike, " B"],
+    key: Key[Array, ""],
+    setup: Setup,
+    strength: Float[ArrayLike, ""] = 1.0,
+    mean: Float[ArrayLike, " C"] | None = None,
+    deviation: Float[ArrayLike, " C"] | None = None,
+) -> tuple[Result, Params]:
+    """Computes the loss of a batch, distorted and standardized, and its gradient, as `train_step` does.
+
+    Args:
+      state: the `TrainState`; its parameters, collections and step are used.
+      images: as for `train_step`, like all that follow.
+      labels: int32 [B].
+      key: the run's `Streams.step`.
+      setup: a `Setup`.
+      strength: strength of the recipe's distortion.
+      mean: of the training pixels.
+      deviation: of the training pixels.
+
+    Returns:
+      `((value, (losses, logits, collections)), gradients)`: what the loss returns, and the gradient of `value` with the
+      structure of `state.params`.
+
+    Raises:
+      InputError: as `train_step`.
+    """
+    loss_of = _loss_of(state, images, labels, key, setup, strength, mean, deviation)
+    return jax.value_and_grad(loss_of, has_aux=True)(state.params)
+
+
+def _loss_of(state, images, labels, key, setup, strength, mean, deviation) -> Callable[[Params], Result]:
+    """The loss of a batch as a function of the parameters."""
+    mean, deviation = setup.mean if mean is None else mean, setup.deviation if deviation is None else deviation
+    if mean is None or deviation is None:
+        raise InputError(
+            "mean and deviation are not given, and the setup has none; pass on those that the step is given"
+        )
+    if np.ndim(labels) != 1 or np.shape(images)[:1] != np.shape(labels):
+        found = f"images {list(np.shape(images))} and labels {list(np.shape(labels))}"
+        raise InputError(f"a step cannot use {found}; give images [B, H, W, C] and integers [B]")
+    augment_key, step_key = jax.random.split(jax.random.fold_in(key, state.step))
+    images, labels, strength = jnp.asarray(images), jnp.asarray(labels, jnp.int32), jnp.asarray(strength, jnp.float32)
+    pixels = images if images.dtype == jnp.uint8 else to_float(images)  # The augmentation looks up bytes faster.
+    if setup.augment is not None:
+        pixels = setup.augment(augment_key, pixels, strength)
+    batch = standardize_pixels(pixels.astype(jnp.float32), mean, deviation)
+
+    def apply(params, images, key=None):
+        variables = {"params": params, **state.collections}
+        return _apply(setup.model, variables, images, step_key if key is None else key)
+
+    def loss_of(params):
+        result = setup.loss(apply, params, batch, labels, jax.random.fold_in(step_key, _LOSS))
+        return _checked(result, labels, state.collections)
+
+    return loss_of
+
+
+def _checked(result, labels, kept) -> Result:
+    """What a loss returned; raises InputError unless it has the form that `losses` describes."""
+    try:
+        value, (losses, logits, collections) = result
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            "the loss does not return what a loss has to; return value, (losses, logits, collections)"
+        ) from error
+    shapes = jnp.shape(value), jnp.shape(losses), jnp.shape(logits)[:-1]
+    if shapes != ((), labels.shape, labels.shape) or not isinstance(collections, dict) or {*collections} != {*kept}:
+        raise InputError(
+            f"the loss gives value {shapes[0]}, losses {shapes[1]} and logits {jnp.shape(logits)} for {len(labels)} "
+            f"images; return (), ({len(labels)},), ({len(labels)}, classes) and the collections of apply"
+        )
+    return result
 
 
 @default_types()
@@ -224,8 +310,10 @@ def train_step(
     key: Key[Array, ""],
     setup: Setup,
     strength: Float[ArrayLike, ""] = 1.0,
+    mean: Float[ArrayLike, " C"] | None = None,
+    deviation: Float[ArrayLike, " C"] | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Takes one step of gradient descent on the mean loss of a batch.
+    """Takes one step of gradient descent on the loss of a batch.
 
     Args:
       state: the `TrainState` to start from.
@@ -234,43 +322,32 @@ def train_step(
       key: the run's `Streams.step`; the step's randomness depends on it and on `state.step`.
       setup: network, optimizer, loss and other static parts, a `Setup`.
       strength: strength of the recipe's distortion, float32 [] in [0, 1]; 0 leaves the images unchanged.
+      mean: of the training pixels, per channel, on the [0, 1] scale, float32 [C]; None for that of the setup.
+      deviation: their standard deviation, float32 [C]; None for that of the setup.
 
     Returns:
       The next state, and the `Metrics` of the batch before the update.
 
     Raises:
-      InputError: the loss does not return one loss per image.
+      InputError: labels or loss have another form, or there is no mean and deviation.
     """
-    chex.assert_equal_shape_prefix([images, labels], 1)
-    augment_key, step_key = jax.random.split(jax.random.fold_in(key, state.step))
-    images, labels, strength = jnp.asarray(images), jnp.asarray(labels, jnp.int32), jnp.asarray(strength, jnp.float32)
-    pixels = images if images.dtype == jnp.uint8 else to_float(images)  # The augmentation looks up bytes faster.
-    if setup.augment is not None:
-        pixels = setup.augment(augment_key, pixels, strength)
-    batch = standardize_pixels(pixels.astype(jnp.float32), setup.mean, setup.deviation)
-
-    def objective(params):
-        seen = []
-
-        def apply(images):
-            # Each call has its own key. `stop_gradient` brings values out of a call under `jax.grad`.
-            key = jax.random.fold_in(step_key, len(seen)) if seen else step_key
-            logits, updated = _apply(setup.model, {"params": params, **state.collections}, images, key)
-            seen.append(jax.tree.map(lax.stop_gradient, dict(updated)))
-            return logits
-
-        losses, logits, *minimized = setup.loss(apply, batch, labels, jax.random.fold_in(step_key, _LOSS))
-        _require_losses(losses, logits, labels)
-        collections = seen[0] if seen else state.collections
-        return minimized[0] if minimized else losses.mean(), (_metrics(losses, logits, labels), collections)
-
-    grads, (metrics, collections) = jax.grad(objective, has_aux=True)(state.params)
+    loss_of = _loss_of(state, images, labels, key, setup, strength, mean, deviation)
+    (value, (losses, logits, collections)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    metrics = _metrics(losses, logits, jnp.asarray(labels, jnp.int32))
     # Kernels only: values that are not finite reach the kernel before them, and to sum the gradients of a batch norm
     # XLA:TPU would read those of the activations again.
     kernels = list(filter(is_kernel, jax.tree.leaves(grads))) or jax.tree.leaves(grads)
     finite = jnp.isfinite(metrics.loss) & jnp.isfinite(optax.tree.sum(kernels))
     metrics = metrics._replace(bad_step=jnp.where(finite, 0, state.step + 1))
-    updates, opt_state = setup.optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = optax.with_extra_args_support(setup.optimizer).update(
+        grads,
+        state.opt_state,
+        state.params,
+        value=value,
+        grad=grads,
+        value_fn=lambda params: loss_of(params)[0],
+        grad_fn=lambda params, _: jax.grad(loss_of, has_aux=True)(params)[0],
+    )
     params = optax.apply_updates(state.params, updates)
     step, average = state.step + 1, state.average
     if average is not None:
@@ -285,14 +362,6 @@ def _averaged(new, old, weight):
     """`optax.incremental_update` for floats; other types, such as counters, take the new value."""
     floats = jnp.issubdtype(new.dtype, jnp.inexact)
     return (weight * new + (1.0 - weight) * old).astype(old.dtype) if floats else new
-
-
-def _require_losses(losses, logits, labels):
-    if jnp.shape(losses) != labels.shape or jnp.shape(logits)[:-1] != labels.shape:
-        raise InputError(
-            f"the loss gives losses {jnp.shape(losses)} and logits {jnp.shape(logits)} for {len(labels)} images; "
-            f"return losses ({len(labels)},) and logits ({len(labels)}, classes)"
-        )
 
 
 @default_types()

@@ -1,24 +1,29 @@
-"""The epoch and the fit: from a setup and data to a trained state and its history, for one seed or, vmapped, many."""
+"""The loop over the steps, an epoch and a training: from a setup and data to a trained state and its history."""
 
-import functools
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh
 from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from mnist_jax import devices
 from mnist_jax.data import Dataset, Split
-from mnist_jax.errors import DivergedError, InputError, require_whole
-from mnist_jax.loops import loop
-from mnist_jax.runtime import default_types, jit
-from mnist_jax.scoring import evaluate
-from mnist_jax.steps import Metrics, Setup, Streams, TrainState, init_state, train_step
+from mnist_jax.errors import DivergedError, InputError, require_whole, shown
+from mnist_jax.runtime import backend, default_types, jit, run_once
+from mnist_jax.scoring import score
+from mnist_jax.steps import Metrics, Setup, Streams, Trained, TrainState, init_state, train_step
+
+Step: TypeAlias = Callable[..., tuple[TrainState, Metrics]]  # As `train_step`.
+Order: TypeAlias = Callable[[Key[Array, ""], int, int, int], Int[ArrayLike, "steps B"]]  # As `epoch_order`.
+Vary: TypeAlias = Callable[[Setup, Mapping[str, jax.Array]], Setup]  # Makes a setup with other numbers.
 
 
 class EpochMetrics(NamedTuple):
@@ -41,21 +46,20 @@ class EpochMetrics(NamedTuple):
     seconds: float
 
 
-E = TypeVar("E")  # An entry of a history: EpochMetrics, or one for each seed.
-
-
-class Progress(NamedTuple, Generic[E]):
+class Progress(NamedTuple):
     """Where a run stands, with everything needed to continue it as if it had not stopped.
 
     Attributes:
       state: the train state; `state.step` gives the place in the epoch.
       totals: metrics of the epoch in progress; zeros between epochs.
-      history: the finished epochs; with many seeds, a tuple of their metrics for each epoch.
+      history: the finished epochs.
+      identity: settings, parts and data of the training, by name; empty if they are not known.
     """
 
     state: TrainState
     totals: Metrics
-    history: tuple[E, ...] = ()
+    history: tuple[EpochMetrics, ...] = ()
+    identity: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def steps(self) -> int:
@@ -68,51 +72,13 @@ class Stopped(Exception):
 
     @property
     def progress(self) -> Any:
-        """The `Progress` to continue from; from `fit_many` on a CPU, one for each config that was begun."""
+        """The `Progress` to continue from; from `fit_seeds` and `fit_many`, a list of one for each training begun."""
         return self.args[0]
 
     def __str__(self) -> str:
         """One line, with the way to continue."""
         last = self.progress if isinstance(self.progress, Progress) else self.progress[-1]
         return f"stopped after step {last.steps}; continue with progress=stopped.progress"
-
-
-class Plan(NamedTuple):
-    """Numbers of epochs and batch sizes of a fit.
-
-    Attributes:
-      epochs: passes over the training images.
-      batch_size: images per step.
-      plain_epochs: number of epochs at the end without the recipe's distortion.
-      eval_batch_size: images per step of scoring.
-      remedy: what the error of a loss that is not finite tells to try.
-    """
-
-    epochs: int
-    batch_size: int
-    plain_epochs: int = 0
-    eval_batch_size: int = 250
-    remedy: str = "try a smaller learning rate"
-
-
-class Lanes(NamedTuple):
-    """The trainings of one fit: one, or many along a leading axis of their arrays.
-
-    Attributes:
-      streams: random streams, one per training.
-      names: names in errors, one per training; None for one training without the axis.
-      numbers: settings that differ, arrays [N] by name.
-      make: makes a training's setup from its numbers, if there are any.
-    """
-
-    streams: Sequence[Streams]
-    names: Sequence[str] | None = None
-    numbers: dict[str, jax.Array] | None = None
-    make: Callable[[Any], Setup] | None = None
-
-    def join(self, trees: Sequence[Any]) -> Any:
-        """Stacks one tree per training; returns a single one as it is."""
-        return trees[0] if self.names is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -139,7 +105,7 @@ def epoch_order(key: Key[Array, ""], epoch: ArrayLike, num_examples: int, batch_
       InputError: a size is no whole number above 0, or the batch size is above the number of examples.
     """
     sizes = require_whole(num_examples, "number of examples", 1), require_whole(batch_size, "batch size", 1)
-    return jit(_epoch_order, static_argnames=("num_examples", "batch_size"), once=True)(key, epoch, *sizes)
+    return run_once(_epoch_order, key, epoch, *sizes, static_argnums=(2, 3))
 
 
 def _epoch_order(key, epoch, num_examples, batch_size):
@@ -148,130 +114,288 @@ def _epoch_order(key, epoch, num_examples, batch_size):
     return order[: steps * batch_size].reshape(steps, batch_size)
 
 
-def train_body(i: Any, state: TrainState, totals: Metrics, own: Any, shared: Any, setup: Any) -> tuple[Any, Metrics]:
-    """Takes the i-th step of an epoch. Order and key belong to one seed; split and strength are shared."""
-    (order, key, numbers), (split, strength) = own, shared
-    batch = order[i]
-    setup = setup if numbers is None else setup(numbers)
-    state, metrics = train_step(state, split.images[batch], split.labels[batch], key, setup, strength)
+class Epoch(NamedTuple):
+    """What the steps of an epoch read; for many trainings `order`, `key` and `numbers` have a leading axis.
+
+    Attributes:
+      split: the training examples.
+      order: indices of the examples of each step, int32 [steps, B].
+      key: the run's `Streams.step`.
+      strength: strength of the recipe's distortion, float32 [].
+      mean: mean of the training pixels, float32 [C], or None.
+      deviation: their standard deviation, float32 [C], or None.
+      numbers: settings that differ between trainings, arrays by name, or None.
+    """
+
+    split: Any
+    order: Any
+    key: Any
+    strength: Any
+    mean: Any
+    deviation: Any
+    numbers: Any
+
+
+_AXES = Epoch(split=None, order=0, key=0, strength=None, mean=None, deviation=None, numbers=0)  # For `jax.vmap`.
+
+
+def take_step(
+    i: Any, state: TrainState, totals: Metrics, epoch: Epoch, setup: Setup, step: Step, vary: Vary | None
+) -> tuple[TrainState, Metrics]:
+    """Takes the i-th step of an epoch, and adds its metrics to the totals: the body of the loop."""
+    batch = epoch.order[i]
+    images, labels = epoch.split.images[batch], epoch.split.labels[batch]
+    setup = vary(setup, epoch.numbers) if vary else setup
+    state, metrics = step(state, images, labels, epoch.key, setup, epoch.strength, epoch.mean, epoch.deviation)
     return state, totals + metrics
+
+
+@cache
+def program(many: bool, whole: bool) -> Any:
+    """The compiled `take_step`, with `many` under `jax.vmap`; with `whole` in a loop over all steps of an epoch."""
+
+    def take(i, state, totals, epoch, setup, step, vary):
+        def one(state, totals, epoch):
+            return take_step(i, state, totals, epoch, setup, step, vary)
+
+        return (jax.vmap(one, in_axes=(0, 0, _AXES)) if many else one)(state, totals, epoch)
+
+    def take_all(first, state, totals, epoch, setup, step, vary):
+        steps = epoch.order.shape[-2]
+        return lax.fori_loop(first, steps, lambda i, carry: take(i, *carry, epoch, setup, step, vary), (state, totals))
+
+    return jit(take_all if whole else take, static_argnames=("setup", "step", "vary"), donate_argnames="state")
 
 
 def train_epoch(
     state: TrainState,
     split: Split,
-    order: Int[Array, "*seeds steps B"],
-    key: Key[Array, "*seeds"],
-    setup: Setup | Callable[[Any], Setup],
-    *,
+    order: Int[ArrayLike, "*many steps B"],
+    key: Key[Array, "*many"],
+    setup: Setup,
     strength: float = 1.0,
+    mean: Float[ArrayLike, " C"] | None = None,
+    deviation: Float[ArrayLike, " C"] | None = None,
+    *,
+    step: Step = train_step,
     first: int = 0,
     totals: Metrics | None = None,
-    many: bool = False,
-    numbers: dict[str, Float[Array, " seeds"]] | None = None,
+    vary: Vary | None = None,
+    numbers: Mapping[str, Float[Array, " many"]] | None = None,
+    whole: bool | None = None,
     on_step: Callable[[int, Metrics], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[TrainState, Metrics]:
-    """Takes the steps of an epoch.
+    """Takes the steps of an epoch: on a GPU or TPU in one program, on a CPU one by one.
+
+    XLA:CPU runs the same step several times slower inside a loop. With a leading axis of trainings in `state`, `order`,
+    `key`, `totals` and `numbers`, each step is one of all of them, by `jax.vmap`.
 
     Args:
       state: the `TrainState` to start from; donated, so that it cannot be used afterwards.
       split: the training examples, a `Split`.
       order: indices of the examples of each step, int32 [steps, B], from `epoch_order`.
       key: the run's `Streams.step`.
-      setup: as for `train_step`; with `numbers`, a function that makes it from one seed's numbers.
+      setup: as for `train_step`, like the next three.
       strength: strength of the recipe's distortion, in [0, 1].
+      mean: of the training pixels; None for that of the setup.
+      deviation: of the training pixels; None for that of the setup.
+      step: takes one step, with the signature of `train_step`.
       first: the first step to take, in an epoch that was interrupted.
       totals: metrics of the steps before `first`.
-      many: whether `state`, `order`, `key`, `totals` and `numbers` have a leading axis of seeds.
-      numbers: settings that differ between seeds, arrays [seeds] by name.
-      on_step: on a CPU, called as `on_step(i, totals)` after step i, with the metrics of the epoch so far.
-      stop: on a CPU, called after every step; true ends the epoch.
+      vary: makes the setup of one training from its numbers, `vary(setup, numbers)`.
+      numbers: settings that differ between trainings, arrays by name.
+      whole: whether all steps are one program; None for the way of the platform.
+      on_step: where steps are taken one by one, called as `on_step(i, totals)` after step i, with the metrics so far.
+      stop: where steps are taken one by one, called after every step; true ends the epoch.
 
     Returns:
-      The state, and the metrics of the epoch so far. On a CPU a loss that is not finite ends the epoch early.
+      The state, and the metrics of the epoch so far. Taken one by one, a loss that is not finite ends the epoch early.
     """
-    totals = Metrics.zeros(*order.shape[:-2]) if totals is None else totals
-    own, shared, steps = (order, key, numbers), (split, np.float32(strength)), range(first, order.shape[-2])
+    shape, steps = np.shape(order)[:-2], range(first, np.shape(order)[-2])
+    totals = Metrics.zeros(*shape) if totals is None else totals
+    if not steps:
+        return state, totals
+    epoch = Epoch(split, order, key, np.float32(strength), mean, deviation, numbers)
+    whole = backend() != "cpu" if whole is None else whole
+    take = program(bool(shape), whole)
+    if whole:
+        with default_types():
+            return take(first, state, totals, epoch, setup, step, vary)
+    several = any(len(leaf.devices()) > 1 for leaf in jax.tree.leaves(totals))
+    for i in steps:
+        before = totals
+        with default_types():
+            state, totals = take(i, state, totals, epoch, setup, step, vary)
+        if several:  # XLA has as few threads as devices: two steps at once can take them all and wait for each other.
+            jax.block_until_ready((state, totals))
+        if on_step and i > first:
+            on_step(i - 1, before)
+        # Asked of the step before, so that the host does not wait; `np.any` of a JAX array would compile a program.
+        if stop() or np.asarray(before.bad_step).any():
+            break
+    if on_step:
+        on_step(i, totals)
+    return state, totals
 
-    def ends(before: Metrics) -> bool:
-        return bool(np.asarray(before.bad_step).any()) or stop()  # `np.any` would compile a program.
 
-    return loop(train_body, steps, state, totals, own, shared, setup, many=many, on_step=on_step, stop=ends)
+def begin(setup: Setup, streams: Streams, initial: Trained | None = None) -> Progress:
+    """The progress of a training before its first step, with the weights of `initial` if there is one.
+
+    Raises InputError if `initial` is of another network.
+    """
+    state = init_state(setup, streams.init)
+    if initial is not None:
+        fresh = {"params": state.params, **state.collections}
+        weights = {name: initial.variables.get(name, {}) for name in fresh}
+        _require_alike(fresh, weights, "initial is of another network", "give weights of this one")
+        copied = _copy(weights)
+        state = state._replace(params=copied.pop("params"), collections=copied)
+    return Progress(state, Metrics.zeros())
 
 
-def begin(setup: Setup, lanes: Lanes) -> Progress[Any]:
-    """The progress of all lanes before their first step."""
-    if lanes.numbers is None:
-        return lanes.join([Progress(init_state(setup, each.init), Metrics.zeros()) for each in lanes.streams])
-    keys = jnp.stack([each.init for each in lanes.streams])
-    states = jit(_init_states, static_argnames="make", once=True)(keys, lanes.numbers, lanes.make)
-    return Progress(states, Metrics.zeros(len(keys)))
+def stack(trees: Sequence[Any]) -> Any:
+    """One tree, with a leading axis, of many like it."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def _init_states(keys, numbers, make):
-    return jax.vmap(lambda key, numbers: init_state(make(numbers), key))(keys, numbers)
+def unstack(tree: Any, count: int) -> list[Any]:
+    """The trees of `stack`."""
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(count)]
 
 
 def train(
     setup: Setup,
     data: Dataset,
-    plan: Plan,
-    lanes: Lanes,
+    streams: Streams | Sequence[Streams],
     *,
-    progress: Progress[Any] | None = None,
+    epochs: int,
+    batch_size: int,
+    plain_epochs: int = 0,
+    eval_batch_size: int = 250,
+    step: Step = train_step,
+    order: Order = epoch_order,
+    initial: Trained | None = None,
+    progress: Progress | None = None,
+    identity: Mapping[str, Any] = MappingProxyType({}),
+    names: Sequence[str] = (),
+    vary: Vary | None = None,
+    numbers: Mapping[str, jax.Array] | None = None,
     mesh: Mesh | None = None,
     on_step: Callable[[int, int, Metrics], None] | None = None,
-    on_epoch: Callable[[Progress[Any]], object] | None = None,
+    on_epoch: Callable[[Progress], object] | None = None,
     stop: Callable[[], bool] = lambda: False,
-) -> Progress[Any]:
-    """Trains one lane, or many in one program. Options, scoring and errors are those of `recipes.fits.fit`."""
-    many, steps = lanes.names is not None, steps_per_epoch(len(data.train.labels), plan.batch_size)
-    _require_split(plan, lanes, mesh)
-    place = functools.partial(devices.put, mesh=mesh, axis=0 if many else None)
+) -> Progress:
+    """Trains epoch by epoch, and scores each; with a list of streams, that many trainings at once by `jax.vmap`.
+
+    Options and errors are those of `recipes.fits.fit`. For many trainings, the arrays of the progress have a leading
+    axis, and an entry of its history is a tuple of their metrics.
+    """
+    many = not isinstance(streams, Streams)
+    runs, size = [*streams] if many else [streams], len(data.train.labels)
+    steps = steps_per_epoch(size, batch_size)
+    if mesh and not many:
+        devices.require_divisible(batch_size, mesh)
+    elif mesh and len(runs) % mesh.size:
+        raise InputError(
+            f"{len(runs)} trainings cannot be split over {mesh.size} devices; choose a multiple of {mesh.size}"
+        )
+    scored, setup = setup, setup._replace(mean=None, deviation=None)  # Other data then needs no other program.
+    joined = stack if many else (lambda trees: trees[0])
+
+    def fresh():
+        if vary:
+            keys = jnp.stack([run.init for run in runs])
+            return Progress(
+                run_once(_init_varied, keys, numbers, setup, vary, static_argnums=(2, 3)), Metrics.zeros(len(runs))
+            )
+        return joined([begin(setup, run, initial) for run in runs])
+
     if progress:
-        _require_own(progress, jax.eval_shape(lambda: begin(setup, lanes)), plan, steps)
-        state, totals, history = (*_copy(progress[:2]), progress.history)
+        require_identity(progress, identity)
+        _require_own(progress, jax.eval_shape(fresh).state, epochs, steps)
+        state, totals = _copy(progress[:2])
     else:
-        state, totals, history = begin(setup, lanes)
-    state, totals, numbers = place(state), place(totals), lanes.numbers and place(lanes.numbers)
-    key = place(jnp.stack([each.step for each in lanes.streams])) if many else lanes.streams[0].step
-    train, test = devices.put(data.train, mesh), devices.put(data.test, mesh)
+        state, totals, *_ = fresh()
+    history = progress.history if progress else ()
+    axis = 0 if many else None
+    state, totals, numbers = devices.put((state, totals, numbers), mesh, axis)
+    key = devices.put(stack([run.step for run in runs]), mesh, axis) if many else streams.step
+    train = devices.put(data.train, mesh)
+    mean, deviation = (devices.put(np.asarray(value, np.float32), mesh) for value in (data.mean, data.deviation))
+    alone, stopping = jax.process_count() == 1, False  # All processes take the same steps.
+
+    def asked() -> bool:
+        nonlocal stopping
+        stopping = alone and bool(stop())
+        return stopping
+
     done = int(np.ravel(state.step)[0])
-    for epoch in range(done // steps + 1, plan.epochs + 1):
+    for epoch in range(done // steps + 1, epochs + 1):
         begun = time.perf_counter()
-        order = lanes.join([epoch_order(s.order, epoch, len(train.labels), plan.batch_size) for s in lanes.streams])
+        orders = joined([_batches(order, run, epoch, size, batch_size) for run in runs])
         state, totals = train_epoch(
             state,
             train,
-            devices.put(order, mesh, axis=0 if many else 1),
+            devices.put(orders, mesh, 0 if many else 1),
             key,
-            lanes.make or setup,
-            strength=float(epoch <= plan.epochs - plan.plain_epochs),
+            setup,
+            float(epoch <= epochs - plain_epochs),
+            mean,
+            deviation,
+            step=step,
             first=done % steps,
             totals=totals,
-            many=many,
+            vary=vary,
             numbers=numbers,
-            on_step=on_step and functools.partial(on_step, epoch),
-            stop=stop if jax.process_count() == 1 else lambda: False,  # All processes take the same steps.
+            on_step=on_step and partial(on_step, epoch),
+            stop=asked,
         )
         done = int(np.ravel(state.step)[0])
-        _require_finite(totals, lanes, plan, epoch, steps)
+        for i, bad_step in enumerate(np.ravel(totals.bad_step)):
+            if bad_step:
+                raise DivergedError(
+                    f"{f'{names[i]}: ' if names else ''}the loss or its gradient is not finite at step {bad_step} of "
+                    f"{steps * epochs}, in epoch {epoch}; try a smaller learning rate"
+                )
         if done < epoch * steps:
-            raise Stopped(Progress(state, totals, history))
-        scores = evaluate(setup.trained(state), test, plan.eval_batch_size, mesh, many)
-        means = zip(_of_each(totals), _of_each(scores), strict=True)
+            raise Stopped(Progress(state, totals, history, identity))
+        scores = score(scored.with_variables(state.variables), data.test, eval_batch_size, mesh, many)
         seconds = time.perf_counter() - begun
-        entries = tuple(EpochMetrics(epoch, *mine.mean(), *score.mean(), seconds) for mine, score in means)
+        means = zip(_of_each(totals), _of_each(scores), strict=True)
+        entries = tuple(EpochMetrics(epoch, *trained.mean(), *tested.mean(), seconds) for trained, tested in means)
         history += (entries if many else entries[0],)
-        totals = place(Metrics.zeros(*np.shape(totals.count)))
-        reached = Progress(state, totals, history)
+        totals = devices.put(Metrics.zeros(*np.shape(totals.count)), mesh, axis)
         # The next step donates the state's arrays, so the callback gets a copy.
-        if devices.any_process(bool(on_epoch and on_epoch(reached._replace(state=_copy(state))))):
+        ended = on_epoch and on_epoch(Progress(_copy(state), totals, history, identity))
+        if not isinstance(ended, bool | np.bool_ | None):
+            raise InputError(f"on_epoch returned {shown(ended)}; return True to end the training, or None")
+        if devices.any_process(bool(ended)):
             break
-        if epoch < plan.epochs and devices.any_process(stop()):
-            raise Stopped(reached)
-    return Progress(state, totals, history)
+        if not alone or backend() != "cpu":  # Not asked after every step.
+            stopping = devices.any_process(bool(stop()))
+        if stopping and epoch < epochs:
+            raise Stopped(Progress(state, totals, history, identity))
+    return Progress(state, totals, history, identity)
+
+
+def _init_varied(keys, numbers, setup, vary):
+    return jax.vmap(lambda key, numbers: init_state(vary(setup, numbers), key))(keys, numbers)
+
+
+def _batches(order, streams, epoch, num_examples, batch_size):
+    """The order of an epoch; raises InputError if an own one does not fit."""
+    batches = order(streams.order, epoch, num_examples, batch_size)
+    if order is epoch_order:
+        return batches
+    found, shape = np.asarray(batches), (num_examples // batch_size, batch_size)
+    if found.shape != shape or found.dtype.kind not in "iu":
+        raise InputError(
+            f"order gives {found.dtype} {list(found.shape)}; give integers {list(shape)}: steps, and examples of each"
+        )
+    if found.size and not 0 <= found.min() <= found.max() < num_examples:
+        raise InputError(f"order gives indices from {found.min()} to {found.max()}; give 0 to {num_examples - 1}")
+    return found.astype(np.int32)
 
 
 def _copy(tree):
@@ -280,41 +404,34 @@ def _copy(tree):
 
 
 def _of_each(metrics):
-    """Metrics as a list, one entry per seed."""
+    """Metrics as a list, one entry per training."""
     return [Metrics(*each) for each in zip(*map(np.ravel, jax.device_get(metrics)), strict=True)]
 
 
-def _require_split(plan, lanes, mesh):
-    """Raises InputError if the mesh cannot split the batches, or the lanes."""
-    if mesh and lanes.names is None:
-        devices.require_divisible(plan.batch_size, mesh)
-    elif mesh and (count := len(lanes.streams)) % mesh.size:
-        raise InputError(f"{count} seeds cannot be split over {mesh.size} devices; choose a multiple of {mesh.size}")
+_OTHER, _REMEDY = "progress is of another training", "continue with the settings, parts and data it was begun with"
 
 
-def _require_finite(totals, lanes, plan, epoch, steps):
-    """Raises DivergedError for the first lane whose loss or gradient is not finite."""
-    for i, bad_step in enumerate(np.ravel(totals.bad_step)):
-        if bad_step:
-            raise DivergedError(
-                f"{f'{lanes.names[i]}: ' if lanes.names else ''}the loss or its gradient is not finite at step "
-                f"{bad_step} of {steps * plan.epochs}, in epoch {epoch}; {plan.remedy}"
-            )
+def require_identity(progress: Progress, identity: Mapping[str, Any]) -> None:
+    """Raises InputError if a progress is known to be of another training."""
+    names = [*identity, *progress.identity] if identity and progress.identity else []
+    for name in names:
+        was, now = progress.identity.get(name), identity.get(name)
+        if was != now:
+            raise InputError(f"{_OTHER}: {name} was {shown(was)}, now {shown(now)}; {_REMEDY}")
 
 
-def _require_own(progress, expected, plan, steps):
-    """Raises InputError if a progress has other arrays than expected, or does not fit the plan's epochs."""
-    both = map(tree_leaves_with_path, (expected.state, progress.state))
-    want, have = ({keystr(path): np.shape(leaf) for path, leaf in leaves} for leaves in both)
+def _require_own(progress, state, epochs, steps):
+    """Raises InputError unless a progress can continue in a training that begins with this state."""
+    _require_alike(state, progress.state, _OTHER, _REMEDY)
+    done, finished = progress.steps, len(progress.history)
+    if done // steps != finished or done > steps * epochs:
+        raise InputError(f"{_OTHER}: {finished} epochs and step {done}, of {epochs} epochs of {steps} steps; {_REMEDY}")
+
+
+def _require_alike(expected, found, wrong, remedy):
+    """Raises InputError unless two trees have arrays of the same names and shapes."""
+    leaves = map(tree_leaves_with_path, (expected, found))
+    want, have = ({keystr(path): np.shape(leaf) for path, leaf in of_tree} for of_tree in leaves)
     for name in sorted(want.keys() | have.keys()):
         if want.get(name) != have.get(name):
-            raise InputError(
-                f"progress is of another training: {name} has shape {have.get(name)}, expected {want.get(name)}; "
-                "continue with the config and the parts it was begun with"
-            )
-    done, epochs = progress.steps, len(progress.history)
-    if done // steps != epochs or done > steps * plan.epochs:
-        raise InputError(
-            f"progress is of another training: {epochs} epochs and step {done}, but a run has {plan.epochs} epochs of "
-            f"{steps} steps; continue with the config and the data it was begun with"
-        )
+            raise InputError(f"{wrong}: {name} has shape {have.get(name)}, expected {want.get(name)}; {remedy}")

@@ -7,7 +7,7 @@ import json
 import math
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,8 @@ from mnist_jax.runtime import default_types
 
 _MAX_CLASSES = 65_536  # More is a mistake in the labels.
 _SCALES = "give integers from 0 to 255 or floats in [0, 1]"
+
+Statistic: TypeAlias = tuple[float, ...] | Float[jax.typing.ArrayLike, " C"]
 
 
 class Split(NamedTuple):
@@ -158,15 +160,15 @@ def to_float(images: jax.typing.ArrayLike) -> jax.Array:
 @default_types()
 def standardize(
     images: UInt8[jax.typing.ArrayLike, "*N C"] | Float[jax.typing.ArrayLike, "*N C"],
-    mean: tuple[float, ...],
-    deviation: tuple[float, ...],
+    mean: Statistic,
+    deviation: Statistic,
 ) -> Float[Array, "*N C"]:
     """Standardizes images to zero mean and unit variance.
 
     Args:
       images: uint8, or floats in [0, 1], [..., C].
-      mean: per channel, or one for all, on the [0, 1] scale.
-      deviation: standard deviation, per channel or one for all, on the [0, 1] scale.
+      mean: per channel, or one for all, on the [0, 1] scale: [C] or [1].
+      deviation: standard deviation, as the mean.
 
     Returns:
       `(pixels - mean) / deviation`, float32 [..., C].
@@ -182,14 +184,13 @@ def standardize(
     return standardize_pixels(to_float(images), mean, deviation)
 
 
-def standardize_pixels(pixels: jax.Array, mean: tuple[float, ...], deviation: tuple[float, ...]) -> jax.Array:
+def standardize_pixels(pixels: jax.Array, mean: Statistic, deviation: Statistic) -> jax.Array:
     """As `standardize`, for float32 [..., C] on the 0 to 255 scale."""
-    if len(mean) == 1:
-        return (pixels / 255 - mean[0]) / deviation[0]
-    if pixels.shape[-1] != len(mean):
-        raise InputError(f"images have {pixels.shape[-1]} channels, the mean {len(mean)}; give images of {len(mean)}")
     shape = (1,) * (pixels.ndim - 1) + (-1,)
     center, scale = (jnp.asarray(value, jnp.float32).reshape(shape) for value in (mean, deviation))
+    if center.shape[-1] not in (1, pixels.shape[-1]):
+        found = f"images have {pixels.shape[-1]} channels, the mean {center.shape[-1]}"
+        raise InputError(f"{found}; give images of {center.shape[-1]}")
     return (pixels / 255 - center) / scale
 
 

@@ -1,45 +1,73 @@
-"""Fits of configs: one seed, many seeds, many settings."""
+"""Fits of configs: one, many seeds, many settings."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Unpack
+from typing import Any, TypedDict, Unpack
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from mnist_jax import devices
 from mnist_jax.data import Dataset
-from mnist_jax.errors import InputError, require, shown
+from mnist_jax.errors import DivergedError, InputError, refusing, require, shown
+from mnist_jax.losses import Loss
 from mnist_jax.recipes.config import PLACES, Config, require_config
 from mnist_jax.recipes.values import (
     DISTORTION_NUMBERS,
     NUMBERS,
     OPTIMIZER_NUMBERS,
-    Parts,
-    Vary,
+    Augment,
+    Varied,
     make_setup,
     total_steps,
 )
+from mnist_jax.runtime import backend, tune_process
 from mnist_jax.signals import interrupts
-from mnist_jax.steps import Metrics, Streams, TrainState
-from mnist_jax.training import EpochMetrics, Lanes, Plan, Progress, Stopped, begin, train
+from mnist_jax.steps import Metrics, Setup, Streams, Trained, TrainState, train_step
+from mnist_jax.training import (
+    EpochMetrics,
+    Order,
+    Progress,
+    Step,
+    Stopped,
+    begin,
+    epoch_order,
+    require_identity,
+    stack,
+    train,
+    unstack,
+)
 
-OnStep = Callable[[int, int, Metrics], None]
+# Settings that a training may be continued with otherwise: where data is found and a run written, and how it is scored.
+_MAY_DIFFER = (*PLACES, "eval_batch_size", "recipe")
+
+
+class Replacements(TypedDict, total=False):
+    """Own parts instead of a config's; `step` and `order` are not of the setup."""
+
+    model: nn.Module | None
+    optimizer: optax.GradientTransformation | None
+    augment: Augment | None
+    loss: Loss | None
+    step: Step | None
+    order: Order | None
 
 
 def _never() -> bool:
     return False
 
 
-def start(config: Config, data: Dataset, **parts: Unpack[Parts]) -> Progress[EpochMetrics]:
+def start(config: Config, data: Dataset, *, initial: Trained | None = None, **parts: Unpack[Replacements]) -> Progress:
     """Makes the progress of a run before its first step.
 
     Args:
       config: every setting of the run, a `Config`.
       data: the images to train on and to score, a `Dataset`.
-      parts: `model`, `optimizer`, `augment` and `loss`, as for `make_setup`.
+      initial: the weights to begin with, as for `fit`.
+      parts: own parts, as for `fit`.
 
     Returns:
       The progress, with the initial state.
@@ -48,10 +76,10 @@ def start(config: Config, data: Dataset, **parts: Unpack[Parts]) -> Progress[Epo
       >>> mj.start(config, data).state
       TrainState(step=0, 104 parameters)
     """
-    return begin(make_setup(config, data, **parts), Lanes([Streams.from_seed(config.seed)]))
+    return begin(_setup_of(config, data, parts), Streams.from_seed(config.seed), initial)
 
 
-def abstract_progress(config: Config, data: Dataset) -> Progress[EpochMetrics]:
+def abstract_progress(config: Config, data: Dataset) -> Progress:
     """Shapes and dtypes of a run's progress, as `jax.ShapeDtypeStruct`, without computing any."""
     return jax.eval_shape(lambda: start(config, data))
 
@@ -60,12 +88,13 @@ def fit(
     config: Config,
     data: Dataset,
     *,
-    progress: Progress[EpochMetrics] | None = None,
+    initial: Trained | None = None,
+    progress: Progress | None = None,
     mesh: Mesh | None = None,
-    on_step: OnStep | None = None,
-    on_epoch: Callable[[Progress[EpochMetrics]], object] | None = None,
+    on_step: Callable[[int, int, Metrics], None] | None = None,
+    on_epoch: Callable[[Progress], object] | None = None,
     stop: Callable[[], bool] = _never,
-    **parts: Unpack[Parts],
+    **parts: Unpack[Replacements],
 ) -> tuple[TrainState, list[EpochMetrics]]:
     """Trains a network and scores it on `data.test` after every epoch.
 
@@ -77,21 +106,25 @@ def fit(
     Args:
       config: every setting of the run, a `Config`.
       data: the images to train on and to score, a `Dataset`.
+      initial: a trained network of the same kind, whose weights to begin with; the optimizer begins anew.
       progress: the `Progress` to continue from, which stays usable; None to begin.
       mesh: devices that share each batch, from `mnist_jax.devices.make_mesh`; None for the default device.
       on_step: on a CPU, called as `on_step(epoch, i, totals)` after step i, with the metrics of the epoch so far.
       on_epoch: called as `on_epoch(progress)` after each epoch, whose metrics are `progress.history[-1]`. The progress
-        stays usable. A true result ends the training.
+        stays usable. True ends the training.
       stop: called after every step on a CPU, after every epoch on other devices or with several processes. A true
         result stops the run.
-      parts: `model`, `optimizer`, `augment` and `loss` instead of the config's, as for `make_setup`.
+      parts: `model`, `optimizer`, `augment` and `loss` instead of the config's, as for `make_setup`; `step`, a function
+        like `train_step`, which a step may call (its setup has no mean and deviation: pass on those that it is given);
+        `order`, a function like `epoch_order`, called on the host.
 
     Returns:
       The final state and the history, a list of `EpochMetrics`.
 
     Raises:
-      InputError: as `make_setup`, the mesh cannot split a batch, `progress` is of another training, or processes
-        differ in config, data or versions.
+      InputError: as `make_setup`; step or order have another signature or result; the mesh cannot split a batch;
+        `progress` is of another training, or `initial` of another network; processes differ in config, data or
+        versions.
       DivergedError: a loss or gradient is not finite.
       Stopped: `stop` returned true, or Ctrl-C was pressed on the main thread. Its `progress` continues the run.
         (A second Ctrl-C raises KeyboardInterrupt at once.)
@@ -102,8 +135,30 @@ def fit(
       (TrainState(step=4, 104 parameters), 1)
     """
     require_config(config)
-    lanes = Lanes([Streams.from_seed(config.seed)])
-    reached = _train(config, data, parts, lanes, stop, progress=progress, mesh=mesh, on_step=on_step, on_epoch=on_epoch)
+    tune_process()
+    streams = Streams.from_seed(config.seed)
+    with devices.together() as facts:  # Processes that differ would wait for each other, or mix two trainings.
+        require(progress, Progress | None, "progress", "give that of a Stopped, or what on_epoch was given")
+        require(initial, Trained | None, "initial", "give a Trained, as setup.trained(state)")
+        setup, identity = _setup_of(config, data, parts), _identity(config, data, parts)
+        if jax.process_count() > 1:
+            facts |= shared_facts(config, data) | {"step": progress.steps if progress else 0}
+    with interrupts() as interrupted:
+        reached = train(
+            setup,
+            data,
+            streams,
+            **_options(config, parts),
+            initial=initial,
+            progress=progress,
+            identity=identity,
+            mesh=mesh,
+            on_step=on_step,
+            on_epoch=on_epoch,
+            stop=lambda: interrupted() or stop(),
+        )
+        if interrupted():  # Ctrl-C in the last epoch must also end a loop of fits.
+            raise Stopped(reached)
     return reached.state, list(reached.history)
 
 
@@ -112,31 +167,28 @@ def fit_seeds(
     data: Dataset,
     *,
     seeds: Sequence[int],
-    progress: Progress[tuple[EpochMetrics, ...]] | None = None,
+    initial: Trained | None = None,
+    progress: Sequence[Progress] | None = None,
     mesh: Mesh | None = None,
-    on_step: OnStep | None = None,
-    on_epoch: Callable[[Progress[tuple[EpochMetrics, ...]]], object] | None = None,
+    on_epoch: Callable[[int, EpochMetrics], object] | None = None,
     stop: Callable[[], bool] = _never,
-    **parts: Unpack[Parts],
-) -> tuple[TrainState, list[list[EpochMetrics]]]:
-    """Trains one network per seed, all in one program under `jax.vmap`.
-
-    Each seed has the shuffles, distortions and dropout that it has alone. Results differ by rounding.
+    **parts: Unpack[Replacements],
+) -> tuple[list[TrainState], list[list[EpochMetrics]]]:
+    """Trains one network per seed, by `fit_many`: each has the shuffles, distortions and dropout that it has alone.
 
     Args:
       config: every setting of the runs, a `Config`; its seed is not used.
       data: the images to train on and to score, a `Dataset`.
       seeds: one or more, in 0..2^32-1.
-      progress: as for `fit`; an entry of its history has the metrics of every seed.
-      mesh: devices that share the seeds.
-      on_step: as for `fit`, with metrics [seeds].
-      on_epoch: as for `fit`.
+      initial: as for `fit`, for every seed.
+      progress: as for `fit_many`, like the next three.
+      mesh: devices that share the seeds; on CPUs, each batch.
+      on_epoch: called as `on_epoch(i, metrics)`.
       stop: as for `fit`.
       parts: as for `fit`.
 
     Returns:
-      The final states, each array with a leading axis of seeds, and the list of the seeds' histories. Their `seconds`
-      are those of all seeds together.
+      The final states and the histories, lists in the order of the seeds.
 
     Raises:
       InputError: as `fit`, there are no seeds, or the mesh cannot split them.
@@ -145,8 +197,8 @@ def fit_seeds(
 
     Example:
       >>> states, histories = mj.fit_seeds(config, data, seeds=[1, 2])
-      >>> states.params["conv1"]["kernel"].shape, len(histories)
-      ((2, 3, 3, 1, 8), 2)
+      >>> states[1], len(histories)
+      (TrainState(step=4, 104 parameters), 2)
     """
     require_config(config)
     try:
@@ -155,34 +207,39 @@ def fit_seeds(
         configs = []
     if not configs:
         raise InputError(f"seeds {shown(seeds)} cannot be used; give one or more, as [1, 2]")
-    lanes = Lanes([Streams.from_seed(one.seed) for one in configs], [f"seed {one.seed}" for one in configs])
-    reached = _train(config, data, parts, lanes, stop, progress=progress, mesh=mesh, on_step=on_step, on_epoch=on_epoch)
-    return reached.state, [list(history) for history in zip(*reached.history, strict=True)]
+    options: dict[str, Any] = {"initial": initial, "progress": progress, "mesh": mesh}
+    return fit_many(configs, data, **options, on_epoch=on_epoch, stop=stop, **parts)
 
 
 def fit_many(
     configs: Sequence[Config],
     data: Dataset,
     *,
-    progress: Progress[tuple[EpochMetrics, ...]] | Sequence[Progress[EpochMetrics]] | None = None,
+    initial: Trained | None = None,
+    progress: Sequence[Progress] | None = None,
     mesh: Mesh | None = None,
+    on_epoch: Callable[[int, EpochMetrics], object] | None = None,
     stop: Callable[[], bool] = _never,
-    **parts: Unpack[Parts],
-) -> tuple[TrainState, list[list[EpochMetrics]]]:
-    """Trains many settings: on a GPU or TPU in one program, on a CPU one after the other.
+    **parts: Unpack[Replacements],
+) -> tuple[list[TrainState], list[list[EpochMetrics]]]:
+    """Trains many settings: on a CPU one after the other, on a GPU or TPU in one program by `jax.vmap`.
+
+    On a CPU each is `fit` to the bit. In one program, results differ by rounding.
 
     Args:
       configs: one `Config` or more. They may differ in their seed, learning rate, momentum, beta 2, weight decay, and
         the numbers of the distortion.
       data: the images to train on and to score, a `Dataset`.
-      progress: the `progress` of a `Stopped`; None to begin.
+      initial: as for `fit`, for every config.
+      progress: the `progress` of a `Stopped`, a list; None to begin.
       mesh: devices that share the configs; on CPUs, each batch.
+      on_epoch: called as `on_epoch(i, metrics)` after an epoch of training i; its result is not used.
       stop: as for `fit`.
       parts: as for `fit`.
 
     Returns:
-      The final states, each array with a leading axis of configs, and the list of their histories, in the order of the
-      configs.
+      The final states and the histories, lists in the order of the configs. In one program, `seconds` are those of all
+      together.
 
     Raises:
       InputError: as `fit`, there are no configs, or they differ in another setting.
@@ -197,25 +254,129 @@ def fit_many(
     """
     configs = [*configs] if isinstance(configs, Iterable) else configs
     varied = _varied(configs, parts)
-    makers = [Vary(config, make_setup(config, data, **parts), total_steps(config, data)) for config in configs]
-    streams = [Streams.from_seed(config.seed) for config in configs]
-    if jax.default_backend() == "cpu":
-        done: list[Progress[EpochMetrics]] = []
-        begun = [*(progress or ()), *[None] * len(configs)]
-        for config, make, stream, before in zip(configs, makers, streams, begun, strict=False):
-            # With an array as weight decay, the state of SGD has the same structure with and without decay.
-            decays = "weight_decay" in varied and config.optimizer == "sgd"
-            setup = make({"weight_decay": jnp.float32(config.weight_decay)} if decays else {})
-            try:
-                done.append(_train(config, data, parts, Lanes([stream]), stop, setup, progress=before, mesh=mesh))
-            except Stopped as stopped:
-                raise Stopped((*done, stopped.progress)) from None
-        states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(reached.state for reached in done))
-        return states, [list(reached.history) for reached in done]
+    tune_process()
+    if backend() == "cpu":
+        reached = _one_by_one(configs, data, initial, [*(progress or ())], mesh, on_epoch, stop, parts)
+    else:
+        reached = _in_one_program(configs, data, initial, progress, mesh, on_epoch, stop, parts, varied)
+    return [each.state for each in reached], [list(each.history) for each in reached]
+
+
+def _one_by_one(configs, data, initial, progress, mesh, on_epoch, stop, parts) -> list[Progress]:
+    names, done = _names(configs), []
+    for i, config in enumerate(configs):
+        before = progress[i] if i < len(progress) else None
+        watch = on_epoch and (lambda reached, i=i: on_epoch(i, reached.history[-1]) and None)
+        options: dict[str, Any] = {
+            "initial": initial,
+            "progress": before,
+            "mesh": mesh,
+            "on_epoch": watch,
+            "stop": stop,
+        }
+        try:
+            state, history = fit(config, data, **options, **parts)
+        except DivergedError as error:
+            raise DivergedError(f"{names[i]}: {error}") from error
+        except Stopped as stopped:
+            raise Stopped([*done, stopped.progress]) from None
+        done.append(Progress(state, Metrics.zeros(), tuple(history), _identity(config, data, parts)))
+    return done
+
+
+def _in_one_program(configs, data, initial, progress, mesh, on_epoch, stop, parts, varied) -> list[Progress]:
+    config, identities = configs[0], [_identity(one, data, parts) for one in configs]
     numbers = {name: jnp.array([getattr(one, name) for one in configs], jnp.float32) for name in varied}
-    lanes = Lanes(streams, [f"config {i}" for i in range(len(configs))], numbers, makers[0])
-    reached = _train(configs[0], data, parts, lanes, stop, makers[0].setup, progress=progress, mesh=mesh)
-    return reached.state, [list(history) for history in zip(*reached.history, strict=True)]
+    with devices.together() as facts:
+        setup = _setup_of(config, data, parts)
+        if jax.process_count() > 1:
+            facts |= shared_facts(config, data) | {"configs": [dataclasses.asdict(one) for one in configs]}
+            facts |= {"step": progress[0].steps if progress else 0}
+    before = None
+    if progress:
+        for one, identity in zip(progress, identities, strict=True):
+            require_identity(one, identity)
+        before = Progress(
+            *stack([one[:2] for one in progress]), tuple(zip(*(one.history for one in progress), strict=True))
+        )
+
+    def split(reached: Progress) -> list[Progress]:
+        histories = zip(*reached.history, strict=True) if reached.history else [()] * len(configs)
+        together = zip(unstack(reached[:2], len(configs)), histories, identities, strict=True)
+        return [Progress(*arrays, history, identity) for arrays, history, identity in together]
+
+    def watch(reached: Progress) -> None:
+        for i, metrics in enumerate(reached.history[-1]):
+            on_epoch(i, metrics)
+
+    with interrupts() as interrupted:
+        try:
+            reached = train(
+                setup,
+                data,
+                [Streams.from_seed(one.seed) for one in configs],
+                **_options(config, parts),
+                initial=initial,
+                progress=before,
+                names=_names(configs),
+                vary=Varied(config, total_steps(config, data)) if varied else None,
+                numbers=numbers or None,
+                mesh=mesh,
+                on_epoch=on_epoch and watch,
+                stop=lambda: interrupted() or stop(),
+            )
+        except Stopped as stopped:
+            raise Stopped(split(stopped.progress)) from None
+        if interrupted():
+            raise Stopped(split(reached))
+    return split(reached)
+
+
+def _names(configs):
+    """Names of the trainings in errors."""
+    seeds = len({dataclasses.replace(config, seed=1) for config in configs}) == 1
+    return [f"seed {config.seed}" if seeds else f"config {i}" for i, config in enumerate(configs)]
+
+
+def _options(config, parts) -> dict[str, Any]:
+    """What `train` takes from a config, and step and order."""
+    seams = {"step": parts.get("step") or train_step, "order": parts.get("order") or epoch_order}
+    return {name: getattr(config, name) for name in ("epochs", "batch_size", "plain_epochs", "eval_batch_size")} | seams
+
+
+def _setup_of(config, data, parts) -> Setup:
+    """The setup with own parts; raises InputError if a step has another signature than `train_step`."""
+    setup = make_setup(config, data, **{name: part for name, part in parts.items() if name not in ("step", "order")})
+    if step := parts.get("step"):
+        arrays = (((config.batch_size, *setup.image_shape), jnp.uint8), ((config.batch_size,), jnp.int32))
+        images, labels = (jax.ShapeDtypeStruct(*array) for array in arrays)
+        statistics = [jax.ShapeDtypeStruct((setup.image_shape[2],), jnp.float32)] * 2
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        state = jax.eval_shape(lambda key: begin(setup, Streams(key, key, key)).state, key)
+        with refusing("step cannot be used (", "); it is called like mj.train_step, and returns the state and Metrics"):
+            bare = setup._replace(mean=None, deviation=None)
+
+            def take(state, images, labels, key, strength, statistics):
+                return step(state, images, labels, key, bare, strength, *statistics)
+
+            after, metrics = jax.eval_shape(take, state, images, labels, key, jnp.float32(1), statistics)
+            if not isinstance(metrics, Metrics) or jax.tree.structure(after) != jax.tree.structure(state):
+                raise ValueError(f"it returns {type(after).__name__} and {type(metrics).__name__}")
+    return setup
+
+
+def _identity(config, data, parts) -> dict[str, Any]:
+    """What makes a training this one: its settings, its parts by their names, its data by its hash."""
+    values = {name: value for name, value in dataclasses.asdict(config).items() if name not in _MAY_DIFFER}
+    named = {name: _name_of(part) for name, part in parts.items() if part is not None}
+    return {name.replace("_", " "): value for name, value in values.items()} | named | {"data": data.sha256[:12]}
+
+
+def _name_of(part):
+    function = part.update if isinstance(part, optax.GradientTransformation) else part
+    function = getattr(function, "function", function)  # Of `losses.from_logits`.
+    kind = function if hasattr(function, "__qualname__") else type(function)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _varied(configs, parts):
@@ -224,7 +385,7 @@ def _varied(configs, parts):
         raise InputError(f"configs {shown(configs)} cannot be used; give a list of one or more")
     for config in configs:
         require_config(config)
-    names = [name for name in Config.__dataclass_fields__ if name != "seed"]
+    names = [name for name in Config.__dataclass_fields__ if name not in ("seed", "run_dir")]
     differing = [name for name in names if len({getattr(config, name) for config in configs}) > 1]
     replaced = OPTIMIZER_NUMBERS * (parts.get("optimizer") is not None)
     replaced += DISTORTION_NUMBERS * (parts.get("augment") is not None)
@@ -244,27 +405,3 @@ def shared_facts(config: Config, data: Dataset) -> dict[str, Any]:
     values = dataclasses.asdict(config).items()
     settings = {name.replace("_", " "): value for name, value in values if name not in PLACES}
     return settings | {"data": data.sha256[:12]}
-
-
-def _train(config, data, parts, lanes, stop, setup=None, **options) -> Progress[Any]:
-    remedy = "give that of a Stopped, or what on_epoch was given"
-    require(options.get("progress"), Progress | None, "progress", remedy)
-    with devices.together() as facts:  # Processes that differ would wait for each other, or mix two trainings.
-        setup = setup or make_setup(config, data, **parts)
-        if jax.process_count() > 1:
-            facts |= shared_facts(config, data) | {"trainings": lanes.names}
-            facts["step"] = options["progress"].steps if options.get("progress") else 0
-            facts |= {name: np.asarray(values).tolist() for name, values in (lanes.numbers or {}).items()}
-    own = parts.get("optimizer") is not None
-    remedy = "try a smaller learning rate" if own else f"try a learning rate below {config.learning_rate}"
-    plan = Plan(config.epochs, config.batch_size, config.plain_epochs, config.eval_batch_size, remedy)
-    with interrupts() as interrupted:
-        try:
-            reached = train(setup, data, plan, lanes, stop=lambda: interrupted() or stop(), **options)
-        except jax.errors.UnexpectedTracerError as error:
-            raise InputError(
-                "the loss calls apply under jax.jit, vmap, checkpoint or lax.map; call it outside, or under jax.grad"
-            ) from error
-        if interrupted():  # Ctrl-C in the last epoch must also end a loop of fits.
-            raise Stopped(reached)
-        return reached

@@ -1,8 +1,8 @@
 """Makes data, network, optimizer and setup from a config and from own parts."""
 
 import dataclasses
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypedDict
 
 import flax.linen as nn
@@ -12,15 +12,15 @@ import optax
 from flax.core import meta
 
 from mnist_jax import models, optimizers
-from mnist_jax.augment import Always, Distortion
+from mnist_jax.augment import Distortion, EveryEpoch
 from mnist_jax.data import Dataset, hold_out, load_dataset
 from mnist_jax.errors import InputError, refusing, require, require_whole
 from mnist_jax.layers import FLAX
 from mnist_jax.losses import CrossEntropy, Loss
 from mnist_jax.models import KERNEL_INITS, Network
-from mnist_jax.recipes.config import Config, require_config
+from mnist_jax.recipes.config import Config, make_config, require_config
 from mnist_jax.runtime import default_types
-from mnist_jax.steps import Setup
+from mnist_jax.steps import Setup, init_state, value_and_grad
 from mnist_jax.training import steps_per_epoch
 
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
@@ -67,26 +67,6 @@ def network_of(config: Config, num_classes: int = 10) -> Network:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimizerPart:
-    """The function `init` or `update` of an optimizer, made when it is called.
-
-    The functions of optax are closures. This one can be pickled, and is equal for equal settings, so that `jax.jit`
-    compiles once.
-
-    Attributes:
-      name: "init" or "update".
-      settings: the arguments of `optimizers.optimizer_of` with their names.
-    """
-
-    name: str
-    settings: tuple[tuple[str, Any], ...]
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        """Calls the function of optax."""
-        return getattr(optimizers.optimizer_of(**dict(self.settings)), self.name)(*args, **options)
-
-
 def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransformation:
     """Makes the optimizer of a config.
 
@@ -102,13 +82,17 @@ def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransforma
       >>> clipped = optax.chain(optax.clip_by_global_norm(1.0), optimizer)
     """
     require_config(config)
-    steps = ("total_steps", require_whole(total_steps, "number of steps", 1))
-    settings = (steps, *((name, getattr(config, name)) for name in _OPTIMIZER_SETTINGS))
-    return optax.GradientTransformation(OptimizerPart("init", settings), OptimizerPart("update", settings))
+    settings = {name: getattr(config, name) for name in _OPTIMIZER_SETTINGS}
+    return optimizers.optimizer_of(total_steps=require_whole(total_steps, "number of steps", 1), **settings)
 
 
 def make_distortion(config: Config) -> Distortion | None:
-    """The distortion of a config; None if no epoch has any."""
+    """The distortion of a config, `distortion(key, images)`, to be composed with others; None if no epoch has any.
+
+    Example:
+      >>> distortion = mj.make_distortion(config)
+      >>> augment = lambda key, images: 255 - distortion(key, images)
+    """
     distortion = Distortion(config.rotation, config.shift, config.scale, config.shear, config.elastic)
     return distortion if any(distortion) and config.plain_epochs < config.epochs else None
 
@@ -128,9 +112,9 @@ def make_setup(
     Args:
       config: every setting of the run, a `Config`.
       data: the `Dataset` to train on; its length, classes, statistics and image shape are used.
-      model: replaces the network: a Flax module called as `model(images, train=...)`, from float32 [B, H, W, C] to
-        logits [B, classes], with any collections and random streams.
-      optimizer: replaces the optimizer; needs `update(grads, state, params)` and no more.
+      model: replaces the network: a Flax linen module called as `model(images, train=...)`, from float32 [B, H, W, C]
+        to logits [B, classes], with any collections and random streams.
+      optimizer: replaces the optimizer, see `optimizers.with_extra_args`.
       augment: replaces the distortion, in every epoch: `(key, images) -> images`, float32 [B, H, W, C], 0 to 255.
       loss: replaces the cross-entropy, see `mnist_jax.losses`.
 
@@ -138,8 +122,8 @@ def make_setup(
       The `Setup`.
 
     Raises:
-      InputError: the images are too small for the network or too few for a batch, the network does not return one logit
-        per class, the optimizer needs more arguments, a part cannot be hashed, or `loss` comes with label smoothing.
+      InputError: the images are too small for the network or too few for a batch; a part has another signature, cannot
+        be hashed, or makes a setting meaningless that the config changes from its recipe's.
 
     Example:
       >>> adam = mj.make_setup(config, data, optimizer=optax.adam(1e-3))
@@ -148,64 +132,102 @@ def make_setup(
     """
     require_config(config)
     require(data, Dataset, "data", "make a Dataset of it, by Dataset.from_arrays")
-    require(model, nn.Module | None, "model", "give a Flax module; name networks of the package by arch in the config")
-    for name, part in (("model", model), ("optimizer", optimizer), ("augment", augment), ("loss", loss)):
+    require(
+        model, nn.Module | None, "model", "give a Flax linen module: nnx.bridge.to_linen makes one of an nnx module"
+    )
+    parts = {"model": model, "optimizer": optimizer, "augment": augment, "loss": loss}
+    given = [name for name, part in parts.items() if part is not None]
+    for name in given:
         with refusing(f"{name} cannot be hashed (", "), which compiling needs; keep arrays and lists in a closure"):
-            hash(part)
-    if loss is not None and config.label_smoothing:
-        raise InputError(
-            f"label smoothing {config.label_smoothing} belongs to the loss that is replaced; choose label_smoothing=0"
-        )
+            hash(parts[name])
+        _require_unchanged(name, config)
     network = network_of(config, len(data.classes)) if model is None else model
-    _require_fit(network, data, optimizer)
-    return Setup(
+    setup = Setup(
         network,
         make_optimizer(config, total_steps(config, data)) if optimizer is None else optimizer,
         CrossEntropy(config.label_smoothing) if loss is None else loss,
-        make_distortion(config) if augment is None else Always(augment),
+        make_distortion(config) if augment is None else EveryEpoch(augment),
         config.average_decay,
         data.mean,
         data.deviation,
         data.classes,
         data.image_shape,
     )
+    known = isinstance(network, Network) and network.arch in models.ARCHS and data.image_shape == models.IMAGE_SHAPE
+    return setup if known and not given else _traced(setup, given)  # Tracing takes time.
 
 
-def _require_fit(network: nn.Module, data: Dataset, optimizer: optax.GradientTransformation | None) -> None:
-    """Raises InputError if the network does not fit the data, or the optimizer needs more than a step has."""
-    ours = isinstance(network, Network) and network.arch in models.ARCHS
-    if ours and optimizer is None and data.image_shape == models.IMAGE_SHAPE:  # Known to fit; tracing takes time.
-        return
+# Settings that a part replaces, so that to change them would have no effect.
+_REPLACED = {
+    "model": ("dropout_rate", "kernel_init", "precision"),
+    "optimizer": _OPTIMIZER_SETTINGS,
+    "augment": (*DISTORTION_NUMBERS, "plain_epochs"),
+    "loss": ("label_smoothing",),
+}
+
+
+def _require_unchanged(part, config):
+    """Raises InputError if a config changes a setting that an own part replaces."""
+    recipe = make_config(config.recipe, config.arch)
+    for name in _REPLACED[part]:
+        value, plain = getattr(config, name), 0.0 if part == "loss" else getattr(recipe, name)
+        if value != plain:
+            setting = name.replace("_", " ")
+            raise InputError(f"{setting} {value} belongs to the {part} that is replaced; choose {name}={plain!r}")
+
+
+def _traced(setup: Setup, given: Sequence[str]) -> Setup:
+    """Traces the parts one after the other, so that one with another signature is refused by its name."""
+    network, shape = setup.model, setup.image_shape
+    count = len(setup.classes)
     # Flax's layers, because the fast ones need at least one pixel.
     plain = network.clone(layers=FLAX) if isinstance(network, Network) else network
-    images = jax.ShapeDtypeStruct((2, *data.image_shape), jnp.float32)
-    initialize = functools.partial(plain.init_with_output, train=False)
-    logits, variables = jax.eval_shape(initialize, jax.random.key(0), images)
+    # Unlike the number of classes, so that a loss of one-hot labels does not fit by chance.
+    images = jax.ShapeDtypeStruct((count + 1, *shape), jnp.float32)
+    labels, key = jax.ShapeDtypeStruct((count + 1,), jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
+    remedy = (
+        "; it is called as model(images, train=...), with images [B, H, W, C]"
+        if "model" in given
+        else "; choose another"
+    )
+    with refusing("model cannot be used (", f"){remedy}"):
+        logits, variables = jax.eval_shape(partial(plain.init_with_output, train=False), key, images)
     found = getattr(logits, "shape", type(logits).__name__)
-    if found != (2, len(data.classes)):
+    if found != (count + 1, count):
         raise InputError(
-            f"model gives {found} for 2 images, and the data has {len(data.classes)} classes; "
-            f"return logits of shape (2, {len(data.classes)})"
+            f"model gives {found} for {count + 1} images, and the data has {count} classes; "
+            f"return logits of shape ({count + 1}, {count})"
         )
-    if optimizer is not None:
-        optimizers.require_plain(optimizer, meta.unbox(variables.get("params", {})))
+    if "optimizer" in given:
+        params = meta.unbox(variables.get("params", {}))
+        setup = setup._replace(optimizer=optimizers.with_extra_args(setup.optimizer, params))
+    if setup.augment and "augment" in given:
+        with refusing("augment cannot be used (", "); it is called as augment(key, images), with images [B, H, W, C]"):
+            jax.eval_shape(setup.augment, key, images)
+    if "loss" in given:
+        state = jax.eval_shape(partial(init_state, setup._replace(optimizer=optax.identity())), key)
+        remedy = (
+            "; it is called as loss(apply, params, images, labels, key); mj.losses.from_logits makes one of a function"
+        )
+        with refusing("loss cannot be used (", f"){remedy} of logits and integer labels"):
+            jax.eval_shape(partial(value_and_grad, setup=setup), state, images, labels, key)
+    return setup
 
 
 @dataclasses.dataclass(frozen=True)
-class Vary:
-    """Makes a config's setup with other numbers, scalar arrays by name."""
+class Varied:
+    """Makes the setup of a config with other numbers, scalar arrays by name, inside a jitted program."""
 
     config: Config
-    setup: Setup
     total_steps: int
 
-    def __call__(self, numbers: dict[str, jax.Array]) -> Setup:
-        """The setup with these numbers, inside a jitted program."""
-        setup = self.setup
-        value_of: dict[str, Any] = vars(self.config) | numbers
+    def __call__(self, setup: Setup, numbers: Mapping[str, jax.Array]) -> Setup:
+        """The setup with these numbers."""
+        value_of: dict[str, Any] = vars(self.config) | dict(numbers)
         if not numbers.keys().isdisjoint(OPTIMIZER_NUMBERS):
             settings = {name: value_of[name] for name in _OPTIMIZER_SETTINGS}
-            setup = setup._replace(optimizer=optimizers.optimizer_of(total_steps=self.total_steps, **settings))
+            optimizer = optimizers.optimizer_of.__wrapped__(total_steps=self.total_steps, **settings)
+            setup = setup._replace(optimizer=optimizer)
         if not numbers.keys().isdisjoint(DISTORTION_NUMBERS) and self.config.plain_epochs < self.config.epochs:
             setup = setup._replace(augment=Distortion(*(value_of[name] for name in DISTORTION_NUMBERS)))
         return setup

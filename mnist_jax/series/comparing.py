@@ -4,15 +4,18 @@ import collections
 import json
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from mnist_jax.differences import Comparison, Series, compare_series
 from mnist_jax.errors import InputError, plain_number, require_path, shown
 from mnist_jax.series.records import Trial, read_trials, settings
 
-Source: TypeAlias = Sequence[Trial] | Mapping[int, float] | str | os.PathLike[str]
+Source: TypeAlias = Sequence[Trial] | Mapping[int, float] | ArrayLike | str | os.PathLike[str]
 
 
 def compare(a: Source, b: Source, *, images: Literal["fixed", "sampled"] = "fixed", paired: bool = False) -> Comparison:
@@ -29,10 +32,12 @@ def compare(a: Source, b: Source, *, images: Literal["fixed", "sampled"] = "fixe
     "Variance Components", 1992, chapter 4.
 
     Args:
-      a: trials of one setting, the path of a file that `reproduce` or `search` wrote, or accuracies by seed, fractions.
+      a: trials of one setting, the path of a file that `reproduce` or `search` wrote, accuracies by seed, fractions, or
+        an array: accuracies [seeds], or bool [seeds, images], true where the prediction is right.
       b: another such series.
       images: "fixed" for a claim about the scored images, "sampled" for one about all images they were drawn from.
-      paired: pair the seeds that both have, and leave out the others. Whether that helps is a matter of `correlation`.
+      paired: pair the seeds that both have, or arrays by position, and leave out the others. Whether that helps is a
+        matter of `correlation`.
 
     Returns:
       The difference A less B, its 95% interval and its p-value.
@@ -63,7 +68,22 @@ def series_of(source: Source) -> Series:
             if plain is None or not 0 <= plain <= 1:
                 raise InputError(f"accuracy {shown(accuracy)} of seed {seed} cannot be used; give a fraction")
         return Series({seed: float(accuracy) for seed, accuracy in source.items()})
-    return _series(list(source), "a series")
+    values = [*source] if isinstance(source, Iterable) else [source]
+    if all(isinstance(value, Trial) for value in values):
+        return _series(values, "a series")
+    return _series_of_array(np.asarray(values))
+
+
+def _series_of_array(array: np.ndarray) -> Series:
+    """The series of accuracies [seeds], or of bool [seeds, images]."""
+    if array.dtype == bool and array.ndim == 2 and array.size:
+        errors = {i: tuple(np.flatnonzero(~row).tolist()) for i, row in enumerate(array)}
+        accuracies = dict(enumerate(array.mean(1).tolist()))
+        return Series(accuracies, errors, array.shape[1], f"{array.shape[1]:,} images")
+    if array.dtype.kind != "f" or array.ndim != 1 or not ((array >= 0) & (array <= 1)).all():
+        found = f"{array.dtype} {list(array.shape)}"
+        raise InputError(f"{found} cannot be compared; give accuracies [seeds] from 0 to 1, or bool [seeds, images]")
+    return Series(dict(enumerate(array.tolist())))
 
 
 def read_series(path: Path) -> dict[str, Series]:
