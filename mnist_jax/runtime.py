@@ -95,7 +95,7 @@ def jit(function: Callable[..., Any], **options: Any) -> Any:
     Example:
       >>> step = mj.jit(mj.train_step, static_argnames="setup")
     """
-    return jax.jit(function, compiler_options=compiler_options(once=False), **options)
+    return jax.jit(function, compiler_options=compiler_options(False), **options)
 
 
 def run_once(function: Callable[..., Any], *args: Any, static_argnums: int | tuple[int, ...] = ()) -> Any:
@@ -105,7 +105,7 @@ def run_once(function: Callable[..., Any], *args: Any, static_argnums: int | tup
 
 @cache
 def _unoptimized(function, static_argnums):
-    return jax.jit(function, static_argnums=static_argnums, compiler_options=compiler_options(once=True))
+    return jax.jit(function, static_argnums=static_argnums, compiler_options=compiler_options(True))
 
 
 def tune_process() -> None:

@@ -1,5 +1,6 @@
 """Scoring and prediction, in batches of one size."""
 
+import dataclasses
 from collections.abc import Iterator
 from functools import cache
 
@@ -55,7 +56,7 @@ def score(trained: Trained, split: Split, batch_size: int, mesh: Mesh | None, ma
     shape = jax.tree.leaves(trained.variables)[0].shape[:1] if many else ()
     totals = devices.put(Metrics.zeros(*shape), mesh, trainings)
     variables = devices.put(trained.variables, mesh, trainings)
-    rest = devices.put(trained.replace(variables={}), mesh)
+    rest = devices.put(dataclasses.replace(trained, variables={}), mesh)
     for batch in _batches(split, batch_size):
         totals = _run(_score_many if many else _score, rest, variables, totals, devices.put(batch, mesh, split_axis))
         if mesh:  # XLA:CPU has as few threads as devices: two programs at once could wait for each other.
@@ -91,7 +92,7 @@ def predict(trained: Trained, images: ArrayLike, batch_size: int = 250) -> Float
 
 
 def _score(rest, variables, totals, batch):
-    return totals + eval_step(rest.replace(variables=variables), *batch)
+    return totals + eval_step(dataclasses.replace(rest, variables=variables), *batch)
 
 
 _score_many = jax.vmap(_score, in_axes=(None, 0, 0, None))

@@ -132,6 +132,11 @@ class Trained:
         """Standardizes images [..., H, W, C], uint8 or floats in [0, 1], to the network's input, float32."""
         return standardize(images, self.mean, self.deviation)
 
+    def numbers(self) -> dict[str, list[float]]:
+        """`mean` and `deviation` for a file, with as few digits as tell a float32 apart."""
+        fields = {"mean": self.mean, "deviation": self.deviation}
+        return {name: [float(str(value)) for value in np.asarray(field, np.float32)] for name, field in fields.items()}
+
     def __repr__(self) -> str:
         """One line without weights."""
         name = getattr(self.model, "arch", "") or type(self.model).__name__

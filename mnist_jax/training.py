@@ -150,9 +150,8 @@ def take_step(
     return state, totals + metrics
 
 
-@cache
-def program(many: bool, whole: bool) -> Any:
-    """The compiled `take_step`, with `many` under `jax.vmap`; with `whole` in a loop over all steps of an epoch."""
+def loop(many: bool, whole: bool) -> Callable[..., tuple[TrainState, Metrics]]:
+    """`take_step`, with `many` under `jax.vmap`; with `whole` in a loop over all steps of an epoch from `first` on."""
 
     def take(i, state, totals, epoch, setup, step, vary):
         def one(state, totals, epoch):
@@ -161,10 +160,19 @@ def program(many: bool, whole: bool) -> Any:
         return (jax.vmap(one, in_axes=(0, 0, _AXES)) if many else one)(state, totals, epoch)
 
     def take_all(first, state, totals, epoch, setup, step, vary):
-        steps = epoch.order.shape[-2]
-        return lax.fori_loop(first, steps, lambda i, carry: take(i, *carry, epoch, setup, step, vary), (state, totals))
+        def body(i, carry):
+            state, totals = carry
+            return take(i, state, totals, epoch, setup, step, vary)
 
-    return jit(take_all if whole else take, static_argnames=("setup", "step", "vary"), donate_argnames="state")
+        return lax.fori_loop(first, epoch.order.shape[-2], body, (state, totals))
+
+    return take_all if whole else take
+
+
+@cache
+def program(many: bool, whole: bool) -> Any:
+    """The compiled `loop`."""
+    return jit(loop(many, whole), static_argnames=("setup", "step", "vary"), donate_argnames="state")
 
 
 def train_epoch(
@@ -218,11 +226,12 @@ def train_epoch(
         return state, totals
     epoch = Epoch(split, order, key, np.float32(strength), mean, deviation, numbers)
     whole = backend() != "cpu" if whole is None else whole
-    take = program(bool(shape), whole)
+    take: Callable[..., tuple[TrainState, Metrics]] = program(bool(shape), whole)
     if whole:
         with default_types():
             return take(first, state, totals, epoch, setup, step, vary)
     several = any(len(leaf.devices()) > 1 for leaf in jax.tree.leaves(totals))
+    before, i = totals, first
     for i in steps:
         before = totals
         with default_types():
@@ -317,7 +326,7 @@ def train(
         state, totals = _copy(progress[:2])
     else:
         state, totals, *_ = fresh()
-    history = progress.history if progress else ()
+    history: tuple[Any, ...] = progress.history if progress else ()
     axis = 0 if many else None
     state, totals, numbers = devices.put((state, totals, numbers), mesh, axis)
     key = devices.put(stack([run.step for run in runs]), mesh, axis) if many else streams.step

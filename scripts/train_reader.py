@@ -17,7 +17,6 @@ from mnist_jax import (
     make_config,
     make_setup,
     save_weights,
-    start,
 )
 from mnist_jax.cli import run
 from mnist_jax.deploy.digits import to_digit
@@ -57,17 +56,15 @@ def main(options: Options) -> None:
         further = dataclasses.replace(config, seed=seed, **SETTINGS)
         three.append(_train(further, drawn_anew(data, seed), before.variables).variables)
     mean = jax.tree.map(lambda *each: sum(each) / len(each), *three)
-    save_weights(options.out, dataclasses.replace(before, variables=mean))
+    save_weights(options.out, before.replace(variables=mean))
 
 
 def _train(config, data, variables=None):
     """Trains from the start, or on from variables."""
-    begun = start(config, data)
-    if variables:
-        collections = {name: variables[name] for name in begun.state.collections}
-        begun = begun._replace(state=begun.state._replace(params=variables["params"], collections=collections))
-    state, _ = fit(config, data, progress=begun, on_epoch=lambda progress: print(progress.history[-1], flush=True))
-    return make_setup(config, data).trained(state)
+    setup = make_setup(config, data)
+    initial = setup.with_variables(variables) if variables else None
+    state, _ = fit(config, data, initial=initial, on_epoch=lambda progress: print(progress.history[-1], flush=True))
+    return setup.trained(state)
 
 
 def drawn_anew(data: Dataset, seed: int) -> Dataset:

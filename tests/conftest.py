@@ -25,16 +25,11 @@ import platformdirs
 import pytest
 from PIL import Image
 
-os.environ["MNIST_JAX_LEAVE_PROCESS"] = "1"  # Else importing the package would have the user's cache.
-
 import mnist_jax as mj
-from mnist_jax import EpochMetrics, Setup, Split, Trained, cli, init_state, load_dataset, loops, make_config, runtime
+from mnist_jax import EpochMetrics, Setup, Split, cli, init_state, load_dataset, make_config, runtime, scoring, training
 from mnist_jax.objective import objective
 from mnist_jax.recipes.values import network_of
 from mnist_jax.runs import directory, weights
-from mnist_jax.runtime import use_compilation_cache
-
-del os.environ["MNIST_JAX_LEAVE_PROCESS"]
 
 # Here, and in processes that tests start, programs are not optimized, and written by XLA's older emitters, where it has
 # them: most run for a few steps, and so they compile in a fourth of the time. For the others there is `optimizing`.
@@ -69,13 +64,13 @@ def pytest_configure(config):
 def optimizing(monkeypatch):
     """Optimizes programs as they are for users: for a test that runs them for long, or asks for their bits."""
     options = {True: runtime.compiler_options(True), False: {**(runtime.compiler_options(False) or {}), **OPTIMIZED}}
-    for module in (runtime, loops):
-        monkeypatch.setattr(module, "compiler_options", options.get)
-    loops.program.cache_clear()
-    runtime._jitted.cache_clear()
+    caches = training.program, scoring._compiled, runtime._unoptimized
+    monkeypatch.setattr(runtime, "compiler_options", options.get)
+    for cached in caches:
+        cached.cache_clear()
     yield
-    loops.program.cache_clear()
-    runtime._jitted.cache_clear()
+    for cached in caches:
+        cached.cache_clear()
 
 
 @functools.cache
@@ -121,9 +116,11 @@ def training_pass(model, variables, images, labels):
 
 def as_trained(model, variables, data=None):
     """A network with these variables, for MNIST or what the data is."""
-    about = Setup(model, optax.identity())
-    shape = (data.mean, data.deviation, data.classes, data.image_shape) if data else about[5:]
-    return Trained(model, variables, *shape)
+    setup = Setup(model, optax.identity())
+    if data:
+        about = {name: getattr(data, name) for name in ("mean", "deviation", "classes", "image_shape")}
+        setup = setup._replace(**about)
+    return setup.with_variables(variables)
 
 
 def without_seconds(history):
@@ -241,7 +238,7 @@ def environment():
     """A compilation cache of the tests, for whatever worker, process or later run of the suite; not the user's own."""
     os.environ["XDG_CACHE_HOME"] = str(PROGRAMS)
     os.environ.pop("UV", None)  # It says that a script was called by `uv run`; these are not, though pytest may be.
-    use_compilation_cache()
+    mj.tune_process()
     return dict(os.environ)
 
 

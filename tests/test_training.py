@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import part, refused, smooth, stopped, without_seconds
+from mnist_jax.loops import program
 
 from mnist_jax import epoch_order, evaluate, fit, make_config, make_setup, predict, steps, training
-from mnist_jax.loops import program
 from mnist_jax.recipes.fits import abstract_progress, start
 from mnist_jax.recipes.values import network_of
 from mnist_jax.training import steps_per_epoch, train_epoch

@@ -201,7 +201,8 @@ def to_page(networks: Sequence[Trained], image: np.ndarray, doubts: Sequence[Dou
     """
     first = networks[0]
     for other in networks:
-        same = (other.mean, other.deviation, other.classes) == (first.mean, first.deviation, first.classes)
+        numbers = zip((other.mean, other.deviation), (first.mean, first.deviation), strict=True)
+        same = other.classes == first.classes and all(np.array_equal(*pair) for pair in numbers)
         if other.image_shape != IMAGE_SHAPE or not same:
             raise InputError(f"{other} cannot be on the page; give networks of one data set of 28x28x1 images")
     described = [
@@ -218,8 +219,8 @@ def to_page(networks: Sequence[Trained], image: np.ndarray, doubts: Sequence[Dou
         names=", ".join(map(_name, networks)),
         networks=json.dumps(described, separators=(",", ":")),
         image=base64.b64encode(image.tobytes()).decode(),
-        mean=first.mean[0],
-        std=first.deviation[0],
+        mean=first.numbers()["mean"][0],
+        std=first.numbers()["deviation"][0],
         classes=first.classes,
         max_pixels=MAX_PIXELS,
     )

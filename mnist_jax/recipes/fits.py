@@ -296,14 +296,14 @@ def _in_one_program(configs, data, initial, progress, mesh, on_epoch, stop, part
     if progress:
         for one, identity in zip(progress, identities, strict=True):
             require_identity(one, identity)
-        before = Progress(
-            *stack([one[:2] for one in progress]), tuple(zip(*(one.history for one in progress), strict=True))
-        )
+        state, totals = stack([one[:2] for one in progress])
+        histories: Any = tuple(zip(*(one.history for one in progress), strict=True))
+        before = Progress(state, totals, histories)
 
     def split(reached: Progress) -> list[Progress]:
         histories = zip(*reached.history, strict=True) if reached.history else [()] * len(configs)
         together = zip(unstack(reached[:2], len(configs)), histories, identities, strict=True)
-        return [Progress(*arrays, history, identity) for arrays, history, identity in together]
+        return [Progress(state, totals, history, identity) for (state, totals), history, identity in together]
 
     def watch(reached: Progress) -> None:
         for i, metrics in enumerate(reached.history[-1]):
@@ -373,7 +373,7 @@ def _identity(config, data, parts) -> dict[str, Any]:
 
 
 def _name_of(part):
-    function = part.update if isinstance(part, optax.GradientTransformation) else part
+    function: Any = part.update if isinstance(part, optax.GradientTransformation) else part
     function = getattr(function, "function", function)  # Of `losses.from_logits`.
     kind = function if hasattr(function, "__qualname__") else type(function)
     return f"{kind.__module__}.{kind.__qualname__}"

@@ -168,7 +168,7 @@ _REPLACED = {
 
 def _require_unchanged(part, config):
     """Raises InputError if a config changes a setting that an own part replaces."""
-    recipe = make_config(config.recipe, config.arch)
+    recipe = make_config(config.recipe, arch=config.arch)
     for name in _REPLACED[part]:
         value, plain = getattr(config, name), 0.0 if part == "loss" else getattr(recipe, name)
         if value != plain:

@@ -19,7 +19,7 @@ from mnist_jax.optimizers import make_schedule
 from mnist_jax.recipes.values import total_steps
 from mnist_jax.reports import figures, render, themes
 from mnist_jax.runs import directory
-from mnist_jax.runtime import jit
+from mnist_jax.runtime import run_once
 from mnist_jax.scoring import predict
 from mnist_jax.statistics import calibration, confusion
 from mnist_jax.summary import layers_of
@@ -41,10 +41,10 @@ def write_report(run_dir: Path, data: Dataset, command: str = "") -> Path:
     schedule = make_schedule(config.schedule, config.learning_rate, config.warmup, steps)
     with ThreadPoolExecutor(1) as background:  # Compiling leaves the interpreter free to draw.
         scoring = background.submit(predict, trained, scored.images)
-        rates = np.asarray(jit(jax.vmap(schedule), once=True)(np.arange(steps)))
+        rates = np.asarray(run_once(jax.vmap(schedule), np.arange(steps)))
         pictures = _pictures_of_training(history, summary.scored_on, trained, rates)
         logits = scoring.result()
-    probabilities = np.asarray(jit(jax.nn.softmax, once=True)(logits))
+    probabilities = np.asarray(run_once(jax.nn.softmax, logits))
     wrong, calibrated = _mistakes(probabilities, scored.labels, data.classes), calibration(probabilities, scored.labels)
     counts = confusion(scored.labels, probabilities.argmax(1), len(trained.classes))
     pictures |= _pictures_of_scores(trained, scored, wrong, counts, calibrated)

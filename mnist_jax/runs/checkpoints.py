@@ -35,13 +35,11 @@ MAY_CHANGE = ("dataset", "data_source", "data_dir", "eval_batch_size", "run_dir"
 class Resumed(NamedTuple):
     """Where a run continues: `progress`, None for the start, and a line for each damaged checkpoint."""
 
-    progress: Progress[EpochMetrics] | None
+    progress: Progress | None
     damaged: tuple[str, ...]
 
 
-def save_checkpoint(
-    run_dir: Path, config: Config, progress: Progress[EpochMetrics], num_examples: int, keep: int = 3
-) -> None:
+def save_checkpoint(run_dir: Path, config: Config, progress: Progress, num_examples: int, keep: int = 3) -> None:
     """Writes a checkpoint to a locked run and waits until it is on disk; keeps the `keep` newest.
 
     Raises StorageError if it cannot be written; older checkpoints stay.
@@ -109,7 +107,7 @@ def resume(run_dir: Path, config: Config, data: Dataset) -> Resumed:
     return Resumed(None, ())
 
 
-def share(progress: Progress[EpochMetrics] | None, config: Config, data: Dataset) -> Progress[EpochMetrics] | None:
+def share(progress: Progress | None, config: Config, data: Dataset) -> Progress | None:
     """The progress of the writing process, for every process; the others pass None."""
     if jax.process_count() == 1:
         return progress
@@ -119,7 +117,7 @@ def share(progress: Progress[EpochMetrics] | None, config: Config, data: Dataset
     mine = progress or jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_progress(config, data))
     history = np.array(mine.history) if mine.history else np.zeros((epochs, len(EpochMetrics._fields)))
     # Bytes, because JAX would convert float64 to float32.
-    arrays, shared = from_writer((mine._replace(history=()), history.view(np.uint8)))
+    arrays, shared = from_writer((mine._replace(history=(), identity={}), history.view(np.uint8)))
     rows = np.asarray(shared).view(np.float64)
     return arrays._replace(history=tuple(EpochMetrics(int(row[0]), *map(float, row[1:])) for row in rows))
 
@@ -147,7 +145,7 @@ def _restore(run_dir: Path, step: int, config: Config, data: Dataset) -> Progres
 
 def _named(progress: Progress) -> dict[str, Any]:
     """The arrays of a progress by name, such as `state.params.conv1.kernel`, `state.batch_stats.bn1.mean`."""
-    leaves = jax.tree_util.tree_leaves_with_path(progress._replace(history=()))
+    leaves = jax.tree_util.tree_leaves_with_path(progress._replace(history=(), identity={}))
     names = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
     return {name.replace("state.collections.", "state."): leaf for name, (_, leaf) in zip(names, leaves, strict=True)}
 

@@ -27,7 +27,7 @@ from mnist_jax.training import EpochMetrics
 CONFIG, DATASET, METRICS, SUMMARY = "config.json", "dataset.json", "metrics.jsonl", "summary.json"
 WEIGHTS = "weights.safetensors"
 
-VERSION = 1  # Of summaries, and of the results in `lab/records.py`.
+VERSION = 1  # Of summaries, and of the results in `series/records.py`.
 T = TypeVar("T", bound=Any)
 
 

@@ -90,7 +90,7 @@ class Session:
     keep: int = 3
     checkpoint_every: int = 1
     clock: Clock = dataclasses.field(default_factory=Clock)
-    progress: Progress[EpochMetrics] | None = None
+    progress: Progress | None = None
     damaged: tuple[str, ...] = ()
     received: list[int] = dataclasses.field(default_factory=list)
     background: ThreadPoolExecutor = dataclasses.field(default_factory=lambda: ThreadPoolExecutor(1))

@@ -60,8 +60,7 @@ def save_weights(path: str | Path, trained: Trained) -> None:
     about = {
         "format": FORMAT,
         "arch": _arch(trained.model),
-        "mean": list(trained.mean),
-        "deviation": list(trained.deviation),
+        **trained.numbers(),
         "classes": list(trained.classes),
         "image_shape": list(trained.image_shape),
         "dtype": str(jnp.dtype(trained.model.dtype if isinstance(trained.model, Network) else jnp.float32)),
@@ -138,8 +137,8 @@ def load_weights(path: str | Path, *, model: nn.Module | None = None) -> Trained
             raise InputError(f"weights {str(path)!r}: {name} is not finite everywhere; train again")
     # `jnp.asarray` would compile a program for each shape.
     variables = jax.device_put(unflatten_dict({paths[name]: tensor for name, tensor in tensors.items()}))
-    numbers = tuple(about["mean"]), tuple(about["deviation"])
-    return Trained(model, variables, *numbers, tuple(about["classes"]), image_shape)
+    mean, deviation = (np.asarray(about[name], np.float32) for name in ("mean", "deviation"))
+    return Trained(model, variables, mean, deviation, tuple(about["classes"]), image_shape)
 
 
 def load_pretrained(name: str) -> Trained:

@@ -6,7 +6,7 @@ import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -68,7 +68,7 @@ def series_of(source: Source) -> Series:
             if plain is None or not 0 <= plain <= 1:
                 raise InputError(f"accuracy {shown(accuracy)} of seed {seed} cannot be used; give a fraction")
         return Series({seed: float(accuracy) for seed, accuracy in source.items()})
-    values = [*source] if isinstance(source, Iterable) else [source]
+    values: list[Any] = [*source] if isinstance(source, Iterable) else [source]
     if all(isinstance(value, Trial) for value in values):
         return _series(values, "a series")
     return _series_of_array(np.asarray(values))

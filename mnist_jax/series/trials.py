@@ -12,7 +12,7 @@ from mnist_jax.data import Dataset
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.fits import fit, fit_seeds
 from mnist_jax.recipes.values import make_setup
-from mnist_jax.runtime import environment
+from mnist_jax.runtime import backend, environment
 from mnist_jax.scoring import evaluate, predict
 from mnist_jax.series.records import Trial, placeless
 from mnist_jax.summary import layers_of
@@ -21,23 +21,20 @@ from mnist_jax.summary import layers_of
 def run(
     config: Config, seeds: Sequence[int], data: Dataset, stop: Callable[[], bool] = lambda: False
 ) -> list[tuple[Trial, dict[str, Any]]]:
-    """Trains and scores a config with each seed; returns trials and final variables. Stops and raises as `fit`.
-
-    `fit_seeds` trains several seeds in one program.
-    """
+    """Trains and scores a config with each seed; returns trials and final variables. Stops and raises as `fit`."""
     start = time.perf_counter()
     if len(seeds) == 1:
         state, history = fit(dataclasses.replace(config, seed=seeds[0]), data, stop=stop)
-        histories, variables, together = [history], [jax.device_get(state.variables)], None
+        states, histories = [state], [history]
     else:
-        state, histories = fit_seeds(config, data, seeds=seeds, stop=stop)
-        together = len(seeds)
-        variables = [jax.tree.map(lambda leaf, i=i: leaf[i], state.variables) for i in range(together)]
-    seconds = time.perf_counter() - start
+        states, histories = fit_seeds(config, data, seeds=seeds, stop=stop)
+    together = len(seeds) if len(seeds) > 1 and backend() != "cpu" else None
+    seconds = (time.perf_counter() - start) / (1 if together else len(seeds))
     setup = make_setup(config, data)
     layers = layers_of(setup.model, data.image_shape)
     trials = []
-    for seed, history, final in zip(seeds, histories, variables, strict=True):
+    for seed, history, state in zip(seeds, histories, states, strict=True):
+        final = jax.device_get(state.variables)
         trial = Trial(
             config=placeless(config) | {"seed": seed},
             parameters=sum(layer.params for layer in layers),

@@ -21,18 +21,17 @@ import tyro
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mnist_jax import devices, scoring, training
+from mnist_jax import devices, training
 from mnist_jax.cli import run
 from mnist_jax.data import Dataset, Split
 from mnist_jax.data.bundled import FULL_SIZE, MEAN, STD
 from mnist_jax.errors import InputError
 from mnist_jax.layers import FAST, FLAX, Layers
-from mnist_jax.loops import steps_of
 from mnist_jax.models import IMAGE_SHAPE
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.values import make_setup
 from mnist_jax.runtime import environment
-from mnist_jax.steps import Metrics, init_state
+from mnist_jax.steps import Metrics, Trained, eval_step, init_state, train_step
 from mnist_jax.summary import abstract_variables
 
 LAYERS = {"ours": FAST, "flax": FLAX}
@@ -125,20 +124,28 @@ def lower_program(
     totals = place(jax.eval_shape(Metrics.zeros), split, lead)
     if program == "scoring":
         batch_size = -(-config.eval_batch_size // mesh.size) * mesh.size
-        body, static = scoring.eval_body, None
-        own = place(setup.with_variables(abstract_variables(setup.model)), split, lead)
-        indices = np.empty((-(-len(test.labels) // batch_size), batch_size), np.int32)
-        state, shared = None, (place(test), place(indices, None if seeds else 1))
-    else:
-        steps = training.steps_per_epoch(len(train.labels), config.batch_size)
-        body, static = training.train_body, setup
-        state = place(jax.eval_shape(lambda: init_state(static, jax.random.key(0))), split, lead)
-        key = place(jax.eval_shape(lambda: jax.random.key(0)), split, lead)
-        own = (order(steps, config.batch_size), key, None)
-        shared = (place(train), place(jax.ShapeDtypeStruct((), np.float32)))
-    number = jax.ShapeDtypeStruct((), np.int32)
-    function = jax.jit(steps_of(body, bool(seeds)), static_argnames="static", donate_argnames="state")
-    return function.lower(place(number), place(number), state, totals, own, shared, static)
+        steps = -(-len(test.labels) // batch_size)
+        trained = place(setup.with_variables(abstract_variables(setup.model)))
+        batches = (((*IMAGE_SHAPE,), np.uint8), ((), np.int32), ((), np.bool_))
+        arrays = [jax.ShapeDtypeStruct((steps, batch_size, *shape), dtype) for shape, dtype in batches]
+
+        def score(trained: Trained, batches: Any, totals: Metrics) -> Metrics:
+            def body(i: Any, totals: Metrics) -> Metrics:
+                return totals + eval_step(trained, *(array[i] for array in batches))
+
+            return jax.lax.fori_loop(0, steps, body, totals)
+
+        return jax.jit(score).lower(trained, [place(array, 1) for array in arrays], totals)
+    bare = setup._replace(mean=None, deviation=None)
+    steps = training.steps_per_epoch(len(train.labels), config.batch_size)
+    state = place(jax.eval_shape(lambda: init_state(bare, jax.random.key(0))), split, lead)
+    key = place(jax.eval_shape(lambda: jax.random.key(0)), split, lead)
+    strength, mean = place(jax.ShapeDtypeStruct((), np.float32)), place(jax.ShapeDtypeStruct((1,), np.float32))
+    epoch = training.Epoch(place(train), order(steps, config.batch_size), key, strength, mean, mean, None)
+    static = ("setup", "step", "vary")
+    function = jax.jit(training.loop(bool(seeds), whole=True), static_argnames=static, donate_argnames="state")
+    first = place(jax.ShapeDtypeStruct((), np.int32))
+    return function.lower(first, state, totals, epoch, bare, train_step, None)
 
 
 def estimate(lowered: jax.stages.Lowered) -> dict[str, Any]:

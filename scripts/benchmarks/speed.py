@@ -24,6 +24,7 @@ import numpy as np
 import timings
 import torch_networks
 
+from mnist_jax import scoring
 from mnist_jax.augment import Distortion
 from mnist_jax.cli import run
 from mnist_jax.data import Dataset, load_dataset, standardize
@@ -33,9 +34,8 @@ from mnist_jax.recipes.config import Config, make_config
 from mnist_jax.recipes.fits import start
 from mnist_jax.recipes.values import make_setup
 from mnist_jax.runtime import backend, cores, reuse_freed_memory
-from mnist_jax.scoring import evaluate
 from mnist_jax.steps import Streams, train_step
-from mnist_jax.training import Lanes, begin, epoch_order, train_epoch
+from mnist_jax.training import begin, epoch_order, stack, train_epoch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,22 +96,21 @@ class Contender(NamedTuple):
 
 def _ours(config: Config, data: Dataset, distortion: Distortion | None = None, seeds: int = 1) -> Contender:
     reuse_freed_memory()
-    train, test = jax.device_put((data.train, data.test))
+    train = jax.device_put(data.train)
     setup = make_setup(config, data)._replace(augment=distortion)
-    many = seeds > 1
-    numbers = range(config.seed, config.seed + seeds)
-    lanes = Lanes([Streams.from_seed(seed) for seed in numbers], [f"seed {seed}" for seed in numbers] if many else None)
-    order = lanes.join([epoch_order(each.order, 1, len(train.labels), config.batch_size) for each in lanes.streams])
-    key = lanes.join([each.step for each in lanes.streams])
-    state = begin(setup, lanes).state
+    streams = [Streams.from_seed(config.seed + i) for i in range(seeds)]
+    join = stack if seeds > 1 else (lambda trees: trees[0])
+    order = join([epoch_order(each.order, 1, len(train.labels), config.batch_size) for each in streams])
+    key, state = join([each.step for each in streams]), join([begin(setup, each).state for each in streams])
 
     def steps(n: int) -> None:
         nonlocal state
-        state, _ = train_epoch(state, train, order, key, setup, first=order.shape[-2] - n, many=many)
+        state, _ = train_epoch(state, train, order, key, setup, first=order.shape[-2] - n)
         jax.block_until_ready(state)
 
     def score() -> None:
-        jax.device_get(evaluate(setup.trained(state), test, config.eval_batch_size, None, many))
+        trained = setup.with_variables(state.variables)
+        jax.device_get(scoring.score(trained, data.test, config.eval_batch_size, None, seeds > 1))
 
     return Contender(steps, score, seeds)
 
