@@ -31,6 +31,7 @@ def test_as_images():
     for cast in (np.int64, np.uint16, jnp.asarray, np.ndarray.tolist, np.asfortranarray):
         same(as_images(cast(COLORS)), COLORS)
         same(as_images(cast(COLORS[..., 0])), GREY)
+    same(as_images(COLORS[:, :3, :, 0]), GREY[:, :3])  # Three rows, not channels first.
     for dtype in (np.float16, np.float64, jnp.bfloat16, np.float32):
         floats = (COLORS / 255).astype(dtype)
         same(as_images(floats), floats.astype(np.float32))
@@ -49,16 +50,47 @@ def test_as_images():
         ({"train": ([COLORS[0], COLORS[0, 1:]], LABELS)}, "images differ in shape"),
         ({"train": (COLORS, LABELS[:-1])}, "train has 12 images and 11 labels"),
         ({"test": (COLORS[:0], LABELS[:0])}, "test has 0 images"),
+        ({"train": (np.moveaxis(COLORS.repeat(2, 2), -1, 1), LABELS)}, r"\[12, 3, 4, 10\].*np.moveaxis\(images, 1, -1"),
         ({"train": (COLORS, np.eye(3)[LABELS])}, r"train labels are float64 \[12, 3\].*argmax.*one-hot"),
-        ({"train": (COLORS, LABELS - 1)}, "labels go from -1 to 2"),
-        ({"classes": "ab"}, "labels go from 0 to 2, with 2 classes"),
-        ({"classes": "aba"}, "classes are a, b, a"),
-        ({"train": (COLORS, 0 * LABELS), "test": (COLORS, 0 * LABELS)}, "classes are 0; give two or more"),
+        ({"test": (COLORS, np.eye(12, dtype=int))}, r"test labels are int64 \[12, 12\].*argmax.*one-hot"),
+        ({"train": (COLORS, LABELS / 1)}, r"train labels are float64 \[12\].*argmax"),
+        ({"train": (COLORS, LABELS - 1)}, "labels go from -1 to 1"),
+        ({"train": (COLORS, LABELS + 2**32)}, "labels go from 4294967296 to 4294967298"),
+        ({"classes": "ab"}, "labels go from 0 to 2.* at most 1"),
+        ({"classes": "aba"}, "classes are .*; give two or more"),
+        ({"train": (COLORS, 0 * LABELS), "test": (COLORS, 0 * LABELS)}, "classes are .*; give two or more"),
         ({"test": (COLORS[:, 1:], LABELS)}, r"uint8 \[4, 5, 3\], test images uint8 \[3, 5, 3\]"),
     ],
 )
 def test_arrays_that_are_refused(change, match):
     refused(match, from_arrays, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"train": (COLORS, LABELS + 1)}, "train labels go from 1 to 3"),
+        ({"test": COLORS}, "test is a ndarray; give a pair"),
+        ({"test": (GREY, LABELS)}, r"test images uint8 \[4, 5, 1\]"),
+        ({"classes": ("a", "b")}, "labels go from 0 to 2"),
+        ({"mean": (0.5, 0.5), "deviation": (0.5, 0.5)}, "mean is .*, deviation .*; give tuples of 3"),
+        ({"mean": (0.5,)}, "mean is .*, deviation .*; give tuples of 3"),
+        ({"mean": (0.5, 0.5, np.nan)}, "mean is .*; give tuples of 3 finite"),
+        ({"deviation": (0.5, 0, 0.5)}, "deviations above 0"),
+    ],
+)
+def test_a_replaced_data_set_is_checked(change, match):
+    refused(match, dataclasses.replace, from_arrays(), **change)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint64, ">i2", jnp.int4])
+def test_labels_are_converted(dtype):
+    data, labels = from_arrays(train=(COLORS, LABELS[:, None].astype(dtype))), LABELS[::-1].astype(dtype)
+    same(data.train, Split(COLORS, LABELS.astype(np.int32)))
+    other = dataclasses.replace(data, train=data.train._replace(labels=labels), mean=(0.5,), deviation=(0.25,))
+    same(other.train, Split(COLORS, LABELS[::-1].astype(np.int32)))
+    assert np.shares_memory(other.train.images, COLORS)
+    assert (other.mean, other.test.labels.dtype, other.sha256 != data.sha256) == ((0.5,), np.int32, True)
 
 
 @pytest.mark.parametrize("scale", [1, 255], ids=["uint8", "float"])
@@ -86,8 +118,7 @@ def test_one_channel_is_standardized_to_the_bit(mnist):
 
 def test_hash_is_of_arrays_and_classes():
     data, turned = from_arrays(), (COLORS.reshape(12, 5, 4, 3), LABELS)
-    big_endian = Split(data.train.images, data.train.labels.astype(">i4"))
-    assert data.sha256 == dataclasses.replace(from_arrays(name="other"), train=big_endian).sha256
+    assert data.sha256 == from_arrays(name="other").sha256
     others = ({"classes": "abc"}, {"train": (COLORS, LABELS[::-1])}, {"train": turned, "test": turned})
     assert len({data.sha256, *(from_arrays(**change).sha256 for change in others)}) == 4
 
@@ -97,7 +128,7 @@ def test_hold_out_takes_the_last_training_images(mnist):
     images, labels = mnist.train
     same(held.train, Split(images[:50_000], labels[:50_000]))
     same(held.test, Split(images[50_000:], labels[50_000:]))
-    assert all(getattr(held, field) is getattr(mnist, field) for field in ("mean", "deviation", "classes", "name"))
+    assert all(getattr(held, field) == getattr(mnist, field) for field in ("mean", "deviation", "classes", "name"))
     for size in (0, -1, 60_000):
         refused(str(size), hold_out, mnist, size)
     with pytest.warns(UserWarning, match=r"last 2 .* lack 1 of 3 classes \(a\); shuffle"):

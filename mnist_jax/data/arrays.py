@@ -40,13 +40,19 @@ class Split(NamedTuple):
 class Dataset:
     """Two splits of labeled images, with the statistics that standardize them.
 
+    Every new one is checked, also one that `dataclasses.replace` makes. Images and labels are converted, see
+    `Dataset.from_arrays`.
+
     Attributes:
       train: the images to train on.
-      test: the images to score.
-      mean: of the training pixels, per channel, on the [0, 1] scale.
-      deviation: standard deviation of the training pixels, per channel, on the [0, 1] scale.
-      classes: names of the labels.
+      test: the images to score, of the same shape and dtype.
+      mean: of the training pixels, per channel or one for all, on the [0, 1] scale.
+      deviation: standard deviation of the training pixels, above 0, as many as of `mean`.
+      classes: names of the labels, two or more.
       name: name of the data set.
+
+    Raises:
+      InputError: a shape, dtype, range or length does not fit, or there are fewer than two classes.
     """
 
     train: Split
@@ -55,6 +61,28 @@ class Dataset:
     deviation: tuple[float, ...]
     classes: tuple[str, ...]
     name: str = "arrays"
+
+    def __post_init__(self) -> None:
+        """Checks and converts the fields."""
+        classes = tuple(map(str, self.classes))
+        if len(set(classes)) < max(2, len(classes)):
+            raise InputError(f"classes are {shown(classes)}; give two or more different names")
+        train, test = (_checked(name, getattr(self, name), len(classes)) for name in ("train", "test"))
+        found = [f"{images.dtype} {list(images.shape[1:])}" for images, _ in (train, test)]
+        if found[0] != found[1]:
+            raise InputError(f"train images are {found[0]}, test images {found[1]}; give both one shape and one scale")
+        channels = train.images.shape[-1]
+        try:
+            moments = np.array((self.mean, self.deviation), np.float64)
+        except (TypeError, ValueError):  # No numbers, or of different lengths.
+            moments = np.empty((0, 0))
+        if moments.shape not in ((2, 1), (2, channels)) or not np.isfinite(moments).all() or moments[1].min() <= 0:
+            found = f"mean is {shown(self.mean)}, deviation {shown(self.deviation)}"
+            raise InputError(f"{found}; give tuples of {channels} finite numbers, or of one, with deviations above 0")
+        mean, deviation = (tuple(values.tolist()) for values in moments)
+        fields = {"train": train, "test": test, "mean": mean, "deviation": deviation, "classes": classes}
+        for field, value in fields.items():
+            object.__setattr__(self, field, value)
 
     @classmethod
     def from_arrays(
@@ -65,19 +93,19 @@ class Dataset:
         classes: Sequence[str] | None = None,
         name: str = "arrays",
     ) -> "Dataset":
-        """Makes a data set of arrays, and checks them once.
+        """Makes a data set of arrays.
 
         Mean and deviation are those of the training images. A constant channel has deviation 1.
 
         Args:
-          train: images [N, H, W] or [N, H, W, C], integers from 0 to 255 or floats in [0, 1], and integer labels [N]
-            in 0..K-1.
+          train: images [N, H, W] or [N, H, W, C], integers from 0 to 255 or floats in [0, 1], and labels [N] or
+            [N, 1] of any integer dtype, in 0..K-1.
           test: the same, with the image shape and scale of `train`.
           classes: names of the K classes; None for "0" to the largest label.
           name: name of the data set, for runs and reports.
 
         Returns:
-          The data set. Images that are uint8 already are not copied.
+          The data set, with images uint8 or float32 [N, H, W, C] and labels int32 [N]. An array of uint8 is not copied.
 
         Raises:
           InputError: a shape, dtype, range or length does not fit, or there are fewer than two classes.
@@ -87,19 +115,10 @@ class Dataset:
           >>> mj.Dataset.from_arrays((x[:3], y[:3]), (x[3:], y[3:]), classes=("ant", "bee", "cat"))
           Dataset('arrays', train=3, test=3, image_shape=(8, 8, 1), classes=3)
         """
-        (train_images, train_labels), (test_images, test_labels) = _checked("train", train), _checked("test", test)
-        found = [f"{images.dtype} {list(images.shape[1:])}" for images in (train_images, test_images)]
-        if found[0] != found[1]:
-            raise InputError(f"train images are {found[0]}, test images {found[1]}; give both one shape and one scale")
-        labels = np.union1d(train_labels, test_labels)
-        count = int(labels[-1]) + 1 if classes is None else len(classes)
-        if labels[0] < 0 or labels[-1] >= min(count, _MAX_CLASSES):
-            raise InputError(f"labels go from {labels[0]} to {labels[-1]}, with {count} classes; number these from 0")
-        classes = tuple(map(str, range(count) if classes is None else classes))
-        if len(set(classes)) < max(2, count):
-            raise InputError(f"classes are {', '.join(classes)}; give two or more different names")
-        splits = Split(train_images, train_labels.astype(np.int32)), Split(test_images, test_labels.astype(np.int32))
-        return cls(*splits, *_moments(train_images), classes, name)
+        splits = _checked("train", train), _checked("test", test)
+        if classes is None:
+            classes = list(map(str, range(1 + max(int(labels.max()) for _, labels in splits))))
+        return cls(*splits, *_moments(splits[0].images), tuple(classes), name)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -140,6 +159,9 @@ def as_images(images: ArrayLike) -> UInt8[np.ndarray, "N H W C"] | Float[np.ndar
         raise InputError(
             f"images have shape {list(np.shape(array))}; give [N, H, W] or [N, H, W, C], with H, W and C above 0"
         )
+    if array.shape[1] in (1, 3) and array.shape[3] > 4:
+        found = f"images have shape {list(array.shape)}, channels first"
+        raise InputError(f"{found}; give channels last, np.moveaxis(images, 1, -1)")
     integer = jnp.issubdtype(array.dtype, jnp.integer)
     if not integer and not jnp.issubdtype(array.dtype, jnp.floating):
         raise InputError(f"images are {array.dtype}; {_SCALES}")
@@ -239,29 +261,30 @@ def raw_bytes(array: np.ndarray) -> memoryview:
 
 
 def as_split(images: ArrayLike, labels: ArrayLike, num_classes: int) -> Split:
-    """Checks images, as `as_images` takes them, and integer labels [N] in 0..num_classes-1.
+    """Checks images, as `as_images` takes them, and integer labels [N] or [N, 1] in 0..num_classes-1.
 
     Raises InputError for arrays that do not fit.
     """
-    images, labels = _checked("split", (images, labels))
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise InputError(f"labels go from {labels.min()} to {labels.max()}; choose 0 to {num_classes - 1}")
-    return Split(images, labels.astype(np.int32))
+    return _checked("split", (images, labels), num_classes)
 
 
-def _checked(name: str, pair: tuple[ArrayLike, ArrayLike]) -> tuple[np.ndarray, np.ndarray]:
-    """Images as `as_images` returns them, and labels of any integer dtype: equal numbers, at least one."""
+def _checked(name: str, pair: tuple[ArrayLike, ArrayLike], num_classes: int = _MAX_CLASSES) -> Split:
+    """Images as `as_images` returns them, and labels in 0..num_classes-1: equal numbers, at least one."""
     require(pair, tuple | list, name, "give a pair (images, labels)")
     try:
         images, labels = as_images(pair[0]), np.asarray(pair[1])
     except InputError as error:
         raise InputError(f"{name} {error}") from error
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
         found = f"{labels.dtype} {list(labels.shape)}"
-        raise InputError(f"{name} labels are {found}; give integers [N], the argmax if they are one-hot")
+        raise InputError(f"{name} labels are {found}; give integers [N], labels.argmax(-1) if they are one-hot")
     if len(images) != len(labels) or not len(labels):
         raise InputError(f"{name} has {len(images)} images and {len(labels)} labels; give images and one label each")
-    return images, labels
+    if labels.min() < 0 or labels.max() >= num_classes:
+        found = f"{name} labels go from {labels.min()} to {labels.max()}"
+        raise InputError(f"{found}; number the classes from 0 to at most {num_classes - 1}")
+    return Split(images, labels.astype(np.int32))
 
 
 def _moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -68,12 +68,12 @@ def load_tfds(name: str, data_dir: str | Path | None = None) -> Dataset:
             splits[key] = Split(images.swapaxes(1, 2).copy(), labels)
     try:
         data = Dataset.from_arrays(**splits, classes=builder.info.features[label].names, name=name)
+        used = np.union1d(data.train.labels, data.test.labels)
+        for key, (images, labels) in (("train", data.train), ("test", data.test)):
+            splits[key] = Split(images, np.searchsorted(used, labels))
+        return dataclasses.replace(data, **splits, classes=tuple(data.classes[label] for label in used))
     except InputError as error:
         raise InputError(f"TFDS data set {name!r}: {error}") from error
-    used = np.union1d(data.train.labels, data.test.labels)
-    for key, (images, labels) in (("train", data.train), ("test", data.test)):
-        splits[key] = Split(images, np.searchsorted(used, labels).astype(np.int32))
-    return dataclasses.replace(data, **splits, classes=tuple(data.classes[label] for label in used))
 
 
 def _features(builder: Any, kinds: Any, name: str) -> tuple[str, str]:
