@@ -1,9 +1,9 @@
 """The loop over the steps, an epoch and a training: from a setup and data to a trained state and its history."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -46,6 +46,14 @@ class EpochMetrics(NamedTuple):
     seconds: float
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What tells trainings apart: pairs of a name and a value; empty if nothing is known."""
+
+    values: tuple[tuple[str, Any], ...] = ()
+
+
 class Progress(NamedTuple):
     """Where a run stands, with everything needed to continue it as if it had not stopped.
 
@@ -53,13 +61,13 @@ class Progress(NamedTuple):
       state: the train state; `state.step` gives the place in the epoch.
       totals: metrics of the epoch in progress; zeros between epochs.
       history: the finished epochs.
-      identity: settings, parts and data of the training, by name; empty if they are not known.
+      identity: settings, parts and data of the training.
     """
 
     state: TrainState
     totals: Metrics
     history: tuple[EpochMetrics, ...] = ()
-    identity: Mapping[str, Any] = MappingProxyType({})
+    identity: Identity = Identity()
 
     @property
     def steps(self) -> int:
@@ -286,7 +294,7 @@ def train(
     order: Order = epoch_order,
     initial: Trained | None = None,
     progress: Progress | None = None,
-    identity: Mapping[str, Any] = MappingProxyType({}),
+    identity: Identity = Identity(),
     names: Sequence[str] = (),
     vary: Vary | None = None,
     numbers: Mapping[str, jax.Array] | None = None,
@@ -420,13 +428,13 @@ def _of_each(metrics):
 _OTHER, _REMEDY = "progress is of another training", "continue with the settings, parts and data it was begun with"
 
 
-def require_identity(progress: Progress, identity: Mapping[str, Any]) -> None:
+def require_identity(progress: Progress, identity: Identity) -> None:
     """Raises InputError if a progress is known to be of another training."""
-    names = [*identity, *progress.identity] if identity and progress.identity else []
-    for name in names:
-        was, now = progress.identity.get(name), identity.get(name)
-        if was != now:
-            raise InputError(f"{_OTHER}: {name} was {shown(was)}, now {shown(now)}; {_REMEDY}")
+    before, now = dict(progress.identity.values), dict(identity.values)
+    for name in [*now, *before] if now and before else []:
+        if before.get(name) != now.get(name):
+            was, given = shown(before.get(name)), shown(now.get(name))
+            raise InputError(f"{_OTHER}: {name} was {was}, now {given}; {_REMEDY}")
 
 
 def _require_own(progress, state, epochs, steps):

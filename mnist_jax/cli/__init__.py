@@ -11,10 +11,15 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
+import jax
+
+from mnist_jax.cli.flags import parse
+from mnist_jax.cli.options import OPTIONS
 from mnist_jax.cli.program import fail, format_warning
 from mnist_jax.errors import DivergedError, InputError, LostError, StorageError
+from mnist_jax.runtime import backend, tune_process
 from mnist_jax.version import __version__
 
 T = TypeVar("T")
@@ -44,16 +49,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         sys.exit()
     if name not in COMMANDS:
         fail(f"unknown command {name!r}; choose from {', '.join(COMMANDS)}", 2)
-    gc.disable()  # What is imported is no garbage, and looking through it takes a tenth of a second.
-    from mnist_jax.cli.options import OPTIONS  # It imports tyro, which the list of commands does without.
-
-    def command(options: Any) -> int | None:
-        main = importlib.import_module(f"mnist_jax.cli.{name}").main
-        gc.freeze()
-        gc.enable()
-        return main(options)
-
-    run(command, OPTIONS[name], name, rest)
+    run(lambda options: importlib.import_module(f"mnist_jax.cli.{name}").main(options), OPTIONS[name], name, rest)
 
 
 def script(command: str) -> NoReturn:
@@ -72,18 +68,16 @@ def run(
     An error that a user can cause ends in one line and the status of the error, Ctrl-C in status 130. Any other is a
     bug of ours: it ends in one line, which has what was noted on the error, its traceback and status 70.
     """
-    from mnist_jax.cli.flags import parse
-
     _mend_streams()
     warnings.formatwarning = format_warning
-    atexit.register(gc.freeze)  # Else Python looks through JAX's objects once more at the end: half a second.
+    gc.freeze()  # Python need not look through JAX's objects, now or at the end, which takes half a second.
+    atexit.register(gc.freeze)
     try:
         program = f"mnist-jax {command}" if command else Path(sys.argv[0]).name
         parsed = parse(options, sys.argv[1:] if args is None else args, program)
         if not getattr(parsed, "compilation_cache", True):
-            import jax
-
-            jax.config.update("jax_enable_compilation_cache", False)  # Importing JAX has turned it on.
+            jax.config.update("jax_enable_compilation_cache", False)
+        tune_process()
         sys.exit(main(parsed))
     except (InputError, DivergedError, StorageError) as error:
         fail(str(error), error.status)
@@ -98,8 +92,6 @@ def run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:
-        from mnist_jax.runtime import backend
-
         try:
             backend()
         except InputError as cause:

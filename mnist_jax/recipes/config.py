@@ -20,6 +20,9 @@ SOURCES = ("bundled", "tfds")
 # Settings of where a run finds its data and writes. They may differ between processes that do the same.
 PLACES = ("dataset", "data_source", "data_dir", "run_dir")
 
+# Settings with which a training may be continued otherwise: they change where it reads and writes, and how it scores.
+MAY_CHANGE = (*PLACES, "eval_batch_size")
+
 # Settings of earlier versions, with the values that had no effect.
 RETIRED = {"low_resolution": 20, "low_resolution_epochs": 0}
 
@@ -213,6 +216,15 @@ def make_config(recipe: str = "default", arch: str = "bn_dropout", **settings: A
         _one_of("setting", name, Config.__dataclass_fields__)
     merged = RECIPES[recipe] | ARCH_RECIPES.get((recipe, arch), {}) | settings
     return Config(recipe=recipe, arch=arch, **merged)
+
+
+def fixed_settings(config: Config) -> dict[str, Any]:
+    """The settings with which a training has to be continued, by name: all but `MAY_CHANGE`.
+
+    The number of epochs may change too if the learning rate is constant. Else that of every step depends on it.
+    """
+    free = {*MAY_CHANGE, *(["epochs"] if config.schedule == "constant" else [])}
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in free}
 
 
 def require_config(config: Any) -> None:

@@ -14,7 +14,7 @@ from mnist_jax import devices
 from mnist_jax.data import Dataset
 from mnist_jax.errors import DivergedError, InputError, refusing, require, shown
 from mnist_jax.losses import Loss
-from mnist_jax.recipes.config import PLACES, Config, require_config
+from mnist_jax.recipes.config import PLACES, Config, fixed_settings, require_config
 from mnist_jax.recipes.values import (
     DISTORTION_NUMBERS,
     NUMBERS,
@@ -29,6 +29,7 @@ from mnist_jax.signals import interrupts
 from mnist_jax.steps import Metrics, Setup, Streams, Trained, TrainState, train_step
 from mnist_jax.training import (
     EpochMetrics,
+    Identity,
     Order,
     Progress,
     Step,
@@ -40,9 +41,6 @@ from mnist_jax.training import (
     train,
     unstack,
 )
-
-# Settings that a training may be continued with otherwise: where data is found and a run written, and how it is scored.
-_MAY_DIFFER = (*PLACES, "eval_batch_size", "recipe")
 
 
 class Replacements(TypedDict, total=False):
@@ -365,11 +363,11 @@ def _setup_of(config, data, parts) -> Setup:
     return setup
 
 
-def _identity(config, data, parts) -> dict[str, Any]:
+def _identity(config, data, parts) -> Identity:
     """What makes a training this one: its settings, its parts by their names, its data by its hash."""
-    values = {name: value for name, value in dataclasses.asdict(config).items() if name not in _MAY_DIFFER}
+    settings = {name.replace("_", " "): value for name, value in fixed_settings(config).items()}
     named = {name: _name_of(part) for name, part in parts.items() if part is not None}
-    return {name.replace("_", " "): value for name, value in values.items()} | named | {"data": data.sha256[:12]}
+    return Identity(tuple((settings | named | {"data": data.sha256[:12]}).items()))
 
 
 def _name_of(part):

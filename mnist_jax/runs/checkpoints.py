@@ -20,16 +20,13 @@ import numpy as np
 from mnist_jax.data import Dataset
 from mnist_jax.devices import from_writer
 from mnist_jax.errors import InputError
-from mnist_jax.recipes.config import Config
+from mnist_jax.recipes.config import MAY_CHANGE, Config, fixed_settings
 from mnist_jax.recipes.fits import abstract_progress
 from mnist_jax.runs.directory import config_of, load_config, storing, write_text
 from mnist_jax.runtime import environment
-from mnist_jax.training import EpochMetrics, Progress
+from mnist_jax.training import EpochMetrics, Identity, Progress
 
 CHECKPOINTS = "checkpoints"
-
-# Settings that may change when a run is resumed: they change where it reads and how it scores, not what it computes.
-MAY_CHANGE = ("dataset", "data_source", "data_dir", "eval_batch_size", "run_dir")
 
 
 class Resumed(NamedTuple):
@@ -117,7 +114,7 @@ def share(progress: Progress | None, config: Config, data: Dataset) -> Progress 
     mine = progress or jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_progress(config, data))
     history = np.array(mine.history) if mine.history else np.zeros((epochs, len(EpochMetrics._fields)))
     # Bytes, because JAX would convert float64 to float32.
-    arrays, shared = from_writer((mine._replace(history=(), identity={}), history.view(np.uint8)))
+    arrays, shared = from_writer((mine._replace(history=(), identity=Identity()), history.view(np.uint8)))
     rows = np.asarray(shared).view(np.float64)
     return arrays._replace(history=tuple(EpochMetrics(int(row[0]), *map(float, row[1:])) for row in rows))
 
@@ -145,7 +142,7 @@ def _restore(run_dir: Path, step: int, config: Config, data: Dataset) -> Progres
 
 def _named(progress: Progress) -> dict[str, Any]:
     """The arrays of a progress by name, such as `state.params.conv1.kernel`, `state.batch_stats.bn1.mean`."""
-    leaves = jax.tree_util.tree_leaves_with_path(progress._replace(history=(), identity={}))
+    leaves = jax.tree_util.tree_leaves_with_path(progress._replace(history=(), identity=Identity()))
     names = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
     return {name.replace("state.collections.", "state."): leaf for name, (_, leaf) in zip(names, leaves, strict=True)}
 
@@ -193,15 +190,14 @@ def _manager(run_dir: Path, keep: int | None = None) -> Any:
 
 def _require_same(trained: Config, config: Config) -> None:
     """Raises InputError if a setting differs from the run's that must not."""
-    # Unless it is constant, the learning rate of every step depends on the number of steps.
-    free = {*MAY_CHANGE, *(["epochs"] if trained.schedule == "constant" else [])}
     differing = [
-        f"{field.name} is {getattr(config, field.name)!r}, but the run was begun with {getattr(trained, field.name)!r}"
-        for field in dataclasses.fields(Config)
-        if field.name not in free and getattr(config, field.name) != getattr(trained, field.name)
+        f"{name} is {getattr(config, name)!r}, but the run was begun with {value!r}"
+        for name, value in fixed_settings(trained).items()
+        if getattr(config, name) != value
     ]
     if differing:
-        raise InputError(f"cannot resume: {'; '.join(differing)}; give the same settings, or start another run")
+        may = ", ".join(MAY_CHANGE)
+        raise InputError(f"cannot resume: {'; '.join(differing)}; give the same settings (only {may} may change)")
 
 
 @contextlib.contextmanager

@@ -118,7 +118,7 @@ def lower_program(
         indices = jax.ShapeDtypeStruct((steps, batch_size), np.int32)
         return place(indices, 0 if seeds else 1, lead)
 
-    train, test = (Split(np.empty((n, *IMAGE_SHAPE), np.uint8), np.empty(n, np.int32)) for n in FULL_SIZE.values())
+    train, test = (Split(np.empty((n, *IMAGE_SHAPE), np.uint8), np.zeros(n, np.int32)) for n in FULL_SIZE.values())
     setup = make_setup(config, Dataset(train, test, (MEAN,), (STD,), tuple("0123456789"), "mnist"))
     setup = setup._replace(model=setup.model.clone(layers=layers))
     totals = place(jax.eval_shape(Metrics.zeros), split, lead)
