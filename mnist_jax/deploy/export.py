@@ -49,7 +49,8 @@ def to_stablehlo(trained: Trained) -> bytes:
     shape = export.symbolic_shape("batch, " + ", ".join(map(str, trained.image_shape)))
     exported = export.export(jax.jit(_predict(trained)), platforms=PLATFORMS)
     with refusing(f"{trained} cannot be exported as StableHLO: ", "; replace that operation"):
-        return bytes(exported(jax.ShapeDtypeStruct(shape, jnp.uint8)).serialize())
+        program = exported(jax.ShapeDtypeStruct(shape, jnp.uint8))
+    return bytes(program.serialize())
 
 
 @default_types()
