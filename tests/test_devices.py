@@ -13,13 +13,13 @@ import jax
 import numpy as np
 import pytest
 from conftest import PREPARED, ROOT, begin, free_port, part, refused, run_command, smooth
-from mnist_jax.loops import program
 from safetensors.numpy import load_file
 
 from mnist_jax import devices, evaluate, load_dataset, make_config, make_setup, training
 from mnist_jax.recipes.fits import fit, fit_seeds, start
 from mnist_jax.recipes.values import network_of
 from mnist_jax.steps import Streams
+from mnist_jax.training import program
 
 EIGHT = "--xla_force_host_platform_device_count=8"
 

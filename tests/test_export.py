@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -12,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import as_trained, assert_accessible, initial_variables
+from conftest import as_trained, assert_accessible, initial_variables, refused
 from PIL import Image, ImageDraw
 
-from mnist_jax import ARCHS, load_pretrained, make_model, models, predict
+from mnist_jax import ARCHS, load_pretrained, make_model, predict
 from mnist_jax.deploy import export
 from mnist_jax.deploy.digits import to_digit
 from mnist_jax.deploy.images import load_grey
@@ -87,16 +88,77 @@ def test_onnx_loads_back_in_onnx_runtime_and_predicts_the_same(shipped, mnist):
     assert logits.shape == (3, 10)  # Any number of images.
 
 
-def test_a_network_that_the_page_cannot_run_is_named():
-    """An operation that no `Op` can say."""
+class Own(nn.Module):
+    """A function of images and a 1x1 convolution, which makes them logits."""
 
-    class Tanh(models.Network):
-        @nn.compact
-        def __call__(self, x, *, train):
-            return jnp.tanh(x)
+    function: Callable
 
-    with pytest.raises(NotImplementedError, match="no operation for tanh"):
-        export.operations(as_trained(Tanh(), {}))
+    @nn.compact
+    def __call__(self, x, *, train):
+        return self.function(x, lambda x: nn.Conv(10, (1, 1), use_bias=False)(x).mean((1, 2)))
+
+
+def own(function):
+    model = Own(function)
+    return as_trained(model, initial_variables(model))
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    {
+        "Own tanh": lambda x, last: last(jnp.tanh(x)),
+        "Own/stem conv.*strides=.2, 2": lambda x, last: last(nn.Conv(1, (3, 3), strides=2, name="stem")(x)),
+        "Own/stem conv.*padding=": lambda x, last: last(nn.Conv(1, (2, 2), name="stem")(x)),
+        "Own/stem conv.*rhs_dilation=.2, 2": lambda x, last: last(nn.Conv(1, (3, 3), 1, 1, 1, 2, name="stem")(x)),
+        "max.*window_dimensions=.1, 3": lambda x, last: last(nn.max_pool(x, (3, 3), (3, 3))),
+        "slice start_indices=.0, 1, 2": lambda x, last: last(x[:, 1:-1, 2:-2]),
+        "sum axes=.1,": lambda x, last: last(x.sum(1, keepdims=True)),
+        "Own reshape": lambda x, last: last(x.reshape(-1, 14, 14, 4)),
+        "new_dtype=int32": lambda x, last: last(x.astype(jnp.int32).astype(jnp.float32)),
+        "Own add;": lambda x, last: last(x + jnp.ones((1, 28, 28, 1))),
+        "Own add of a branch": lambda x, last: last(x + 2 * x),
+        "Own scan": lambda x, last: last(jax.lax.fori_loop(0, 3, lambda i, x: 2 * x, x)),
+        "logits that": lambda x, last: (logits := last(x), nn.relu(logits))[0],
+    }.items(),
+)
+def test_what_the_page_cannot_compute_is_named(name, function, mnist):
+    """Not computed otherwise: the operation with its layer, or the setting."""
+    refused(f"cannot compute .*{name}", export.to_page, [own(function)], mnist.test.images[0])
+
+
+@pytest.mark.parametrize("convert", [export.to_stablehlo, lambda trained: export.to_page([trained], None)])
+def test_what_gives_no_logits_is_not_exported(convert, shipped):
+    """Another shape; an effect; random numbers at prediction; the weights of several trainings."""
+    refused("2, 3.*return logits", convert, own(lambda x, last: last(x)[:, :3]))
+    refused("DebugEffect.*remove", convert, own(lambda x, last: (jax.debug.print(""), last(x))[1]))
+    refused("dropout", convert, own(lambda x, last: nn.Dropout(0.5, deterministic=False)(last(x))))
+    refused("conv1.*predict", convert, jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), shipped))
+
+
+def test_logits_of_any_type_are_exported_as_float32(mnist):
+    trained = own(lambda x, last: (9 * last(x)).astype(jnp.int32))
+    logits = jax.export.deserialize(bytearray(export.to_stablehlo(trained))).call(mnist.test.images[:3])
+    assert logits.dtype == np.float32
+    np.testing.assert_array_equal(logits, predict(trained, mnist.test.images[:3]))
+
+
+def test_what_stablehlo_cannot_hold_is_named():
+    """A call of Python."""
+    shape = jax.ShapeDtypeStruct((28, 28, 1), jnp.float32)
+
+    def call(x, last):
+        return last(x + jax.pure_callback(lambda: np.zeros(shape.shape, np.float32), shape)[None])
+
+    refused("python_callback", export.to_stablehlo, own(call))
+
+
+def test_what_onnx_cannot_hold_is_named(shipped):
+    """An operation that jax2onnx lacks; a type that ONNX Runtime lacks; random numbers, which it draws otherwise."""
+    pytest.importorskip("jax2onnx", reason="the extra onnx is not installed")
+    refused("FFT", export.to_onnx, own(lambda x, last: last(jnp.fft.fft2(x).real)))
+    refused("bfloat16.*use float32", export.to_onnx, shipped.replace(model=shipped.model.clone(dtype=jnp.bfloat16)))
+    noise = own(lambda x, last: last(x) * jax.random.normal(jax.random.key(0), (1, 10)))
+    refused("other logits", export.to_onnx, noise)
 
 
 def test_a_format_whose_extra_is_absent(call, monkeypatch):

@@ -1,6 +1,7 @@
 import pickle
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +30,41 @@ def test_weights_survive_to_the_bit(arch, tmp_path):
     content = (tmp_path / "w").read_bytes()
     save_weights(tmp_path / "w", trained)
     assert (tmp_path / "w").read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["w"]
+
+
+class Nested(nn.Module):
+    """Parameters in a list and a tuple, a key with a slash that reads like another path, a pair, and what is sown."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        first, (second,) = self.param("w", lambda key: [jnp.ones((1, 10)), (jnp.full((1, 10), 2.0),)])
+        third = self.param("a/b", lambda key: jnp.full((1, 10), 3.0))
+        fourth = self.param("a", lambda key: {"b": jnp.full((1, 10), 4.0)})["b"]
+        self.variable("counts", "pair", lambda: (jnp.zeros(()), jnp.ones((), jnp.int32)))
+        self.sow("sown", "mean", x.mean())
+        return first + second + third + fourth + x.mean((1, 2))
+
+
+def test_lists_tuples_and_slashes_survive(tmp_path):
+    trained = as_trained(Nested(), initial_variables(Nested()))
+    save_weights(tmp_path / "w", trained)
+    found = load_weights(tmp_path / "w", model=Nested())
+    chex.assert_trees_all_equal(found.variables, trained.variables)
+    assert jax.tree.structure(found) == jax.tree.structure(trained)
+    assert {"params/w/0", "params/w/1/0", "counts/pair/1"} < load_file(tmp_path / "w").keys()
+
+
+def test_numbers_are_written_as_the_shortest_decimals(tmp_path, lighter):
+    save_weights(tmp_path / "w", lighter.replace(mean=np.array([0.1307], np.float32), deviation=(np.float64(0.3081),)))
+    found = load_weights(tmp_path / "w")
+    assert ([*found.mean], [*found.deviation]) == ([0.1307], [0.3081])
+
+
+def test_weights_of_several_trainings_are_not_saved(tmp_path, lighter):
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), lighter)
+    refused("kernel has the weights of 2 trainings; give those of one", save_weights, tmp_path / "w", stacked)
+    save_weights(tmp_path / "w", jax.tree.map(lambda leaf: leaf[0], stacked))
     assert [path.name for path in tmp_path.iterdir()] == ["w"]
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import importlib
+import importlib.util
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from jax import export
 
 from mnist_jax.deploy.images import MAX_PIXELS
 from mnist_jax.deploy.reading import Doubt
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, refusing, shown
 from mnist_jax.layers import FLAX
 from mnist_jax.models import IMAGE_SHAPE, Network
 from mnist_jax.reports import render
@@ -37,6 +38,9 @@ def to_stablehlo(trained: Trained) -> bytes:
     Returns:
       The serialized program; `jax.export.deserialize(data).call(images)` runs it.
 
+    Raises:
+      InputError: the network gives no logits, or has an operation that no such program can hold.
+
     Example:
       >>> program = jax.export.deserialize(export.to_stablehlo(trained))
       >>> program.call(data.test.images[:4]).shape
@@ -44,14 +48,17 @@ def to_stablehlo(trained: Trained) -> bytes:
     """
     shape = export.symbolic_shape("batch, " + ", ".join(map(str, trained.image_shape)))
     exported = export.export(jax.jit(_predict(trained)), platforms=PLATFORMS)
-    return bytes(exported(jax.ShapeDtypeStruct(shape, jnp.uint8)).serialize())
+    with refusing(f"{trained} cannot be exported as StableHLO: ", "; replace that operation"):
+        program = exported(jax.ShapeDtypeStruct(shape, jnp.uint8))
+    return bytes(program.serialize())
 
 
 @default_types()
 def to_onnx(trained: Trained) -> bytes:
     """Exports a network as an ONNX model with its weights, by jax2onnx, which the extra `onnx` installs.
 
-    The model maps `images` uint8 [batch, H, W, C] to `logits` float32 [batch, classes].
+    The model maps `images` uint8 [batch, H, W, C] to `logits` float32 [batch, classes]. ONNX Runtime, if it is
+    installed, must compute the same logits as JAX.
 
     Args:
       trained: the network, a `Trained`.
@@ -61,20 +68,31 @@ def to_onnx(trained: Trained) -> bytes:
 
     Raises:
       ImportError: jax2onnx is not installed.
+      InputError: the network gives no logits, or has an operation that jax2onnx or ONNX Runtime lacks.
 
     Example:
       >>> model = export.to_onnx(trained)
     """
     jax2onnx = importlib.import_module("jax2onnx")
-    converted = jax2onnx.to_onnx(
-        _predict(trained),
-        [jax.ShapeDtypeStruct(("batch", *trained.image_shape), jnp.uint8)],
-        model_name="mnist_jax",
-        opset=21,
-        input_names=["images"],
-        output_names=["logits"],
-    )
-    return converted.SerializeToString()
+    predict, name = _predict(trained), f"{trained} cannot be exported as ONNX: "
+    with refusing(name, "; replace that operation, or export StableHLO"):
+        converted = jax2onnx.to_onnx(
+            predict,
+            [jax.ShapeDtypeStruct(("batch", *trained.image_shape), jnp.uint8)],
+            model_name="mnist_jax",
+            opset=21,
+            input_names=["images"],
+            output_names=["logits"],
+        )
+        content = converted.SerializeToString()
+    if importlib.util.find_spec("onnxruntime"):
+        images = np.random.default_rng(0).integers(0, 256, (2, *trained.image_shape), np.uint8)
+        with refusing(name, "; use float32 and operations of ONNX Runtime, or export StableHLO"):
+            (found,) = importlib.import_module("onnxruntime").InferenceSession(content).run(None, {"images": images})
+        expected = np.asarray(jax.jit(predict)(images))
+        if not np.allclose(found, expected, rtol=0, atol=3e-3 * np.abs(expected).max()):
+            raise InputError(f"{name}ONNX Runtime computes other logits; use no random numbers, or export StableHLO")
+    return content
 
 
 def _plain(trained: Trained) -> Any:
@@ -83,8 +101,21 @@ def _plain(trained: Trained) -> Any:
 
 
 def _predict(trained: Trained) -> Callable[[jax.Array], jax.Array]:
+    """The network as a function of uint8 images; raises InputError if it gives no logits."""
     plain = _plain(trained)
-    return lambda images: plain.apply(trained.variables, trained.standardize(images), train=False)
+
+    def apply(images):
+        return plain.apply(trained.variables, trained.standardize(images), train=False)
+
+    before = f"{trained} cannot be exported: "
+    with refusing(before, "; give one that predict can run"):
+        images = jax.ShapeDtypeStruct((2, *trained.image_shape), jnp.uint8)
+        traced, found = jax.make_jaxpr(apply, return_shape=True)(images)
+    if getattr(found, "shape", None) != (2, len(trained.classes)):
+        raise InputError(f"{before}it gives {shown(found)} for 2 images; return logits [batch, {len(trained.classes)}]")
+    if effects := ", ".join(type(effect).__name__ for effect in traced.effects):
+        raise InputError(f"{before}it has an effect ({effects}); remove jax.debug.print or the like")
+    return lambda images: apply(images).astype(jnp.float32)
 
 
 class Op(NamedTuple):
@@ -106,19 +137,39 @@ class Op(NamedTuple):
 def operations(trained: Trained) -> list[Op]:
     """Reads a network's operations on a standardized image off its trace, in order.
 
-    Values that do not depend on the image, such as the scales of a batch norm, are computed here. Raises
-    NotImplementedError if the network has an operation without an `Op`.
+    Values that do not depend on the image, such as the scales of a batch norm, are computed here. Raises InputError if
+    the network has an operation without an `Op`, or is not a chain of them.
     """
+    _predict(trained)
     plain = _plain(trained)
     image = jax.ShapeDtypeStruct((1, *trained.image_shape), jnp.float32)
     traced = jax.make_jaxpr(lambda x: plain.apply(trained.variables, x, train=False))(image)
     found: list[Op] = []
-    _follow(traced.jaxpr, traced.consts, [None], found)
+    (logits,) = _follow(traced.jaxpr, traced.consts, [_Activations(0, trained.image_shape)], found)
+    if not isinstance(logits, _Activations) or logits.steps != len(found):
+        raise _refusal("logits that are not the last activations")
     return _merge(found)
 
 
+class _Activations(NamedTuple):
+    """What the first `steps` operations make of an image, [height, width, channels]."""
+
+    steps: int
+    shape: tuple[int, ...]
+
+
+# Functions that are called, and not repeated as by a scan.
+_CALLS = ("jit", "pjit", "closed_call", "checkpoint", "remat2", "custom_jvp_call", "custom_vjp_call")
+# Operations that leave activations as they are, if only axes of length 1 come and go and they stay floats.
+_SAME = ("squeeze", "reshape", "convert_element_type", "broadcast_in_dim", "copy")
+# What an error names of an operation.
+_SETTINGS = ("window_dimensions", "window_strides", "padding", "lhs_dilation", "rhs_dilation", "feature_group_count")
+_SETTINGS += ("axes", "start_indices", "limit_indices", "strides", "new_dtype")
+_IMAGES = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # The axes of images and kernels, as Flax has them.
+
+
 def _follow(jaxpr: Any, consts: Any, inputs: list, found: list[Op]) -> list:
-    """Computes known values and appends operations for the others; None stands for the activations."""
+    """Computes known values and appends operations for the others, which are `_Activations`."""
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs], strict=True))
 
     def read(atom):
@@ -126,45 +177,83 @@ def _follow(jaxpr: Any, consts: Any, inputs: list, found: list[Op]) -> list:
 
     for equation in jaxpr.eqns:
         values, name = [read(atom) for atom in equation.invars], equation.primitive.name
-        inner = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
-        if inner is not None:
+        if name in _CALLS:
+            inner = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
             closed = hasattr(inner, "consts")
             results = _follow(inner.jaxpr if closed else inner, inner.consts if closed else [], values, found)
-        elif all(value is not None for value in values):
+        elif any(isinstance(value, _Activations) for value in values):
+            results = [_append(equation, values, found)]
+        else:
             results = equation.primitive.bind(*values, **equation.params)
             results = results if equation.primitive.multiple_results else [results]
-        else:
-            found.extend(_translate(name, values, equation))
-            results = [None]
         known.update(zip(equation.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _translate(name: str, values: list, equation: Any) -> list[Op]:
-    other: Any = next((np.asarray(value) for value in values if value is not None), None)
-    if name == "conv_general_dilated":
-        ((padding, *_), *_) = equation.params["padding"]
-        layer, kernel = str(equation.source_info.name_stack).rpartition("/")[2], np.asarray(values[1])
-        if equation.params["feature_group_count"] > 1:
-            return [Op("depthwise", kernel[:, :, 0], int(padding), layer)]
-        return [Op("conv", kernel, int(padding), layer)]
-    if name == "max" and not other.any():
-        return [Op("relu")]
-    if name in ("mul", "div", "add", "sub") and values[0] is None:
-        channels = np.broadcast_to(other.reshape(-1), equation.outvars[0].aval.shape[-1])
+def _append(equation: Any, values: list, found: list[Op]) -> _Activations:
+    """Appends the operation of an equation on activations, unless it leaves them as they are."""
+    places = [i for i, value in enumerate(values) if isinstance(value, _Activations)]
+    name, activations = equation.primitive.name, values[places[0]]
+    source, out = equation.invars[places[0]].aval, equation.outvars[0].aval
+    if len(places) > 1 or activations.steps < len(found):
+        name += " of a branch"
+    elif op := _translate(equation, values, activations.shape, source.shape, out.shape):
+        found.append(op)
+        shape = activations.shape
+        if op.kind in ("conv", "depthwise", "pool", "crop"):
+            shape = out.shape[1:]
+        return _Activations(len(found), (1, 1, shape[2]) if op.kind == "sum" else shape)
+    elif name in _SAME and jnp.issubdtype(out.dtype, jnp.floating) and _lengths(source) == _lengths(out):
+        return activations
+    settings = [f"{key}={equation.params[key]}" for key in _SETTINGS if key in equation.params]
+    raise _refusal(" ".join(filter(None, (str(equation.source_info.name_stack), name, *settings))))
+
+
+def _lengths(array: Any) -> list[int]:
+    return [length for length in array.shape if length > 1]
+
+
+def _refusal(what: str) -> InputError:
+    return InputError(f"the page cannot compute {what}; leave that out, or export StableHLO")
+
+
+def _translate(
+    equation: Any, values: list, shape: tuple[int, ...], source: tuple[int, ...], out: tuple[int, ...]
+) -> Op | None:
+    """The operation on activations of a shape, which the equation takes as `source` to `out`; None without an `Op`."""
+    params, name, whole = equation.params, equation.primitive.name, source == (1, *shape)
+    other: Any = next((np.asarray(value) for value in values if not isinstance(value, _Activations)), None)
+    first = isinstance(values[0], _Activations)
+    if name == "conv_general_dilated" and whole and first:
+        (padding, *others), groups = {*np.ravel(params["padding"]).tolist()}, params["feature_group_count"]
+        steps = {*params["window_strides"], *params["lhs_dilation"], *params["rhs_dilation"]}
+        if steps != {1} or others or padding < 0 or params["dimension_numbers"] != _IMAGES:
+            return None
+        layer = str(equation.source_info.name_stack).rpartition("/")[2]
+        if groups == 1:
+            return Op("conv", other, padding, layer)
+        return Op("depthwise", other[:, :, 0], padding, layer) if groups == shape[2] == out[3] else None
+    if name == "max" and out == source and not other.any():
+        return Op("relu")
+    if name in ("mul", "add") or (name in ("div", "sub") and first):
+        by_channel = other.size == 1 or other.size == other.shape[-1] == source[-1] == shape[2]
+        if out != source or not by_channel:
+            return None
+        channels = np.broadcast_to(other.reshape(-1), shape[2])
         one, zero = np.ones_like(channels), np.zeros_like(channels)
         if name in ("mul", "div"):
-            return [Op("affine", np.stack([channels if name == "mul" else one / channels, zero]))]
-        return [Op("affine", np.stack([one, channels if name == "add" else -channels]))]
-    if name == "reduce_window_max":
-        return [Op("pool")]
-    if name == "slice":
-        return [Op("crop", padding=equation.params["start_indices"][1])]
-    if name == "reduce_sum":
-        return [Op("sum")]
-    if name in ("squeeze", "reshape", "convert_element_type", "broadcast_in_dim", "copy"):
-        return []
-    raise NotImplementedError(f"no operation for {name}")
+            return Op("affine", np.stack([channels if name == "mul" else one / channels, zero]))
+        return Op("affine", np.stack([one, channels if name == "add" else -channels]))
+    if name == "reduce_window_max" and whole:
+        windows = params["window_dimensions"], params["window_strides"]
+        dilated = {*params["base_dilation"], *params["window_dilation"]} != {1}
+        return None if windows != ((1, 2, 2, 1),) * 2 or dilated or np.any(params["padding"]) else Op("pool")
+    if name == "slice" and whole:
+        size = params["start_indices"][1]
+        limits = (1, shape[0] - size, shape[1] - size, shape[2])
+        inside = params["start_indices"] == (0, size, size, 0) and params["limit_indices"] == limits
+        return Op("crop", padding=size) if inside and not params["strides"] else None
+    return Op("sum") if name == "reduce_sum" and whole and params["axes"] == (1, 2) else None
 
 
 def _merge(ops: list[Op]) -> list[Op]:
@@ -192,7 +281,7 @@ def to_page(networks: Sequence[Trained], image: np.ndarray, doubts: Sequence[Dou
       HTML, with the weights inside.
 
     Raises:
-      InputError: a network has other images, or they are of several data sets.
+      InputError: a network has other images or an operation that the page lacks, or they are of several data sets.
 
     Example:
       >>> html = export.to_page([mj.load_pretrained("gap")], mj.load_dataset("mnist").test.images[0])
@@ -201,14 +290,13 @@ def to_page(networks: Sequence[Trained], image: np.ndarray, doubts: Sequence[Dou
     """
     first = networks[0]
     for other in networks:
-        numbers = zip((other.mean, other.deviation), (first.mean, first.deviation), strict=True)
-        same = other.classes == first.classes and all(np.array_equal(*pair) for pair in numbers)
+        same = [*other.mean, *other.deviation, *other.classes] == [*first.mean, *first.deviation, *first.classes]
         if other.image_shape != IMAGE_SHAPE or not same:
             raise InputError(f"{other} cannot be on the page; give networks of one data set of 28x28x1 images")
     described = [
         {
             "arch": _name(trained),
-            "parameters": count_params(trained.variables["params"]),
+            "parameters": count_params(trained.variables.get("params", {})),
             "steps": [op._asdict() | _encoded(op.weights) for op in operations(trained)],
             "doubt": doubt and doubt._asdict(),
         }

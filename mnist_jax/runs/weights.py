@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.core import meta
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -39,15 +39,15 @@ _MNIST = {
 def save_weights(path: str | Path, trained: Trained) -> None:
     """Writes a trained network as safetensors, with a hash.
 
-    Variables have names such as `params/conv1/kernel`. The class of an own module is not written: `load_weights` needs
-    the module.
+    Variables have names such as `params/conv1/kernel`, or `params/w/0` in a list. The class of an own module is not
+    written: `load_weights` needs the module.
 
     Args:
       path: the file; an existing one is replaced.
       trained: the network, a `Trained`.
 
     Raises:
-      InputError: `trained` is no `Trained`.
+      InputError: `trained` is no `Trained`, or has the weights of several trainings.
       StorageError: the file cannot be written.
       InputError: no file can have this path.
 
@@ -55,8 +55,13 @@ def save_weights(path: str | Path, trained: Trained) -> None:
       >>> mj.save_weights("letters.safetensors", trained)
     """
     require(trained, Trained, "trained", "give a Trained, as setup.trained(state)")
-    flat = flatten_dict(trained.variables, sep="/")
-    tensors = {name: np.asarray(value) for name, value in flat.items()}
+    tensors = {name: np.asarray(value) for name, value in _named(trained.variables).items()}
+    for name, one in _named(_described(trained.model, trained.image_shape)).items():
+        if name in tensors and tensors[name].ndim > one.ndim and tensors[name].shape[1:] == one.shape:
+            raise InputError(
+                f"{name} has the weights of {len(tensors[name])} trainings; give those of one, as "
+                "jax.tree.map(lambda leaf: leaf[0], trained)"
+            )
     about = {
         "format": FORMAT,
         "arch": _arch(trained.model),
@@ -116,13 +121,17 @@ def load_weights(path: str | Path, *, model: nn.Module | None = None) -> Trained
     if arch != about["arch"]:
         raise InputError(f"weights {str(path)!r} are of network {about['arch']!r}; expected {arch!r}")
     image_shape = tuple(about["image_shape"])
-    described = flatten_dict(abstract_variables(model, image_shape))
-    paths = {"/".join(path): path for path, leaf in described.items() if hasattr(leaf, "dtype")}  # Sown are tuples.
-    expected = {name: described[path] for name, path in paths.items()}
+    described = _described(model, image_shape)
+    # A collection that training drops, such as a sown one, is not in the file.
+    kept = {
+        name: each
+        for name, each in described.items()
+        if name in ("params", "batch_stats") or _named({name: each}).keys() & tensors.keys()
+    }
+    expected = _named(kept)
     for name in sorted(expected.keys() | tensors.keys()):
         want, is_there = _describe(expected.get(name)), _describe(tensors.get(name))
-        absent = name not in tensors and not name.startswith(("params/", "batch_stats/"))
-        if want != is_there and not absent:
+        if want != is_there:
             raise InputError(
                 f"weights {str(path)!r}: {name} expected {want}, found {is_there}; they are not of "
                 f"{arch or type(model).__name__!r}"
@@ -136,7 +145,7 @@ def load_weights(path: str | Path, *, model: nn.Module | None = None) -> Trained
         if not np.isfinite(tensor).all():
             raise InputError(f"weights {str(path)!r}: {name} is not finite everywhere; train again")
     # `jnp.asarray` would compile a program for each shape.
-    variables = jax.device_put(unflatten_dict({paths[name]: tensor for name, tensor in tensors.items()}))
+    variables = jax.device_put(jax.tree.unflatten(jax.tree.structure(kept), [tensors[name] for name in expected]))
     mean, deviation = (np.asarray(about[name], np.float32) for name in ("mean", "deviation"))
     return Trained(model, variables, mean, deviation, tuple(about["classes"]), image_shape)
 
@@ -169,6 +178,21 @@ def load_pretrained(name: str) -> Trained:
 def _arch(model: nn.Module) -> str | None:
     """Name or layout of a network of the package; None for an own module."""
     return model.arch or None if isinstance(model, Network) else None
+
+
+def _described(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Shapes and types of a network's variables, without the boxes of sharded ones, as in a `TrainState`."""
+    return meta.unbox(abstract_variables(model, image_shape))
+
+
+def _named(variables: Any) -> dict[str, Any]:
+    """Arrays by name, in the order of the tree. Where keys with "/" would give two the same, keys are in brackets."""
+    flat = jax.tree_util.tree_leaves_with_path(variables)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
+    return {
+        name if names.count(name) == 1 else jax.tree_util.keystr(path): leaf
+        for name, (path, leaf) in zip(names, flat, strict=True)
+    }
 
 
 def _sha256(tensors: dict[str, np.ndarray], about: dict[str, Any]) -> str:
