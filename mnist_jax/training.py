@@ -53,6 +53,10 @@ class Identity:
 
     values: tuple[tuple[str, Any], ...] = ()
 
+    def __repr__(self) -> str:
+        """The number of values."""
+        return f"Identity({len(self.values)} values)"
+
 
 class Progress(NamedTuple):
     """Where a run stands, with everything needed to continue it as if it had not stopped.

@@ -12,7 +12,7 @@ from mnist_jax.reports.comparison import Run, group
 
 @pytest.fixture(scope="module")
 def scored(mnist):
-    return part(mnist, 0, 500)
+    return part(mnist, 1, 500)
 
 
 @pytest.fixture(scope="module")

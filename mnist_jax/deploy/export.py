@@ -290,7 +290,7 @@ def to_page(networks: Sequence[Trained], image: np.ndarray, doubts: Sequence[Dou
     """
     first = networks[0]
     for other in networks:
-        same = [*other.mean, *other.deviation, *other.classes] == [*first.mean, *first.deviation, *first.classes]
+        same = other.numbers() == first.numbers() and other.classes == first.classes
         if other.image_shape != IMAGE_SHAPE or not same:
             raise InputError(f"{other} cannot be on the page; give networks of one data set of 28x28x1 images")
     described = [

@@ -74,7 +74,8 @@ def start(config: Config, data: Dataset, *, initial: Trained | None = None, **pa
       >>> mj.start(config, data).state
       TrainState(step=0, 104 parameters)
     """
-    return begin(_setup_of(config, data, parts), Streams.from_seed(config.seed), initial)
+    begun = begin(_setup_of(config, data, parts), Streams.from_seed(config.seed), initial)
+    return begun._replace(identity=_identity(config, data, parts))
 
 
 def abstract_progress(config: Config, data: Dataset) -> Progress:

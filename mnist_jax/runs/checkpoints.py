@@ -24,7 +24,7 @@ from mnist_jax.recipes.config import MAY_CHANGE, Config, fixed_settings
 from mnist_jax.recipes.fits import abstract_progress
 from mnist_jax.runs.directory import config_of, load_config, storing, write_text
 from mnist_jax.runtime import environment
-from mnist_jax.training import EpochMetrics, Identity, Progress
+from mnist_jax.training import EpochMetrics, Progress
 
 CHECKPOINTS = "checkpoints"
 
@@ -114,7 +114,7 @@ def share(progress: Progress | None, config: Config, data: Dataset) -> Progress 
     mine = progress or jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_progress(config, data))
     history = np.array(mine.history) if mine.history else np.zeros((epochs, len(EpochMetrics._fields)))
     # Bytes, because JAX would convert float64 to float32.
-    arrays, shared = from_writer((mine._replace(history=(), identity=Identity()), history.view(np.uint8)))
+    arrays, shared = from_writer((mine._replace(history=()), history.view(np.uint8)))
     rows = np.asarray(shared).view(np.float64)
     return arrays._replace(history=tuple(EpochMetrics(int(row[0]), *map(float, row[1:])) for row in rows))
 
@@ -142,7 +142,7 @@ def _restore(run_dir: Path, step: int, config: Config, data: Dataset) -> Progres
 
 def _named(progress: Progress) -> dict[str, Any]:
     """The arrays of a progress by name, such as `state.params.conv1.kernel`, `state.batch_stats.bn1.mean`."""
-    leaves = jax.tree_util.tree_leaves_with_path(progress._replace(history=(), identity=Identity()))
+    leaves = jax.tree_util.tree_leaves_with_path(progress._replace(history=()))
     names = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
     return {name.replace("state.collections.", "state."): leaf for name, (_, leaf) in zip(names, leaves, strict=True)}
 
