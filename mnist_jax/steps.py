@@ -243,13 +243,13 @@ def value_and_grad(
 
     Args:
       state: the `TrainState`; its parameters, collections and step are used.
-      images: as for `train_step`, like all that follow.
+      images: uint8, or float32 in [0, 1], [B, H, W, C].
       labels: int32 [B].
       key: the run's `Streams.step`.
-      setup: a `Setup`.
-      strength: strength of the recipe's distortion.
-      mean: of the training pixels.
-      deviation: of the training pixels.
+      setup: a `Setup`, as for `train_step`.
+      strength: strength of the recipe's distortion, float32 [].
+      mean: of the training pixels, float32 [C]; None for that of the setup.
+      deviation: of the training pixels, float32 [C]; None for that of the setup.
 
     Returns:
       `((value, (losses, logits, collections)), gradients)`: what the loss returns, and the gradient of `value` with the

@@ -218,13 +218,13 @@ def train_epoch(
       key: the run's `Streams.step`.
       setup: as for `train_step`, like the next three.
       strength: strength of the recipe's distortion, in [0, 1].
-      mean: of the training pixels; None for that of the setup.
-      deviation: of the training pixels; None for that of the setup.
+      mean: of the training pixels, float32 [C]; None for that of the setup.
+      deviation: of the training pixels, float32 [C]; None for that of the setup.
       step: takes one step, with the signature of `train_step`.
       first: the first step to take, in an epoch that was interrupted.
       totals: metrics of the steps before `first`.
       vary: makes the setup of one training from its numbers, `vary(setup, numbers)`.
-      numbers: settings that differ between trainings, arrays by name.
+      numbers: settings that differ between trainings, float32 [trainings], by name.
       whole: whether all steps are one program; None for the way of the platform.
       on_step: where steps are taken one by one, called as `on_step(i, totals)` after step i, with the metrics so far.
       stop: where steps are taken one by one, called after every step; true ends the epoch.

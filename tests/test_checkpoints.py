@@ -86,8 +86,7 @@ def test_another_process_is_given_the_history_to_the_bit(saved, small, monkeypat
 
 def test_a_run_goes_on_from_a_checkpoint_in_mid_epoch(small, saved, tmp_path):
     create_run(tmp_path / "run", CONFIG)
-    # Asked after steps 1 to 5, between the epochs, and after step 6.
-    save_checkpoint(tmp_path / "run", CONFIG, stopped(7, fit, CONFIG, small), 500)
+    save_checkpoint(tmp_path / "run", CONFIG, stopped(6, fit, CONFIG, small), 500)
     progress = resume(tmp_path / "run", CONFIG, small).progress
     assert (int(progress.state.step), int(progress.totals.count), len(progress.history)) == (6, 100, 1)
     state, history = fit(CONFIG, small, progress=progress)

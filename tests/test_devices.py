@@ -1,5 +1,6 @@
 """The same program on one device, on eight, and in two processes; to have its devices each is a process of its own."""
 
+import dataclasses
 import json
 import multiprocessing
 import socket
@@ -18,8 +19,8 @@ from safetensors.numpy import load_file
 from mnist_jax import devices, evaluate, load_dataset, make_config, make_setup, training
 from mnist_jax.recipes.fits import fit, fit_seeds, start
 from mnist_jax.recipes.values import network_of
-from mnist_jax.steps import Streams
-from mnist_jax.training import program
+from mnist_jax.steps import Streams, train_step
+from mnist_jax.training import Epoch, program
 
 EIGHT = "--xla_force_host_platform_device_count=8"
 
@@ -37,7 +38,7 @@ def several_steps():
     data = part(load_dataset("mnist"), 64, 1)
     config = make_config("reference", batch_size=16, average_decay=0.9, rotation=10.0)
     model, key = network_of(config).clone(layers=smooth()), Streams.from_seed(1).step
-    setup, step, found = make_setup(config, data, model=model), program(training.train_body, False, False), []
+    setup, step, found = make_setup(config, data, model=model), program(False, False), []
     order, programs = np.arange(64, dtype=np.int32).reshape(4, 16), step._cache_size()
     for mesh in (None, devices.make_mesh()):
         state, totals, images = devices.put((*start(config, data, model=model)[:2], data.train), mesh)
@@ -49,7 +50,8 @@ def several_steps():
     chex.assert_trees_all_close(eight, one, atol=1e-5)  # Sums of 16 x 26 x 26 values, none of which is far above one.
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
     assert step._cache_size() == programs + 2  # For one device, and for eight.
-    text = step.lower(0, state, totals, (split, key, None), (images, np.float32(1)), setup).compile().as_text()
+    epoch = Epoch(images, split, key, np.float32(1), None, None, None)
+    text = step.lower(0, state, totals, epoch, setup, train_step, None).compile().as_text()
     assert text.count("f32[2,26,26,16]") > text.count("f32[16,26,26,16]") == 0
 
 
@@ -69,20 +71,29 @@ def fits():
     mesh, data = devices.make_mesh(), part(load_dataset("mnist"), 64, 64)
     config = make_config("reference", arch="gap", epochs=1, batch_size=32, rotation=10.0)
     (alone,), (together,) = fit(config, data)[1], fit(config, data, mesh=mesh)[1]
-    _, many = fit_seeds(config, data, seeds=range(1, 9), mesh=mesh)
-    assert [together.train_loss, many[0][0].train_loss] == pytest.approx([alone.train_loss] * 2, abs=1e-5)
-    assert len(many) == 8
+    _, ((first,), (second,)) = fit_seeds(config, data, seeds=[1, 2], mesh=mesh)
+    assert first[:-1] == together[:-1]
+    streams = [Streams.from_seed(seed) for seed in range(1, 9)]
+    sizes = {"epochs": 1, "batch_size": 30}  # Eight does not divide it: the trainings are split, not the batches.
+    small = dataclasses.replace(config, batch_size=30)
+    reached = training.train(make_setup(small, data), data, streams, **sizes, mesh=mesh)
+    (many,), (single,) = reached.history, fit(small, data)[1]
+    assert [together.train_loss, many[0].train_loss] == pytest.approx([alone.train_loss, single.train_loss], abs=1e-5)
+    assert len({metrics.train_loss for metrics in many}) == 8
+    assert second.train_loss != first.train_loss
+    assert {leaf.sharding.shard_shape(leaf.shape)[0] for leaf in jax.tree.leaves(reached.state)} == {1}
 
 
 def refusals():
-    mesh, split = devices.make_mesh(), "cannot be split over 8 devices; choose"
+    mesh, data = devices.make_mesh(), load_dataset("mnist")
     for count in (9, 0):
-        refused(f"^devices {count} cannot be used; choose 1 to 8, or all$", devices.make_mesh, count)
-    refused("^devices 'most' cannot be used; choose a number or all$", devices.choose_mesh, "most")
-    refused(f"^batch size 100 {split} 96 or 104$", devices.require_divisible, 100, mesh)
-    refused(f"^batch size 5 {split} 8$", devices.require_divisible, 5, mesh)
-    seeds = {"data": load_dataset("mnist"), "seeds": [1, 2, 3], "mesh": mesh}
-    refused(f"^3 seeds {split} a multiple of 8$", fit_seeds, make_config(), **seeds)
+        refused(f"^devices {count} .* 1 to 8", devices.make_mesh, count)
+    refused("^devices 'most'", devices.choose_mesh, "most")
+    refused("^batch size 100 .* 96 or 104$", devices.require_divisible, 100, mesh)
+    refused("^batch size 5 .* 8$", devices.require_divisible, 5, mesh)
+    options = {"epochs": 1, "batch_size": 128, "mesh": mesh}
+    streams = [Streams.from_seed(1)] * 3
+    refused("^3 trainings .* 8$", training.train, make_setup(make_config(), data), data, streams, **options)
     assert devices.choose_mesh(None) is devices.choose_mesh("1") is None
     assert (devices.choose_mesh("all").size, devices.choose_mesh("2").size) == (8, 2)
     devices.require_divisible(128, mesh)
@@ -159,7 +170,7 @@ def only_one():
 cases = [
     lambda: mj.fit(dataclasses.replace(config, seed=1 + one), data, mesh=mesh),
     lambda: mj.fit(dataclasses.replace(config, learning_rate=0.1 + one), other if one else data, mesh=mesh),
-    lambda: mj.fit_seeds(config, data, seeds=[1, 2 + one], mesh=mesh),
+    lambda: mj.fit_seeds(config, data, seeds=[1 + one, 2], mesh=mesh),
     lambda: mj.fit(config, data, mesh=mesh, progress=begun._replace(state=begun.state._replace(step=np.int32(one)))),
     lambda: begin(seed=1 + one),
     lambda: begin(run_dir="."),

@@ -1,3 +1,4 @@
+import dataclasses
 from functools import partial
 
 import chex
@@ -9,7 +10,7 @@ import pytest
 from conftest import OPTIMIZED, refused
 
 from mnist_jax import make_config, make_optimizer
-from mnist_jax.optimizers import require_plain
+from mnist_jax.optimizers import with_extra_args
 
 
 def updates_of(config, params, grads, steps=1):
@@ -87,10 +88,41 @@ def test_muon_in_a_loop_is_optaxs_to_the_bit():
     assert text.count("stablehlo.while") == 2  # One for each kernel; optax's own has none.
 
 
-def test_an_optimizer_that_needs_more_is_refused_and_one_that_may_take_more_is_not():
-    adam, params = optax.adam(1e-3), {"kernel": jnp.ones((2, 2))}
-    for needs_value in (optax.polyak_sgd(), optax.chain(adam, optax.contrib.reduce_on_plateau())):
-        refused("'value'", require_plain, needs_value, params)
-    refused("is a function; give an optax.GradientTransformation", require_plain, optax.adam, params)
-    for plain in (adam, optax.inject_hyperparams(optax.sgd)(0.1), optax.masked(adam, {"kernel": True})):
-        require_plain(plain, params)
+def test_equal_settings_give_one_optimizer():
+    config = make_config("fast")
+    assert make_optimizer(config, 100) is make_optimizer(dataclasses.replace(config, seed=2, rotation=1.0), 100)
+    assert make_optimizer(config, 100) is not make_optimizer(config, 101)
+
+
+def loss(params):
+    return jnp.sum((params["kernel"] - 1) ** 2)
+
+
+ADAM, PARAMS = optax.adam(1e-3), {"kernel": np.arange(4, dtype=np.float32).reshape(2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "needed"),
+    [
+        *((plain, ()) for plain in (ADAM, optax.inject_hyperparams(optax.sgd)(0.1), optax.masked(ADAM, {"kernel": True}))),
+        (optax.MultiSteps(ADAM, 2).gradient_transformation(), ()),
+        *((needs, ("value",)) for needs in (optax.polyak_sgd(), optax.chain(ADAM, optax.contrib.reduce_on_plateau()))),
+        (optax.lbfgs(), ("value", "grad", "value_fn")),
+        (optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05), opaque_mode=True), ("grad_fn",)),
+    ],
+)
+def test_an_optimizer_gets_the_extra_arguments_that_it_needs(optimizer, needed):
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    value, grads = jax.value_and_grad(loss)(params)
+    extra = {"value": value, "grad": grads, "value_fn": loss, "grad_fn": lambda params, _: jax.grad(loss)(params)}
+    state = optimizer.init(params)
+    expected = optimizer.update(grads, state, params, **{name: extra[name] for name in needed})
+    chex.assert_trees_all_equal(with_extra_args(optimizer, params).update(grads, state, params, **extra), expected)
+
+
+def test_what_is_no_optimizer_or_needs_more_is_refused():
+    def update(updates, state, params=None, *, temperature):
+        raise AssertionError(temperature)
+
+    refused("'temperature'", with_extra_args, optax.GradientTransformationExtraArgs(ADAM.init, update), PARAMS)
+    refused("^optimizer is a function", with_extra_args, optax.adam, PARAMS)

@@ -1,4 +1,4 @@
-"""Own parts in place of a recipe's: data, network, loss, optimizer, augmentation; watching and stopping a fit."""
+"""Own parts in place of a recipe's: data, network, loss, optimizer, augmentation, step, order; watching a fit."""
 
 import dataclasses
 import os
@@ -13,10 +13,16 @@ import numpy as np
 import optax
 import pytest
 from conftest import refused, stopped, without_seconds
+from flax import nnx
 
 import mnist_jax as mj
 
 CONFIG = mj.make_config("reference", arch="4-pool-s4", epochs=2, batch_size=16, average_decay=0.9)  # 4 steps an epoch.
+cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+compilations = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda name, *_, **__: name == "/jax/core/compile/backend_compile_duration" and compilations.append(name)
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +81,7 @@ def test_any_module_with_its_collections_and_streams(data):
     assert whole.collections["counter"]["calls"] == whole.average["counter"]["calls"] == 8
     assert whole.collections["extremes"]["largest"] != whole.average["extremes"]["largest"]
     states, _ = mj.fit_seeds(CONFIG, data, seeds=[1, 2], model=Odd())
-    assert states.collections["counter"]["calls"].tolist() == [8, 8]
+    assert [state.collections["counter"]["calls"] for state in states] == [8, 8]
 
 
 @pytest.mark.parametrize("model", [Odd(), Normed()])
@@ -91,56 +97,75 @@ def test_own_modules_are_saved_and_loaded(data, tmp_path, model):
 
 @pytest.mark.parametrize("arch", mj.ARCHS)
 def test_the_networks_take_other_images_and_classes(arch, data):
-    labels = np.zeros(2, np.int32)
-    other = dataclasses.replace(data, train=mj.Split(np.zeros((2, 31, 29, 3), np.uint8), labels))
+    large, tiny = (mj.Split(np.zeros((2, *shape, 3), np.uint8), np.zeros(2, np.int32)) for shape in ((31, 29), (4, 4)))
+    other = dataclasses.replace(data, train=large, test=large)
     setup = mj.make_setup(mj.make_config(arch=arch, batch_size=2), other)
     variables = jax.eval_shape(lambda: mj.init_state(setup, jax.random.key(0)).variables)
     images = jax.ShapeDtypeStruct((2, 31, 29, 3), jnp.float32)
     assert jax.eval_shape(lambda v, x: setup.model.apply(v, x, train=False), variables, images).shape == (2, 5)
-    small = dataclasses.replace(data, train=mj.Split(np.zeros((2, 4, 4, 3), np.uint8), labels))
+    small = dataclasses.replace(data, train=tiny, test=tiny)
     config = mj.make_config(arch=arch, batch_size=2)
     refused(f"images of 4x4 are too small for network '{arch}'", mj.make_setup, config, small)
 
 
-def test_a_loss_may_use_the_network_several_times_and_its_gradient(data):
-    """The batch statistics are those of its first call; draws differ from call to call."""
-    outputs = {}
-
-    def penalized(apply, images, labels, key):
-        slope = jax.grad(lambda images: apply(images).sum())(images)
-        logits = apply(2 * images)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses + 0.01 * jnp.square(slope).sum((1, 2, 3)), logits
-
-    def twice(apply, images, labels, key):
-        first, second = apply(images), apply(images)
-        jax.debug.callback(lambda x: outputs.update(differ=float(x)), jnp.abs(first - second).max())
-        return optax.softmax_cross_entropy_with_integer_labels(first, labels), first
-
-    key, batch = jax.random.key(0), (data.train.images[:16], data.train.labels[:16])
-    plain = mj.make_setup(CONFIG, data)
-    state, step = mj.init_state(plain, key), mj.jit(mj.train_step, static_argnames="setup")
-    expected, _ = step(state, *batch, key, plain)
-    found, metrics = step(state, *batch, key, plain._replace(loss=penalized))
-    chex.assert_trees_all_close(found.collections, expected.collections, rtol=1e-5, atol=1e-6)
-    assert np.isfinite(metrics.loss)
+def test_draws_of_a_loss_come_from_its_key(data):
+    def thrice(apply, params, images, labels, key):
+        (first, kept), (second, _), (third, _) = (apply(params, images, *keys) for keys in ((), (), (key,)))
+        return first.mean(), (jnp.abs(first - second).max(-1), first - third, kept)
 
     config = mj.make_config("reference", arch="bn_dropout", batch_size=2, dropout_rate=0.5)
-    large = dataclasses.replace(data, train=mj.Split(np.ones((2, 28, 28, 3), np.uint8), np.zeros(2, np.int32)))
-    setup = mj.make_setup(config, large, loss=twice)
-    jax.block_until_ready(step(mj.init_state(setup, key), *large.train, key, setup))
-    jax.effects_barrier()
-    assert outputs["differ"] > 0
+    split, key = mj.Split(np.ones((2, 28, 28, 3), np.uint8), np.zeros(2, np.int32)), jax.random.key(0)
+    setup = mj.make_setup(config, dataclasses.replace(data, train=split, test=split), loss=thrice)
+    (_, (repeated, different, _)), _ = mj.value_and_grad(mj.init_state(setup, key), *split, key, setup)
+    assert not repeated.any()
+    assert different.any()
+
+
+def unrolled(begin, end, body, value):
+    for i in range(begin, end):
+        value = body(i, value)
+    return value
+
+
+def one_by_one(function):
+    return lambda *arrays: jnp.stack([function(*each) for each in zip(*arrays, strict=True)])
+
+
+@pytest.mark.parametrize("change", [{"loop": jax.lax.fori_loop}, {"checkpoint": jax.checkpoint}, {"each": jax.vmap}])
+def test_a_loss_may_transform_the_network(data, change):
+    """An attack in a loop, memory saved, gradients per example: as without, but for rounding."""
+
+    def loss_of(loop=unrolled, checkpoint=lambda function: function, each=one_by_one):
+        def loss(apply, params, images, labels, key):
+            def ascend(_, images):
+                return images + jax.grad(lambda images: cross_entropy(apply(params, images)[0], labels).sum())(images)
+
+            def slope(image, label):
+                one = jax.grad(lambda params: cross_entropy(apply(params, image[None])[0], label[None]).sum())(params)
+                return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(one))
+
+            logits, collections = checkpoint(apply)(params, loop(0, 3, ascend, images))
+            losses = cross_entropy(logits, labels) + 0.01 * each(slope)(images, labels)
+            return losses.mean(), (losses, logits, collections)
+
+        return loss
+
+    key, batch = jax.random.key(0), (data.train.images[:4], data.train.labels[:4])
+    plain, changed = (mj.make_setup(CONFIG, data, loss=loss_of(**options)) for options in ({}, change))
+    gradient = mj.jit(mj.value_and_grad, static_argnames="setup")
+    expected, found = (gradient(mj.init_state(plain, key), *batch, key, setup) for setup in (plain, changed))
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_teacher_is_a_closure_and_what_is_reported_is_what_the_loss_gives(data, whole):
     teacher = whole[0]
     model = mj.make_setup(CONFIG, data).model
 
-    def distill(apply, images, labels, key):
+    def distill(apply, params, images, labels, key):
         del key
-        logits, wanted = apply(images), model.apply(teacher.variables, images, train=False)
-        return optax.losses.kl_divergence(jax.nn.log_softmax(logits), jax.nn.softmax(wanted)), logits
+        (logits, collections), wanted = apply(params, images), model.apply(teacher.variables, images, train=False)
+        losses = optax.losses.kl_divergence(jax.nn.log_softmax(logits), jax.nn.softmax(wanted))
+        return losses.mean(), (losses, logits, collections)
 
     _, history = mj.fit(CONFIG, data, loss=distill)
     assert history[-1].train_loss < 0.1 < history[-1].test_loss  # A divergence, and a plain cross-entropy of 5 classes.
@@ -148,8 +173,7 @@ def test_a_teacher_is_a_closure_and_what_is_reported_is_what_the_loss_gives(data
 
 def test_the_loss_from_logits_is_the_recipes_own(data, whole):
     """And smoothing by hand is the recipe's smoothing, but for what is reported."""
-    cross_entropy = mj.losses.from_logits(optax.softmax_cross_entropy_with_integer_labels)
-    own, history = mj.fit(CONFIG, data, loss=cross_entropy)
+    own, history = mj.fit(CONFIG, data, loss=mj.losses.from_logits(cross_entropy))
     chex.assert_trees_all_equal(whole[0], own)
     assert without_seconds(whole[1]) == without_seconds(history)
 
@@ -169,40 +193,155 @@ def test_an_own_augmentation_acts_in_every_epoch(data):
         seen.append((images.dtype, images.shape))
         return jnp.zeros_like(images)
 
-    config = dataclasses.replace(CONFIG, rotation=5.0, plain_epochs=1)
-    _, history = mj.fit(config, data, augment=blank)
+    _, history = mj.fit(CONFIG, data, augment=blank)
     assert set(seen) == {(jnp.dtype("float32"), (16, 9, 11, 3))}
     # On blank images alone nothing but the classes' shares can be learned.
     assert all(entry.train_loss > 1.5 for entry in history)
 
 
-def test_any_optimizer_with_many_seeds(data):
-    optimizer = optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.1, nesterov=True))
-    states, _ = mj.fit_seeds(CONFIG, data, seeds=[1, 2], optimizer=optimizer)
-    alone, _ = mj.fit(dataclasses.replace(CONFIG, seed=2), data, optimizer=optimizer)
-    chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[1], states.params), alone.params, atol=1e-5)
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.chain(optax.clip_by_global_norm(1.0), optax.lion(1e-2)),
+        optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=1)),  # Needs `value`;
+        optax.lbfgs(),  # this `value`, `grad` and `value_fn`,
+        optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05), opaque_mode=True),  # and this `grad_fn`.
+    ],
+    ids=["lion", "reduce_on_plateau", "lbfgs", "sam"],
+)
+def test_any_optimizer_also_with_many_seeds(data, optimizer, monkeypatch):
+    alone, history = mj.fit(CONFIG, data, optimizer=optimizer)
+    assert history[1].train_loss < history[0].train_loss
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    states, _ = mj.fit_seeds(CONFIG, data, seeds=[CONFIG.seed, 2], optimizer=optimizer)
+    chex.assert_trees_all_close(states[0].params, alone.params, atol=1e-3)
+
+
+def test_own_step_and_own_order(data, whole):
+    def steps(*args):
+        return mj.train_step(*args)
+
+    def shuffled(*args):
+        return np.asarray(mj.epoch_order(*args), np.int64)
+
+    chex.assert_trees_all_equal(mj.fit(CONFIG, data, step=steps, order=shuffled)[0], whole[0])
+
+    def summed(state, images, labels, *rest):
+        state, metrics = mj.train_step(state, images, labels, *rest)
+        return state, metrics._replace(correct=labels.sum())
+
+    def fours(key, epoch, num_examples, batch_size):
+        return np.resize(np.flatnonzero(data.train.labels == 4), (num_examples // batch_size, batch_size))
+
+    _, history = mj.fit(CONFIG, data, step=summed, order=fours)
+    assert [entry.train_accuracy for entry in history] == [4, 4]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_a_warm_start_has_the_weights(data, whole, backend, monkeypatch):
+    """The averages, if there are some; a learning rate of 0 keeps them."""
+    initial, optimizer = mj.make_setup(CONFIG, data).trained(whole[0]), optax.sgd(0.0)
+    begun = mj.start(CONFIG, data, initial=initial).state
+    chex.assert_trees_all_equal({"params": begun.params, **begun.collections}, whole[0].variables)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    configs = [dataclasses.replace(CONFIG, rotation=rotation) for rotation in (0.0, 5.0)]  # Numbers are varied, too.
+    for many in ({"configs": configs}, {"configs": configs[:1] * 2}):
+        for state in mj.fit_many(**many, data=data, initial=initial, optimizer=optimizer)[0]:
+            chex.assert_trees_all_equal(state.params, whole[0].variables["params"])
+    other = dataclasses.replace(CONFIG, arch="4-pool-s5")
+    for configs in ([other] * 2, [other, dataclasses.replace(other, learning_rate=0.1)]):
+        refused("^initial is of another network", mj.fit_many, configs, data, initial=initial)
+
+
+def test_data_of_other_statistics_compile_nothing_anew(data):
+    images, means, counts = np.concatenate([data.train.images, data.test.images]), set(), []
+    for fold in np.split(np.arange(80), 4):
+        rest = np.setdiff1d(np.arange(80), fold)
+        other = mj.Dataset.from_arrays(*((images[part], part % 5) for part in (rest, fold)), classes=data.classes)
+        state, _ = mj.fit(CONFIG, other)
+        trained = mj.make_setup(CONFIG, other).trained(state)
+        mj.predict(trained, other.test.images), mj.evaluate(trained, other.test)
+        means.add(other.mean)
+        counts.append(len(compilations))
+    assert len(means) == 4
+    assert counts[0] == counts[3]
+
+
+class Plain(nn.Module):
+    """Has no `train`."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(5)(x.mean((1, 2)))
+
+
+def no_order(key):
+    return np.zeros((4, 16), int)
+
+
+def orders(fill, *shape):
+    return lambda *args: np.full(shape, fill)
+
+
+WRONG = [
+    ("model", Plain()),
+    ("model", nn.Sequential([nn.Dense(5), nn.relu])),
+    ("model", nnx.Linear(3, 5, rngs=nnx.Rngs(0))),
+    ("model", lambda images, train: images),  # As a module of equinox: no linen module.
+    ("model", "gap"),
+    ("model", Normed(weights=np.zeros(3))),
+    ("optimizer", optax.lookahead(optax.sgd(0.1), 5, 0.5)),
+    ("optimizer", optax.sgd),
+    ("loss", optax.softmax_cross_entropy),
+    ("loss", cross_entropy),
+    ("loss", mj.losses.from_logits(optax.softmax_cross_entropy)),
+    ("loss", mj.losses.from_logits(lambda logits, labels: cross_entropy(logits, labels).mean())),
+    ("loss", lambda apply, params, images, labels, key: apply(params, images)[0].mean()),
+    ("augment", lambda images: images),
+    ("augment", lambda key, images: images[:4]),
+    ("augment", lambda key, images: None),
+    ("step", lambda state, images, labels: (state, None)),
+    ("step", lambda state, *args: state),
+    ("order", lambda key: np.zeros((4, 16), int)),
+    ("order", lambda *args: np.full((4, 16), 64)),
+    ("order", lambda *args: np.full((4, 16), -1)),
+    ("order", lambda *args: np.zeros((16, 4), int)),
+    ("order", lambda *args: np.zeros((4, 16))),
+    ("order", lambda *args: [[0], [1, 2]]),
+    ("on_epoch", lambda progress: 1),
+    ("on_epoch", lambda progress: np.ones(2)),
+    ("initial", {}),
+    ("progress", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "part"), WRONG)
+def test_wrong_parts_are_refused_by_name(data, name, part):
+    for batch_size in (16, 5):  # As many as there are classes.
+        refused(f"^(the )?{name}\\b", mj.fit, dataclasses.replace(CONFIG, batch_size=batch_size), data, **{name: part})
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"rotation": 5.0}, {"augment": lambda key, images: images}),
+        ({"plain_epochs": 1}, {"augment": lambda key, images: images}),
+        ({"learning_rate": 0.5}, {"optimizer": optax.sgd(0.1)}),
+        ({"precision": "bfloat16"}, {"model": Odd()}),
+        ({"label_smoothing": 0.1}, {"loss": mj.losses.CrossEntropy()}),
+    ],
+)
+def test_settings_that_a_part_replaces_are_refused(data, settings, part):
+    (name,), (replaced,) = settings, part
+    match = f"^{name.replace('_', ' ')} .*{replaced}.*{name}="
+    refused(match, mj.fit, dataclasses.replace(CONFIG, **settings), data, **part)
 
 
 def test_parts_and_settings_that_do_not_fit_are_refused_by_name(data):
-    smooth, plain, ten = dataclasses.replace(CONFIG, label_smoothing=0.1), mj.losses.CrossEntropy(), Normed(classes=10)
-    refused("label smoothing 0.1 .* choose label_smoothing=0", mj.fit, smooth, data, loss=plain)
-    refused(r"model gives \(2, 10\) for 2 images, and the data has 5 classes", mj.fit, CONFIG, data, model=ten)
-    refused("model is a str; give a Flax module", mj.make_setup, CONFIG, data, model="gap")
-    refused("model cannot be hashed", mj.fit, CONFIG, data, model=Normed(weights=np.zeros(3)))
-    refused("optimizer needs 'value'", mj.fit, CONFIG, data, optimizer=optax.polyak_sgd())
-    refused(r"losses \(\) .* return losses \(16,\)", mj.fit, CONFIG, data, loss=lambda a, x, y, k: (a(x).sum(), a(x)))
-    refused("data is a tuple; make a Dataset", mj.fit, CONFIG, (data.train, data.test))
+    refused(r"model .*\b10\b.* 5 classes", mj.fit, CONFIG, data, model=Normed(classes=10))
+    refused("data is a tuple", mj.fit, CONFIG, (data.train, data.test))
     small = mj.load_pretrained("small")
     refused("images have shape 9x11x3; the network takes 28x28x1", mj.predict, small, data.test.images)
-    refused(r"augment gives shape \(8, 9, 11, 3\)", mj.fit, CONFIG, data, augment=lambda key, images: images[:8])
-    refused("optimizer cannot take a step", mj.fit, CONFIG, data, optimizer=optax.lookahead(optax.sgd(0.1), 5, 0.5))
-
-    def checkpointed(apply, images, labels, key):
-        logits = jax.checkpoint(apply)(images)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels), logits
-
-    refused("the loss calls apply under jax.jit, vmap, checkpoint", mj.fit, CONFIG, data, loss=checkpointed)
-
     trained = mj.make_setup(CONFIG, data).trained(mj.start(CONFIG, data).state)
     assert mj.predict(trained, data.test.images[:0]).shape == (0, 5)
     refused("there are no images to score", mj.evaluate, trained, mj.Split(*(part[:0] for part in data.test)))
@@ -220,11 +359,12 @@ def test_many_settings_are_the_settings_alone(data, optimizer, monkeypatch):
     states, histories = mj.fit_many(configs, data)
     for i, config in enumerate(configs):
         alone, history = mj.fit(config, data)
-        chex.assert_trees_all_equal(jax.tree.map(lambda leaf, i=i: leaf[i], states.params), alone.params)
+        chex.assert_trees_all_equal(states[i], alone)
         assert without_seconds(histories[i]) == without_seconds(history)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     together, others = mj.fit_many(configs, data)
-    chex.assert_trees_all_close(together.params, states.params, atol=2e-4)
+    for one, expected in zip(together, states, strict=True):
+        chex.assert_trees_all_close(one.params, expected.params, atol=2e-4)
     assert [[entry[:3] for entry in history] for history in others] == [
         [pytest.approx(entry[:3], abs=1e-3) for entry in history] for history in histories
     ]
@@ -240,10 +380,15 @@ def test_many_settings_go_on_where_they_stopped(data, backend, monkeypatch):
     with pytest.raises(mj.Stopped, match=r"continue with progress=stopped\.progress$") as stopped:
         mj.fit_many(configs, data, stop=lambda: next(asked))
     progress = pickle.loads(pickle.dumps(stopped.value)).progress
-    assert backend == "gpu" or [one.steps for one in progress] == [8, 2]
-    resumed, rest = mj.fit_many(configs, data, progress=progress)
-    chex.assert_trees_all_equal(whole, resumed)
-    assert [without_seconds(one) for one in rest] == [without_seconds(one) for one in histories]
+    assert backend == "gpu" or [one.steps for one in progress] == [8, 3]
+    for _ in range(2):  # It can be used twice.
+        resumed, rest = mj.fit_many(configs, data, progress=progress)
+        chex.assert_trees_all_equal(whole, resumed)
+        assert [without_seconds(one) for one in rest] == [without_seconds(one) for one in histories]
+    swapped = list(reversed(configs))
+    refused("^progress .*seed", mj.fit_many, swapped, data, progress=progress)
+    for wrong in (progress[0], progress * 2, [0]):
+        refused("^progress", mj.fit_many, configs, data, progress=wrong)
 
 
 def test_what_a_callback_is_given_stays_usable(data, whole):
@@ -258,13 +403,20 @@ def test_what_a_callback_is_given_stays_usable(data, whole):
 
 
 def test_progress_of_another_training_is_refused(data, whole):
-    kept = whole[2]
-    other = dataclasses.replace(CONFIG, batch_size=32)
-    refused("progress is of another training: 1 epochs and step 4, but", mj.fit, other, data, progress=kept[0])
-    fewer = dataclasses.replace(CONFIG, epochs=1)
-    refused("progress is of another training: 2 epochs", mj.fit, fewer, data, progress=kept[1])
-    model = mj.make_config("reference", arch="4-pool-s5", epochs=2, batch_size=16, average_decay=0.9)
-    refused(r"progress is of another training: .* has shape", mj.fit, model, data, progress=kept[0])
+    kept = whole[2][0]
+    changes = {"batch_size": 32, "epochs": 3, "seed": 2, "arch": "4-pool-s5"}
+    for name, value in changes.items():
+        config = dataclasses.replace(CONFIG, **{name: value})
+        match = f"^progress .*{name.replace('_', ' ')} was {getattr(CONFIG, name)!r}, now {value!r}"
+        refused(match, mj.fit, config, data, progress=kept)
+    parts = {"model": Odd(), "optimizer": optax.sgd(0.1), "loss": mj.losses.from_logits(cross_entropy)}
+    for name, part in (parts | {"augment": lambda key, images: images, "order": mj.epoch_order}).items():
+        refused(f"^progress .*{name}", mj.fit, CONFIG, data, progress=kept, **{name: part})
+    other = dataclasses.replace(data, test=data.train)
+    refused("^progress .*data", mj.fit, CONFIG, other, progress=kept)
+    unknown = kept._replace(identity=type(kept.identity)())
+    refused("^progress .*3 epochs", mj.fit, CONFIG, data, progress=unknown._replace(history=kept.history * 3))
+    refused("^progress .*shape", mj.fit, dataclasses.replace(CONFIG, arch="4-pool-s5"), data, progress=unknown)
 
 
 def press(times):

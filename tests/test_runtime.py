@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -32,9 +33,19 @@ def test_compiler_options_are_for_cpu_only_and_those_that_this_jaxlib_does_not_k
 
 
 COMPILE = """
-from mnist_jax import runtime  # Before JAX.
+import os, sys
 import jax
-directory, events = runtime.use_compilation_cache(), []
+before = dict(jax.config.values), dict(os.environ)
+import mnist_jax as mj
+assert (dict(jax.config.values), dict(os.environ)) == before
+assert not {"dask", "matplotlib", "onnx", "orbax", "tensorflow_datasets"} & sys.modules.keys()
+used = bool(sys.argv[1:]) and jax.jit(lambda x: x + 1)(1)
+assert mj.runtime._jax_was_used() == bool(used)
+mj.tune_process()
+changed = {name for name, value in jax.config.values.items() if before[0][name] != value}
+cache = {"jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"}
+assert cache <= changed <= cache | ({"jax_cpu_enable_async_dispatch"} if not used else set()), changed
+directory, events = jax.config.values["jax_compilation_cache_dir"], []
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
 jax.jit(lambda x: jax.numpy.sin(x @ x).sum())(jax.numpy.ones((64, 64)))
@@ -44,9 +55,10 @@ print(directory, sum("cache_hits" in event for event in events))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="XDG_CACHE_HOME is read on Linux only")
 def test_a_second_process_with_as_many_cores_finds_what_the_first_has_compiled(tmp_path):
+    """Importing changes nothing in them; `tune_process` sets the cache even after JAX is used, as in the second."""
     found = []
-    for cores in ("1", "1", "2"):
-        command = [sys.executable, "-c", COMPILE]
+    for cores, *used in (("1",), ("1", "used"), ("2",)):
+        command = [sys.executable, "-c", COMPILE, *used]
         environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "NPROC": cores}
         result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         found.append(result.stdout.split())
@@ -97,30 +109,35 @@ def test_seconds_of_compiling():
     ("variable", "used", "done"),
     [
         ("ANOTHER", False, ["cache", "allocator"]),
-        ("ANOTHER", True, []),
+        ("ANOTHER", True, ["cache"]),
         ("MNIST_JAX_LEAVE_PROCESS", False, []),
         ("MALLOC_ARENA_MAX", False, ["cache"]),
         ("JAX_CPU_ENABLE_ASYNC_DISPATCH", False, ["cache"]),
     ],
 )
-def test_importing_sets_what_the_user_has_not(monkeypatch, variable, used, done):
+def test_tune_process_sets_what_the_user_has_not(monkeypatch, variable, used, done):
     found = []
     monkeypatch.setattr(runtime, "use_compilation_cache", lambda: found.append("cache"))
     monkeypatch.setattr(runtime, "reuse_freed_memory", lambda: found.append("allocator"))
     monkeypatch.setattr(runtime, "_jax_was_used", lambda: used)
     monkeypatch.setenv(variable, "1")
-    runtime.prepare_process()
+    runtime.tune_process()
     assert found == done
 
 
-def test_jit_is_the_same_object_and_runs_inside_another_program():
+def test_what_runs_once_is_traced_once_and_runs_inside_another_program():
+    traces = []
+
     def double(x, times):
+        traces.append(times)
         return x * 2**times
 
-    doubled = runtime.jit(double, static_argnames=["times"])
-    assert runtime.jit(double, static_argnames=("times",)) is doubled
-    assert runtime.jit(lambda x: doubled(x, times=2) + 1)(3.0) == 13
-    assert "mul" in str(doubled.trace(3.0, times=1).jaxpr)
+    double_once = partial(runtime.run_once, double, static_argnums=1)
+    assert [double_once(3.0, 2), double_once(4.0, 2)] == [12, 16]
+    assert traces == [2]
+    assert runtime.jit(lambda x: double_once(x, 2) + 1)(3.0) == 13
+    assert jax.grad(double_once)(3.0, 2) == 4
+    assert type(runtime.jit(double)) is type(jax.jit(double))
 
 
 def test_a_device_that_is_not_there_is_named(monkeypatch):
@@ -133,15 +150,14 @@ def test_a_device_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", none)
     before = jax.config.values["jax_platforms"]
     jax.config.update("jax_platforms", "cuda")
-    words = r"^JAX cannot start with JAX_PLATFORMS=cuda: there is no such device; set JAX_PLATFORMS=cpu, or install JAX"
     try:
         for call in (runtime.backend, devices.make_mesh, lambda: fit(config, None), mnist_jax.environment):
-            refused(words, call)
+            refused("JAX_PLATFORMS=cuda", call)
         status, _, err = run_command("train", "--arch", "gap")
     finally:
         jax.config.update("jax_platforms", before)
     assert (status, err.count("\n")) == (2, 1)
-    assert err.startswith("error: JAX cannot start with JAX_PLATFORMS=cuda")
+    assert "JAX_PLATFORMS=cuda" in err
 
 
 UNIX = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios", "tty"}

@@ -1,14 +1,15 @@
 from functools import partial
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import OLDER, as_trained, part
+from conftest import OLDER, as_trained, part, refused
 
-from mnist_jax import Streams, eval_step, init_state, make_config, make_setup, train_step
+from mnist_jax import Setup, Streams, eval_step, init_state, make_config, make_setup, train_step, value_and_grad
 from mnist_jax.augment import Distortion
 from mnist_jax.losses import CrossEntropy
 from mnist_jax.runtime import compiler_options
@@ -91,6 +92,45 @@ def test_augmentation_is_part_of_the_step(plain, batch):
     assert jnp.abs(kernel(1, shifts) - kernel(2, shifts)).max() > 0
     assert jnp.abs(kernel(1, shifts) - kernel(1, plain)).max() > 0
     np.testing.assert_array_equal(kernel(1, shifts, 0.0), kernel(1, plain))
+
+
+class Tiny(nn.Module):
+    """Dropout and batch norm in few operations."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = nn.Dropout(0.5, deterministic=not train)(nn.BatchNorm(not train)(x))
+        return nn.Dense(10)(x.reshape(len(x), -1))
+
+
+TINY = Setup(Tiny(), optax.sgd(1.0), augment=Distortion(shift=2.0))
+
+
+def test_value_and_grad_is_what_a_step_descends(batch):
+    """The same distortion and dropout; an update by plain SGD is minus the gradient."""
+    state, bare = fresh(TINY), TINY._replace(mean=None, deviation=None)
+    mean, deviation = np.float32([0.1307]), np.float32([0.3081])
+    for setup, given in ((TINY, ()), (bare, (mean, deviation))):
+        arguments = state, *batch, jax.random.key(3), setup, 0.5, *given
+        found = jax.jit(value_and_grad, static_argnames="setup")(*arguments)
+        (value, (losses, logits, collections)), gradients = found
+        after, metrics = step(*arguments)
+        chex.assert_trees_all_close(after.params, jax.tree.map(jnp.subtract, state.params, gradients), atol=1e-6)
+        chex.assert_trees_all_close(after.collections, collections, rtol=1e-6)
+        assert value == pytest.approx(losses.mean())
+        assert (metrics.loss, metrics.correct) == (pytest.approx(losses.sum()), (logits.argmax(-1) == batch[1]).sum())
+        other, _ = step(state, *batch, jax.random.key(4), setup, 0.5, *given)
+        assert jnp.abs(other.params["Dense_0"]["kernel"] - after.params["Dense_0"]["kernel"]).max() > 0
+
+
+@pytest.mark.parametrize("function", [train_step, value_and_grad])
+def test_a_step_refuses_what_it_cannot_use(function, batch):
+    (images, labels), key, bare = batch, jax.random.key(0), TINY._replace(mean=None, deviation=None)
+    state = fresh(TINY)
+    for given in ({}, {"mean": np.ones(1)}, {"deviation": np.ones(1)}):
+        refused("mean and deviation", function, state, images, labels, key, bare, **given)
+    for other in (np.eye(10, dtype=np.int32)[labels], labels[:, None], labels[1:]):
+        refused("labels", function, state, images, other, key, TINY)
 
 
 def test_label_smoothing_is_cross_entropy_with_the_smoothed_target(plain, batch):

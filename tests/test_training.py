@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import part, refused, smooth, stopped, without_seconds
-from mnist_jax.loops import program
 
-from mnist_jax import epoch_order, evaluate, fit, make_config, make_setup, predict, steps, training
+from mnist_jax import epoch_order, evaluate, fit, make_config, make_setup, predict, runtime, steps, training
 from mnist_jax.recipes.fits import abstract_progress, start
 from mnist_jax.recipes.values import network_of
-from mnist_jax.training import steps_per_epoch, train_epoch
+from mnist_jax.training import Epoch, steps_per_epoch, train_epoch
 
 # Ten steps an epoch on `small`. Of the second epoch the images are plain.
 CONFIG = make_config(arch="gap", epochs=2, plain_epochs=1, batch_size=100, average_decay=0.9)
@@ -28,9 +27,11 @@ def small(mnist):
 
 @pytest.fixture(scope="module")
 def whole(small):
-    """What CONFIG comes to in one go: the state, the history, and how much each epoch distorts."""
+    """What CONFIG comes to in one go: the state, the history, how much each epoch distorts, how often it asks."""
+    stop = mock.Mock(return_value=False)
     with mock.patch.object(training, "train_epoch", wraps=train_epoch) as spy:
-        return *fit(CONFIG, small), [call.kwargs["strength"] for call in spy.call_args_list]
+        state, history = fit(CONFIG, small, stop=stop)
+    return state, history, [call.args[5] for call in spy.call_args_list], stop.call_count
 
 
 def test_scores_and_logits_do_not_depend_on_the_evaluation_batch_size(small, whole):
@@ -41,6 +42,20 @@ def test_scores_and_logits_do_not_depend_on_the_evaluation_batch_size(small, who
         metrics = evaluate(trained, part(small, 1, size).test, batch_size)
         assert (metrics.count, metrics.correct) == (size, right[:size].sum())
         np.testing.assert_allclose(predict(trained, images[:size], batch_size), logits[:size], rtol=1e-4, atol=1e-5)
+
+
+def test_predict_of_any_number_of_images_is_one_program_and_stacked_weights_are_refused(small, whole):
+    setup, images = make_setup(CONFIG, small), small.test.images
+    trained, spans = setup.trained(whole[0]), runtime.compilations()
+    expected = predict(trained, images)
+    traced = len(spans)
+    for size in (0, 1, 30, 250, 251, 499):
+        np.testing.assert_array_equal(predict(trained, images[:size]), expected[:size])
+    assert len(spans) == traced
+    both = training.stack([whole[0], whole[0]])
+    refused("2 trainings", setup.trained, both)
+    for function, given in ((evaluate, small.test), (predict, images)):
+        refused("^trained ", function, setup.with_variables(both.variables), given)
 
 
 def test_an_epoch_is_a_permutation_and_the_remainder_rests(small):
@@ -56,11 +71,11 @@ def test_an_epoch_is_a_permutation_and_the_remainder_rests(small):
     assert len(np.unique(seen)) == 1000
     assert steps_per_epoch(60_000, 128) == 468
     assert steps_per_epoch(128, 128) == 1
-    refused("batch size 129 is above the 128 training images", steps_per_epoch, 128, 129)
-    refused("batch size 1001 is above the 1000 training images", fit, make_config(batch_size=1001), small)
+    refused("batch size 129", steps_per_epoch, 128, 129)
+    refused("batch size 1001", fit, make_config(batch_size=1001), small)
 
 
-def test_one_program_and_step_by_step_are_the_same_epoch(optimizing, small, monkeypatch):
+def test_one_program_and_step_by_step_are_the_same_epoch(optimizing, small):
     """What a GPU or TPU runs, an epoch in one program, against what a CPU runs.
 
     By plain SGD: Muon scales whatever is small in a gradient up to full size, and rounding with it.
@@ -72,20 +87,17 @@ def test_one_program_and_step_by_step_are_the_same_epoch(optimizing, small, monk
     fresh, again = (start(config, small, model=model).state for _ in range(2))
     by_step, sums = train_epoch(fresh, *arguments, on_step=lambda i, totals: seen.append((i, int(totals.count))))
     assert seen == [(0, 128), (1, 256), (2, 384)]
-    trained = setup.trained(by_step)
-    step_scores, logits = evaluate(trained, small.test, 150), predict(trained, small.test.images, 150)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    at_once, metrics = train_epoch(again, *arguments)
+    at_once, metrics = train_epoch(again, *arguments, whole=True)
     chex.assert_trees_all_close(by_step.variables, at_once.variables, atol=1e-5)
     assert by_step.step == at_once.step == 3
     chex.assert_trees_all_close(sums, metrics, rtol=1e-5)
-    chex.assert_trees_all_close(evaluate(trained, small.test, 150), step_scores, rtol=1e-5)
-    assert step_scores.count == 500
-    np.testing.assert_allclose(predict(trained, small.test.images, 150), logits, atol=1e-5)
 
 
 def test_fit_is_reproducible_to_the_bit_and_compiles_once(optimizing, small, monkeypatch):
-    """Over two epochs, of which one is distorted, of two fits: a training and an evaluation step, traced once each."""
+    """Over two epochs, of which one is distorted, and three fits: a training and an evaluation step, traced once each.
+
+    The third has another seed, and data of another mean and deviation.
+    """
     config = make_config(arch="gap", epochs=2, plain_epochs=1, batch_size=100, eval_batch_size=125)
     traces, epochs = [], []
 
@@ -101,40 +113,39 @@ def test_fit_is_reproducible_to_the_bit_and_compiles_once(optimizing, small, mon
     assert epochs == history
     assert ([entry.epoch for entry in history], state.step) == ([1, 2], 20)
     assert sorted(traces) == [(100, 28, 28, 1), (125, 28, 28, 1)]
-    different, _ = fit(dataclasses.replace(config, seed=2), small)
+    different, _ = fit(dataclasses.replace(config, seed=2), dataclasses.replace(small, mean=(0.2,), deviation=(0.4,)))
     assert jnp.abs(different.params["conv1"]["kernel"] - state.params["conv1"]["kernel"]).max() > 0
     assert len(traces) == 2
 
 
-@pytest.mark.parametrize(("stops", "stood"), [([10], [10]), ([1, 8, 4], [1, 9, 12])])
+@pytest.mark.parametrize(("stops", "stood"), [([10], [10]), ([1, 8, 4], [1, 9, 13])])
 def test_a_run_that_stops_and_goes_on_is_the_run_that_did_not(small, whole, stops, stood):
-    """In mid-epoch, between epochs, several times; between epochs it is asked once more."""
+    """In mid-epoch, between epochs, several times; it is asked once after each step."""
     progress, steps_taken = None, []
     for asked in stops:
         progress = stopped(asked, fit, CONFIG, small, progress=progress)
         steps_taken.append(int(progress.state.step))
     state, history = fit(CONFIG, small, progress=progress)
-    assert steps_taken == stood
+    assert (steps_taken, whole[3]) == (stood, 20)
     chex.assert_trees_all_equal(state, whole[0])
     assert without_seconds(history) == without_seconds(whole[1])
 
 
-def test_the_first_bad_step_is_named(optimizing, small, monkeypatch):
+def test_the_first_bad_step_is_named(optimizing, small):
     """In either way of looping, and whatever comes after it."""
     setup, state = make_setup(SIMPLE, small), start(SIMPLE, small).state
     arguments = small.train, epoch_order(jax.random.key(0), 1, 1000, 100), jax.random.key(1), setup
     params = {**state.params, "conv8": {"kernel": state.params["conv8"]["kernel"] * jnp.inf}}
-    for backend in ("cpu", "gpu"):
-        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+    for at_once in (False, True):
         broken = jax.tree.map(jnp.copy, state._replace(params=params, step=jnp.int32(6)))
-        _, totals = train_epoch(broken, *arguments, first=6)
+        _, totals = train_epoch(broken, *arguments, first=6, whole=at_once)
         assert totals.bad_step == 7
-        _, totals = train_epoch(jax.tree.map(jnp.copy, state), *arguments, first=8)
+        _, totals = train_epoch(jax.tree.map(jnp.copy, state), *arguments, first=8, whole=at_once)
         assert totals.bad_step == 0
 
 
 def test_fit_scores_the_average_and_its_last_epochs_see_the_images_as_they_are(small, whole):
-    (state, history, strengths), setup = whole, make_setup(CONFIG, small)
+    (state, history, strengths, _), setup = whole, make_setup(CONFIG, small)
     assert strengths == [1.0, 0.0]
     assert make_setup(make_config(epochs=2, plain_epochs=2), small).augment is None
     scores = evaluate(setup.trained(state), small.test).mean()
@@ -146,9 +157,9 @@ def test_the_program_of_an_epoch_for_a_tpu(small):
     """No callbacks to the host, nothing in 64 bits, and of gathers only those that take a batch, or distort it."""
     config = make_config(average_decay=0.9)
     setup, progress = make_setup(config, small), abstract_progress(config, small)
-    own = jax.ShapeDtypeStruct((7, 128), jnp.int32), jax.random.key(0), None
-    shared = small.train, jnp.float32(1)
-    traced = program(training.train_body, False, True).trace(0, 7, *progress[:2], own, shared, setup)
+    order, channel = jax.ShapeDtypeStruct((7, 128), jnp.int32), jnp.ones(1)
+    epoch = Epoch(small.train, order, jax.random.key(0), jnp.float32(1), channel, channel, None)
+    traced = training.program(False, True).trace(0, *progress[:2], epoch, setup, steps.train_step, None)
     text = traced.lower(lowering_platforms=("tpu",)).as_text()
     assert "callback" not in text
     assert "f64" not in text

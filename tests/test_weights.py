@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 
 import chex
@@ -88,7 +89,8 @@ def test_weights_of_another_network_shape_dtype_name_or_hash_or_with_a_nan(tmp_p
     save_weights(path, lighter)
     damage(path, "flipped")
     refused("are damaged: expected SHA-256", load_weights, path)
-    save_weights(path, jax.tree.map(lambda x: x.at[0].set(jnp.nan), lighter))
+    broken = jax.tree.map(lambda x: x.at[0].set(jnp.nan), lighter.variables)
+    save_weights(path, dataclasses.replace(lighter, variables=broken))
     refused("is not finite everywhere; train again", load_weights, path)
 
 

@@ -87,11 +87,17 @@ def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransforma
 
 
 def make_distortion(config: Config) -> Distortion | None:
-    """The distortion of a config, `distortion(key, images)`, to be composed with others; None if no epoch has any.
+    """Makes the distortion of a config, to be composed with others: `distortion(key, images)`.
+
+    Args:
+      config: a `Config`; the numbers of its distortion are used.
+
+    Returns:
+      The distortion; None if no epoch has any.
 
     Example:
-      >>> distortion = mj.make_distortion(config)
-      >>> augment = lambda key, images: 255 - distortion(key, images)
+      >>> distortion = mj.make_distortion(mj.make_config())
+      >>> inverted = mj.make_setup(config, data, augment=lambda key, images: 255 - distortion(key, images))
     """
     distortion = Distortion(config.rotation, config.shift, config.scale, config.shear, config.elastic)
     return distortion if any(distortion) and config.plain_epochs < config.epochs else None

@@ -58,10 +58,7 @@ def save_weights(path: str | Path, trained: Trained) -> None:
     tensors = {name: np.asarray(value) for name, value in _named(trained.variables).items()}
     for name, one in _named(_described(trained.model, trained.image_shape)).items():
         if name in tensors and tensors[name].ndim > one.ndim and tensors[name].shape[1:] == one.shape:
-            raise InputError(
-                f"{name} has the weights of {len(tensors[name])} trainings; give those of one, as "
-                "jax.tree.map(lambda leaf: leaf[0], trained)"
-            )
+            raise InputError(f"{name} has the weights of {len(tensors[name])} trainings; give those of one")
     about = {
         "format": FORMAT,
         "arch": _arch(trained.model),
