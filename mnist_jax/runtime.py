@@ -175,7 +175,8 @@ def use_compilation_cache() -> Path | None:
     if not os.access(directory, os.W_OK):
         return None
     jax.config.update("jax_compilation_cache_dir", str(directory))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if jax.config.values["jax_persistent_cache_min_compile_time_secs"] == 1:  # JAX's default.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     return directory
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from mnist_jax import devices
 from mnist_jax.data import Dataset, Split
-from mnist_jax.errors import DivergedError, InputError, require_whole, shown
+from mnist_jax.errors import DivergedError, InputError, refusing, require_whole, shown
 from mnist_jax.runtime import backend, default_types, jit, run_once
 from mnist_jax.scoring import score
 from mnist_jax.steps import Metrics, Setup, Streams, Trained, TrainState, init_state, train_step
@@ -324,13 +324,12 @@ def train(
     scored, setup = setup, setup._replace(mean=None, deviation=None)  # Other data then needs no other program.
     joined = stack if many else (lambda trees: trees[0])
 
-    def fresh():
-        if vary:
-            keys = jnp.stack([run.init for run in runs])
-            return Progress(
-                run_once(_init_varied, keys, numbers, setup, vary, static_argnums=(2, 3)), Metrics.zeros(len(runs))
-            )
-        return joined([begin(setup, run, initial) for run in runs])
+    def fresh() -> Progress:
+        begun = joined([begin(setup, run, initial) for run in runs])
+        if not vary:
+            return begun
+        opt_state = run_once(_init_optimizers, begun.state.params, numbers, setup, vary, static_argnums=(2, 3))
+        return begun._replace(state=begun.state._replace(opt_state=opt_state))
 
     if progress:
         require_identity(progress, identity)
@@ -400,16 +399,17 @@ def train(
     return Progress(state, totals, history, identity)
 
 
-def _init_varied(keys, numbers, setup, vary):
-    return jax.vmap(lambda key, numbers: init_state(vary(setup, numbers), key))(keys, numbers)
+def _init_optimizers(params, numbers, setup, vary):
+    return jax.vmap(lambda params, numbers: vary(setup, numbers).optimizer.init(params))(params, numbers)
 
 
 def _batches(order, streams, epoch, num_examples, batch_size):
     """The order of an epoch; raises InputError if an own one does not fit."""
-    batches = order(streams.order, epoch, num_examples, batch_size)
     if order is epoch_order:
-        return batches
-    found, shape = np.asarray(batches), (num_examples // batch_size, batch_size)
+        return order(streams.order, epoch, num_examples, batch_size)
+    with refusing("order cannot be used (", "); it is called like mj.epoch_order"):
+        found = np.asarray(order(streams.order, epoch, num_examples, batch_size))
+    shape = (num_examples // batch_size, batch_size)
     if found.shape != shape or found.dtype.kind not in "iu":
         raise InputError(
             f"order gives {found.dtype} {list(found.shape)}; give integers {list(shape)}: steps, and examples of each"

@@ -1,8 +1,8 @@
 """The same program on one device, on eight, and in two processes; to have its devices each is a process of its own."""
 
-import dataclasses
 import json
 import multiprocessing
+import re
 import socket
 import subprocess
 import sys
@@ -71,16 +71,13 @@ def fits():
     mesh, data = devices.make_mesh(), part(load_dataset("mnist"), 64, 64)
     config = make_config("reference", arch="gap", epochs=1, batch_size=32, rotation=10.0)
     (alone,), (together,) = fit(config, data)[1], fit(config, data, mesh=mesh)[1]
-    _, ((first,), (second,)) = fit_seeds(config, data, seeds=[1, 2], mesh=mesh)
-    assert first[:-1] == together[:-1]
-    streams = [Streams.from_seed(seed) for seed in range(1, 9)]
-    sizes = {"epochs": 1, "batch_size": 30}  # Eight does not divide it: the trainings are split, not the batches.
-    small = dataclasses.replace(config, batch_size=30)
-    reached = training.train(make_setup(small, data), data, streams, **sizes, mesh=mesh)
-    (many,), (single,) = reached.history, fit(small, data)[1]
-    assert [together.train_loss, many[0].train_loss] == pytest.approx([alone.train_loss, single.train_loss], abs=1e-5)
+    _, ((seed1,), _) = fit_seeds(config, data, seeds=[1, 2], mesh=mesh)
+    assert seed1[:-1] == together[:-1]
+    streams, options = [Streams.from_seed(seed) for seed in range(1, 9)], {"epochs": 1, "batch_size": 32, "mesh": mesh}
+    reached = training.train(make_setup(config, data), data, streams, **options)
+    (many,) = reached.history
+    assert [together.train_loss, many[0].train_loss] == pytest.approx([alone.train_loss] * 2, abs=1e-5)
     assert len({metrics.train_loss for metrics in many}) == 8
-    assert second.train_loss != first.train_loss
     assert {leaf.sharding.shard_shape(leaf.shape)[0] for leaf in jax.tree.leaves(reached.state)} == {1}
 
 
@@ -199,19 +196,11 @@ def test_two_processes_that_were_told_different_things(environment, tmp_path):
     ended = finish([subprocess.Popen([*command, str(i)], env=env, cwd=tmp_path, **pipes) for i in (0, 1)])
     (zero, status), (one, other_status) = (json.loads(out.splitlines()[-1]) for out, _, _ in ended)
     assert (status, other_status) == (2, 2)
-    asked = "; give all processes the same"
-    parts = [
-        ("InputError", f"process 1 has seed 2, but process 0 1{asked}"),
-        ("InputError", "process 1 has learning rate 1.1, but process 0 0.1; process 1 has data "),
-        ("InputError", f"process 1 has trainings ['seed 1', 'seed 3'], but process 0 ['seed 1', 'seed 2']{asked}"),
-        ("InputError", f"process 1 has step 1, but process 0 0{asked}"),
-        ("InputError", f"process 1 has seed 2, but process 0 1{asked}"),
-        ("InputError", "run dir '.' already holds a run; resume it, or name another"),
-        ("StorageError", "the disk is full; free space"),
-    ]
-    for ends, other in ((zero, "process 1: "), (one, "process 0: ")):
-        for (kind, said), (error, words) in zip(ends, parts, strict=True):
-            assert (kind, said.removeprefix(other)[: len(words)]) == (error, words)
+    names = ["seed 2", "learning rate 1.1.* data ", "seed 2", "step 1", "seed 2", "run dir '.'", "disk"]
+    assert [kind for kind, _ in zero] == [kind for kind, _ in one] == ["InputError"] * 6 + ["StorageError"]
+    for name, (_, first), (_, second) in zip(names, zero, one, strict=True):
+        assert first.removeprefix("process 1: ") == second.removeprefix("process 0: ")
+        assert re.search(name, first)
     assert not (tmp_path / "runs").exists()
 
 
@@ -231,9 +220,9 @@ def test_a_lost_process_ends_the_other(environment, tmp_path):
 
 
 def test_alone_by_default_and_with_processes_that_can_be(monkeypatch):
-    refused("give all three$", devices.join_processes, "localhost:1", None, None)
+    refused("coordinator", devices.join_processes, "localhost:1", None, None)
     for count in (2, 0):
-        refused(f"id {count} of {count} processes cannot be used", devices.join_processes, "localhost:1", count, count)
+        refused(f"id {count} of {count} processes", devices.join_processes, "localhost:1", count, count)
     joined = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **options: joined.append(given))
     devices.join_processes(None, None, None)
@@ -246,10 +235,9 @@ def test_alone_by_default_and_with_processes_that_can_be(monkeypatch):
 def test_a_port_that_is_taken_and_an_address_that_cannot_be_used():
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
-        words = f"^process 0 cannot listen at localhost:{port} .*; give all processes another port$"
-        refused(words, devices.join_processes, f"localhost:{port}", 2, 0)
+        refused(f"localhost:{port}", devices.join_processes, f"localhost:{port}", 2, 0)
     for coordinator in ("localhost", ":1", "localhost:0", "localhost:x", "localhost:65536"):
-        refused(f"^coordinator '{coordinator}' cannot be used; give HOST", devices.join_processes, coordinator, 2, 1)
+        refused(f"^coordinator '{coordinator}'", devices.join_processes, coordinator, 2, 1)
 
 
 @pytest.mark.parametrize(("error", "status"), [(ZeroDivisionError, 70), (KeyboardInterrupt, 130)])

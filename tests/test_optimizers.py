@@ -94,30 +94,28 @@ def test_equal_settings_give_one_optimizer():
     assert make_optimizer(config, 100) is not make_optimizer(config, 101)
 
 
-def loss(params):
-    return jnp.sum((params["kernel"] - 1) ** 2)
-
-
-ADAM, PARAMS = optax.adam(1e-3), {"kernel": np.arange(4, dtype=np.float32).reshape(2, 2)}
+ADAM, PARAMS = optax.adam(1e-3), {"kernel": np.ones((2, 2), np.float32)}
 
 
 @pytest.mark.parametrize(
     ("optimizer", "needed"),
     [
-        *((plain, ()) for plain in (ADAM, optax.inject_hyperparams(optax.sgd)(0.1), optax.masked(ADAM, {"kernel": True}))),
+        (optax.masked(ADAM, {"kernel": True}), ()),
         (optax.MultiSteps(ADAM, 2).gradient_transformation(), ()),
-        *((needs, ("value",)) for needs in (optax.polyak_sgd(), optax.chain(ADAM, optax.contrib.reduce_on_plateau()))),
+        (optax.polyak_sgd(), ("value",)),
+        (optax.chain(ADAM, optax.contrib.reduce_on_plateau()), ("value",)),
         (optax.lbfgs(), ("value", "grad", "value_fn")),
         (optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05), opaque_mode=True), ("grad_fn",)),
     ],
 )
 def test_an_optimizer_gets_the_extra_arguments_that_it_needs(optimizer, needed):
+    gradient = jax.value_and_grad(loss := lambda params: jnp.sum(params["kernel"] ** 4))
     params = jax.tree.map(jnp.asarray, PARAMS)
-    value, grads = jax.value_and_grad(loss)(params)
-    extra = {"value": value, "grad": grads, "value_fn": loss, "grad_fn": lambda params, _: jax.grad(loss)(params)}
-    state = optimizer.init(params)
-    expected = optimizer.update(grads, state, params, **{name: extra[name] for name in needed})
-    chex.assert_trees_all_equal(with_extra_args(optimizer, params).update(grads, state, params, **extra), expected)
+    value, grads = gradient(params)
+    extra = {"value": value, "grad": grads, "value_fn": loss, "grad_fn": lambda params, _: gradient(params)[1]}
+    arguments = grads, optimizer.init(params), params
+    expected = optimizer.update(*arguments, **{name: extra[name] for name in needed})
+    chex.assert_trees_all_equal(with_extra_args(optimizer, params).update(*arguments, **extra), expected)
 
 
 def test_what_is_no_optimizer_or_needs_more_is_refused():

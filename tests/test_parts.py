@@ -113,12 +113,11 @@ def test_draws_of_a_loss_come_from_its_key(data):
         (first, kept), (second, _), (third, _) = (apply(params, images, *keys) for keys in ((), (), (key,)))
         return first.mean(), (jnp.abs(first - second).max(-1), first - third, kept)
 
-    config = mj.make_config("reference", arch="bn_dropout", batch_size=2, dropout_rate=0.5)
-    split, key = mj.Split(np.ones((2, 28, 28, 3), np.uint8), np.zeros(2, np.int32)), jax.random.key(0)
-    setup = mj.make_setup(config, dataclasses.replace(data, train=split, test=split), loss=thrice)
-    (_, (repeated, different, _)), _ = mj.value_and_grad(mj.init_state(setup, key), *split, key, setup)
+    key, batch = jax.random.key(0), (data.train.images[:4], data.train.labels[:4])
+    setup = mj.make_setup(CONFIG, data, model=Odd(), loss=thrice)
+    (_, (repeated, different, _)), _ = mj.value_and_grad(mj.init_state(setup, key), *batch, key, setup)
     assert not repeated.any()
-    assert different.any()
+    assert different.all()
 
 
 def unrolled(begin, end, body, value):
@@ -131,11 +130,19 @@ def one_by_one(function):
     return lambda *arrays: jnp.stack([function(*each) for each in zip(*arrays, strict=True)])
 
 
-@pytest.mark.parametrize("change", [{"loop": jax.lax.fori_loop}, {"checkpoint": jax.checkpoint}, {"each": jax.vmap}])
-def test_a_loss_may_transform_the_network(data, change):
+@pytest.mark.parametrize(
+    "pair",
+    [
+        {"loop": [unrolled, jax.lax.fori_loop]},
+        {"checkpoint": [lambda function: function, jax.checkpoint]},
+        {"each": [one_by_one, jax.vmap]},
+    ],
+    ids=lambda pair: next(iter(pair)),
+)
+def test_a_loss_may_transform_the_network(data, pair):
     """An attack in a loop, memory saved, gradients per example: as without, but for rounding."""
 
-    def loss_of(loop=unrolled, checkpoint=lambda function: function, each=one_by_one):
+    def loss_of(loop=None, checkpoint=lambda function: function, each=None):
         def loss(apply, params, images, labels, key):
             def ascend(_, images):
                 return images + jax.grad(lambda images: cross_entropy(apply(params, images)[0], labels).sum())(images)
@@ -144,16 +151,17 @@ def test_a_loss_may_transform_the_network(data, change):
                 one = jax.grad(lambda params: cross_entropy(apply(params, image[None])[0], label[None]).sum())(params)
                 return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(one))
 
-            logits, collections = checkpoint(apply)(params, loop(0, 3, ascend, images))
-            losses = cross_entropy(logits, labels) + 0.01 * each(slope)(images, labels)
+            logits, collections = checkpoint(apply)(params, loop(0, 2, ascend, images) if loop else images)
+            losses = cross_entropy(logits, labels) + (0.01 * each(slope)(images, labels) if each else 0)
             return losses.mean(), (losses, logits, collections)
 
         return loss
 
-    key, batch = jax.random.key(0), (data.train.images[:4], data.train.labels[:4])
-    plain, changed = (mj.make_setup(CONFIG, data, loss=loss_of(**options)) for options in ({}, change))
+    ((name, functions),) = pair.items()
+    key, batch = jax.random.key(0), (data.train.images[:3], data.train.labels[:3])
+    setups = [mj.make_setup(CONFIG, data, loss=loss_of(**{name: function})) for function in functions]
     gradient = mj.jit(mj.value_and_grad, static_argnames="setup")
-    expected, found = (gradient(mj.init_state(plain, key), *batch, key, setup) for setup in (plain, changed))
+    expected, found = (gradient(mj.init_state(setup, key), *batch, key, setup) for setup in setups)
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -190,11 +198,11 @@ def test_an_own_augmentation_acts_in_every_epoch(data):
     seen = []
 
     def blank(key, images):
-        seen.append((images.dtype, images.shape))
+        seen.append((images.dtype, images.shape[1:]))
         return jnp.zeros_like(images)
 
     _, history = mj.fit(CONFIG, data, augment=blank)
-    assert set(seen) == {(jnp.dtype("float32"), (16, 9, 11, 3))}
+    assert set(seen) == {(jnp.dtype("float32"), (9, 11, 3))}
     # On blank images alone nothing but the classes' shares can be learned.
     assert all(entry.train_loss > 1.5 for entry in history)
 
@@ -273,14 +281,6 @@ class Plain(nn.Module):
     @nn.compact
     def __call__(self, x):
         return nn.Dense(5)(x.mean((1, 2)))
-
-
-def no_order(key):
-    return np.zeros((4, 16), int)
-
-
-def orders(fill, *shape):
-    return lambda *args: np.full(shape, fill)
 
 
 WRONG = [
@@ -404,7 +404,7 @@ def test_what_a_callback_is_given_stays_usable(data, whole):
 
 def test_progress_of_another_training_is_refused(data, whole):
     kept = whole[2][0]
-    changes = {"batch_size": 32, "epochs": 3, "seed": 2, "arch": "4-pool-s5"}
+    changes = {"batch_size": 32, "momentum": 0.5, "seed": 2, "arch": "4-pool-s5"}
     for name, value in changes.items():
         config = dataclasses.replace(CONFIG, **{name: value})
         match = f"^progress .*{name.replace('_', ' ')} was {getattr(CONFIG, name)!r}, now {value!r}"

@@ -58,9 +58,10 @@ def test_the_seed_that_diverges_is_named(data, backend, monkeypatch):
 def test_scores_of_many_are_the_scores_of_each(data):
     setup = make_setup(CONFIG, data, model=MODEL)
     states = [start(dataclasses.replace(CONFIG, seed=seed), data, model=MODEL).state for seed in SEEDS]
-    each = [setup.with_variables({"params": state.params, **state.collections}) for state in states]
-    scores = scoring.score(stack(each), data.train, 70, None, many=True)
-    chex.assert_trees_all_close(scores, stack([evaluate(one, data.train) for one in each]), rtol=1e-5)
+    each = [{"params": state.params, **state.collections} for state in states]
+    scores = scoring.score(setup.with_variables(stack(each)), data.train, 70, None, many=True)
+    expected = stack([evaluate(setup.with_variables(variables), data.train) for variables in each])
+    chex.assert_trees_all_close(scores, expected, rtol=1e-5)
     refused("2 trainings", setup.trained, stack(states))
 
 

@@ -42,19 +42,17 @@ def test_scores_and_logits_do_not_depend_on_the_evaluation_batch_size(small, who
         metrics = evaluate(trained, part(small, 1, size).test, batch_size)
         assert (metrics.count, metrics.correct) == (size, right[:size].sum())
         np.testing.assert_allclose(predict(trained, images[:size], batch_size), logits[:size], rtol=1e-4, atol=1e-5)
-
-
-def test_predict_of_any_number_of_images_is_one_program_and_stacked_weights_are_refused(small, whole):
-    setup, images = make_setup(CONFIG, small), small.test.images
-    trained, spans = setup.trained(whole[0]), runtime.compilations()
-    expected = predict(trained, images)
+    expected, spans = predict(trained, images), runtime.compilations()
     traced = len(spans)
-    for size in (0, 1, 30, 250, 251, 499):
+    for size in (0, 1, 250, 499):
         np.testing.assert_array_equal(predict(trained, images[:size]), expected[:size])
-    assert len(spans) == traced
-    both = training.stack([whole[0], whole[0]])
+    assert len(spans) == traced  # One program for any number of images.
+
+
+def test_the_weights_of_many_trainings_are_refused(small, whole):
+    setup, both = make_setup(CONFIG, small), training.stack([whole[0], whole[0]])
     refused("2 trainings", setup.trained, both)
-    for function, given in ((evaluate, small.test), (predict, images)):
+    for function, given in ((evaluate, small.test), (predict, small.test.images)):
         refused("^trained ", function, setup.with_variables(both.variables), given)
 
 
@@ -94,10 +92,7 @@ def test_one_program_and_step_by_step_are_the_same_epoch(optimizing, small):
 
 
 def test_fit_is_reproducible_to_the_bit_and_compiles_once(optimizing, small, monkeypatch):
-    """Over two epochs, of which one is distorted, and three fits: a training and an evaluation step, traced once each.
-
-    The third has another seed, and data of another mean and deviation.
-    """
+    """Over epochs, one distorted, seeds, and other statistics of the data: two steps, of training and scoring."""
     config = make_config(arch="gap", epochs=2, plain_epochs=1, batch_size=100, eval_batch_size=125)
     traces, epochs = [], []
 

@@ -2,9 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,13 +12,12 @@ from jax.sharding import Mesh
 from mnist_jax import devices
 from mnist_jax.data import Dataset
 from mnist_jax.errors import DivergedError, InputError, refusing, require, shown
-from mnist_jax.losses import Loss
 from mnist_jax.recipes.config import PLACES, Config, fixed_settings, require_config
 from mnist_jax.recipes.values import (
     DISTORTION_NUMBERS,
     NUMBERS,
     OPTIMIZER_NUMBERS,
-    Augment,
+    Parts,
     Varied,
     make_setup,
     total_steps,
@@ -43,13 +41,9 @@ from mnist_jax.training import (
 )
 
 
-class Replacements(TypedDict, total=False):
-    """Own parts instead of a config's; `step` and `order` are not of the setup."""
+class FitParts(Parts, total=False):
+    """Own parts of a fit, which are also a step and an order."""
 
-    model: nn.Module | None
-    optimizer: optax.GradientTransformation | None
-    augment: Augment | None
-    loss: Loss | None
     step: Step | None
     order: Order | None
 
@@ -58,7 +52,7 @@ def _never() -> bool:
     return False
 
 
-def start(config: Config, data: Dataset, *, initial: Trained | None = None, **parts: Unpack[Replacements]) -> Progress:
+def start(config: Config, data: Dataset, *, initial: Trained | None = None, **parts: Unpack[FitParts]) -> Progress:
     """Makes the progress of a run before its first step.
 
     Args:
@@ -93,7 +87,7 @@ def fit(
     on_step: Callable[[int, int, Metrics], None] | None = None,
     on_epoch: Callable[[Progress], object] | None = None,
     stop: Callable[[], bool] = _never,
-    **parts: Unpack[Replacements],
+    **parts: Unpack[FitParts],
 ) -> tuple[TrainState, list[EpochMetrics]]:
     """Trains a network and scores it on `data.test` after every epoch.
 
@@ -171,7 +165,7 @@ def fit_seeds(
     mesh: Mesh | None = None,
     on_epoch: Callable[[int, EpochMetrics], object] | None = None,
     stop: Callable[[], bool] = _never,
-    **parts: Unpack[Replacements],
+    **parts: Unpack[FitParts],
 ) -> tuple[list[TrainState], list[list[EpochMetrics]]]:
     """Trains one network per seed, by `fit_many`: each has the shuffles, distortions and dropout that it has alone.
 
@@ -219,7 +213,7 @@ def fit_many(
     mesh: Mesh | None = None,
     on_epoch: Callable[[int, EpochMetrics], object] | None = None,
     stop: Callable[[], bool] = _never,
-    **parts: Unpack[Replacements],
+    **parts: Unpack[FitParts],
 ) -> tuple[list[TrainState], list[list[EpochMetrics]]]:
     """Trains many settings: on a CPU one after the other, on a GPU or TPU in one program by `jax.vmap`.
 
@@ -254,10 +248,15 @@ def fit_many(
     configs = [*configs] if isinstance(configs, Iterable) else configs
     varied = _varied(configs, parts)
     tune_process()
-    if backend() == "cpu":
-        reached = _one_by_one(configs, data, initial, [*(progress or ())], mesh, on_epoch, stop, parts)
+    one_by_one, begun = backend() == "cpu", [*(progress or ())]
+    known = not isinstance(progress, Progress) and all(isinstance(one, Progress) for one in begun)
+    alike = known and len(begun) in (0, len(configs)) and len({one.steps for one in begun}) < 2
+    if not known or len(begun) > len(configs) or not (one_by_one or alike):
+        raise InputError(f"progress is not of {len(configs)} trainings on this platform; give the list of a Stopped")
+    if one_by_one:
+        reached = _one_by_one(configs, data, initial, begun, mesh, on_epoch, stop, parts)
     else:
-        reached = _in_one_program(configs, data, initial, progress, mesh, on_epoch, stop, parts, varied)
+        reached = _in_one_program(configs, data, initial, begun, mesh, on_epoch, stop, parts, varied)
     return [each.state for each in reached], [list(each.history) for each in reached]
 
 
@@ -265,16 +264,13 @@ def _one_by_one(configs, data, initial, progress, mesh, on_epoch, stop, parts) -
     names, done = _names(configs), []
     for i, config in enumerate(configs):
         before = progress[i] if i < len(progress) else None
-        watch = on_epoch and (lambda reached, i=i: on_epoch(i, reached.history[-1]) and None)
-        options: dict[str, Any] = {
-            "initial": initial,
-            "progress": before,
-            "mesh": mesh,
-            "on_epoch": watch,
-            "stop": stop,
-        }
+
+        def watch(reached: Progress, i: int = i) -> None:
+            on_epoch(i, reached.history[-1])
+
+        options: dict[str, Any] = {"initial": initial, "progress": before, "mesh": mesh, "stop": stop}
         try:
-            state, history = fit(config, data, **options, **parts)
+            state, history = fit(config, data, **options, on_epoch=on_epoch and watch, **parts)
         except DivergedError as error:
             raise DivergedError(f"{names[i]}: {error}") from error
         except Stopped as stopped:
@@ -289,8 +285,8 @@ def _in_one_program(configs, data, initial, progress, mesh, on_epoch, stop, part
     with devices.together() as facts:
         setup = _setup_of(config, data, parts)
         if jax.process_count() > 1:
-            facts |= shared_facts(config, data) | {"configs": [dataclasses.asdict(one) for one in configs]}
-            facts |= {"step": progress[0].steps if progress else 0}
+            facts |= shared_facts(config, data) | {"step": progress[0].steps if progress else 0}
+            facts |= {"seeds": [one.seed for one in configs]} | {name: each.tolist() for name, each in numbers.items()}
     before = None
     if progress:
         for one, identity in zip(progress, identities, strict=True):
