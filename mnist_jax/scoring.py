@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Iterator
 from functools import cache
 
-import flax.errors
 import jax
 import numpy as np
+from flax.errors import ScopeCollectionNotFound, ScopeParamNotFoundError, ScopeParamShapeError
 from jax.sharding import Mesh
 from jaxtyping import Float
 from numpy.typing import ArrayLike
@@ -114,12 +114,15 @@ def _batches(split: Split, batch_size: int) -> Iterator[tuple[np.ndarray, np.nda
         yield images, labels, np.arange(batch_size) < batch_size - missing
 
 
+_NOT_OF_NETWORK = (ScopeParamShapeError, ScopeParamNotFoundError, ScopeCollectionNotFound)
+
+
 def _run(function, trained, *args):
     """Runs a compiled function; raises InputError if the variables are not of the network."""
     try:
         with default_types():
             return _compiled(function)(trained, *args)
-    except flax.errors.ScopeParamShapeError as error:
+    except _NOT_OF_NETWORK as error:
         raise InputError(
             f"trained does not fit its network ({error.args[0].splitlines()[0]}); give the state of one training"
         ) from error

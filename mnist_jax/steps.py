@@ -269,8 +269,9 @@ def _loss_of(state, images, labels, key, setup, strength, mean, deviation) -> Ca
         raise InputError(
             "mean and deviation are not given, and the setup has none; pass on those that the step is given"
         )
-    if np.ndim(labels) != 1 or np.shape(images)[:1] != np.shape(labels):
-        found = f"images {list(np.shape(images))} and labels {list(np.shape(labels))}"
+    labels = jnp.asarray(labels)
+    if labels.ndim != 1 or np.shape(images)[:1] != labels.shape or not jnp.issubdtype(labels.dtype, jnp.integer):
+        found = f"images {list(np.shape(images))} and labels {labels.dtype} {list(labels.shape)}"
         raise InputError(f"a step cannot use {found}; give images [B, H, W, C] and integers [B]")
     augment_key, step_key = jax.random.split(jax.random.fold_in(key, state.step))
     images, labels, strength = jnp.asarray(images), jnp.asarray(labels, jnp.int32), jnp.asarray(strength, jnp.float32)

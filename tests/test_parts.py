@@ -130,16 +130,15 @@ def one_by_one(function):
     return lambda *arrays: jnp.stack([function(*each) for each in zip(*arrays, strict=True)])
 
 
-@pytest.mark.parametrize(
-    "pair",
-    [
-        {"loop": [unrolled, jax.lax.fori_loop]},
-        {"checkpoint": [lambda function: function, jax.checkpoint]},
-        {"each": [one_by_one, jax.vmap]},
-    ],
-    ids=lambda pair: next(iter(pair)),
-)
-def test_a_loss_may_transform_the_network(data, pair):
+PAIRS = {
+    "loop": [unrolled, jax.lax.fori_loop],
+    "checkpoint": [lambda f: f, jax.checkpoint],
+    "each": [one_by_one, jax.vmap],
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_loss_may_transform_the_network(data, name):
     """An attack in a loop, memory saved, gradients per example: as without, but for rounding."""
 
     def loss_of(loop=None, checkpoint=lambda function: function, each=None):
@@ -157,9 +156,9 @@ def test_a_loss_may_transform_the_network(data, pair):
 
         return loss
 
-    ((name, functions),) = pair.items()
     key, batch = jax.random.key(0), (data.train.images[:3], data.train.labels[:3])
-    setups = [mj.make_setup(CONFIG, data, loss=loss_of(**{name: function})) for function in functions]
+    losses = [loss_of(**{name: function}) for function in PAIRS[name]]
+    setups = [mj.make_setup(CONFIG, data, loss=loss) for loss in losses]
     gradient = mj.jit(mj.value_and_grad, static_argnames="setup")
     expected, found = (gradient(mj.init_state(setup, key), *batch, key, setup) for setup in setups)
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -226,13 +225,8 @@ def test_any_optimizer_also_with_many_seeds(data, optimizer, monkeypatch):
 
 
 def test_own_step_and_own_order(data, whole):
-    def steps(*args):
-        return mj.train_step(*args)
-
-    def shuffled(*args):
-        return np.asarray(mj.epoch_order(*args), np.int64)
-
-    chex.assert_trees_all_equal(mj.fit(CONFIG, data, step=steps, order=shuffled)[0], whole[0])
+    same = {"step": lambda *args: mj.train_step(*args), "order": lambda *args: np.asarray(mj.epoch_order(*args))}
+    chex.assert_trees_all_equal(mj.fit(CONFIG, data, **same)[0], whole[0])
 
     def summed(state, images, labels, *rest):
         state, metrics = mj.train_step(state, images, labels, *rest)
@@ -272,7 +266,7 @@ def test_data_of_other_statistics_compile_nothing_anew(data):
         means.add(other.mean)
         counts.append(len(compilations))
     assert len(means) == 4
-    assert counts[0] == counts[3]
+    assert counts[3] == counts[0] > 0
 
 
 class Plain(nn.Module):
@@ -283,58 +277,42 @@ class Plain(nn.Module):
         return nn.Dense(5)(x.mean((1, 2)))
 
 
+INDICES = np.zeros((4, 16), int)
 WRONG = [
-    ("model", Plain()),
-    ("model", nn.Sequential([nn.Dense(5), nn.relu])),
-    ("model", nnx.Linear(3, 5, rngs=nnx.Rngs(0))),
-    ("model", lambda images, train: images),  # As a module of equinox: no linen module.
-    ("model", "gap"),
-    ("model", Normed(weights=np.zeros(3))),
-    ("optimizer", optax.lookahead(optax.sgd(0.1), 5, 0.5)),
-    ("optimizer", optax.sgd),
-    ("loss", optax.softmax_cross_entropy),
-    ("loss", cross_entropy),
-    ("loss", mj.losses.from_logits(optax.softmax_cross_entropy)),
-    ("loss", mj.losses.from_logits(lambda logits, labels: cross_entropy(logits, labels).mean())),
-    ("loss", lambda apply, params, images, labels, key: apply(params, images)[0].mean()),
-    ("augment", lambda images: images),
-    ("augment", lambda key, images: images[:4]),
-    ("augment", lambda key, images: None),
-    ("step", lambda state, images, labels: (state, None)),
-    ("step", lambda state, *args: state),
-    ("order", lambda key: np.zeros((4, 16), int)),
-    ("order", lambda *args: np.full((4, 16), 64)),
-    ("order", lambda *args: np.full((4, 16), -1)),
-    ("order", lambda *args: np.zeros((16, 4), int)),
-    ("order", lambda *args: np.zeros((4, 16))),
-    ("order", lambda *args: [[0], [1, 2]]),
-    ("on_epoch", lambda progress: 1),
-    ("on_epoch", lambda progress: np.ones(2)),
-    ("initial", {}),
-    ("progress", {}),
+    ("model", [Plain(), nn.Sequential([nn.Dense(5)]), "gap", Normed(weights=np.zeros(3))]),
+    ("model", [nnx.Linear(3, 5, rngs=nnx.Rngs(0)), lambda images, train: images]),  # As of equinox: not of linen.
+    ("optimizer", [optax.lookahead(optax.sgd(0.1), 5, 0.5), optax.sgd]),
+    ("loss", [optax.softmax_cross_entropy, cross_entropy, mj.losses.from_logits(optax.softmax_cross_entropy)]),
+    ("loss", [mj.losses.from_logits(lambda logits, labels: cross_entropy(logits, labels).mean())]),
+    ("loss", [lambda apply, params, images, labels, key: apply(params, images)[0].mean()]),
+    ("augment", [lambda images: images, lambda key, images: images[:4], lambda key, images: None]),
+    ("step", [lambda state, images, labels: (state, None), lambda state, *args: state]),
+    ("order", [lambda key: INDICES, lambda *args: INDICES + 64, lambda *args: INDICES - 1, lambda *args: INDICES.T]),
+    ("order", [lambda *args: INDICES / 1, lambda *args: [[0], [1, 2]]]),
+    ("on_epoch", [lambda progress: 1, lambda progress: np.ones(2)]),
+    ("initial", [{}]),
+    ("progress", [{}]),
 ]
 
 
-@pytest.mark.parametrize(("name", "part"), WRONG)
+@pytest.mark.parametrize(("name", "part"), [(name, part) for name, parts in WRONG for part in parts])
 def test_wrong_parts_are_refused_by_name(data, name, part):
-    for batch_size in (16, 5):  # As many as there are classes.
-        refused(f"^(the )?{name}\\b", mj.fit, dataclasses.replace(CONFIG, batch_size=batch_size), data, **{name: part})
+    # Labels fit one-hot targets by chance in a batch of as many images as there are classes.
+    for config in (CONFIG, dataclasses.replace(CONFIG, batch_size=5))[: 1 + (name == "loss")]:
+        refused(f"^(the )?{name}\\b", mj.fit, config, data, **{name: part})
 
 
-@pytest.mark.parametrize(
-    ("settings", "part"),
-    [
-        ({"rotation": 5.0}, {"augment": lambda key, images: images}),
-        ({"plain_epochs": 1}, {"augment": lambda key, images: images}),
-        ({"learning_rate": 0.5}, {"optimizer": optax.sgd(0.1)}),
-        ({"precision": "bfloat16"}, {"model": Odd()}),
-        ({"label_smoothing": 0.1}, {"loss": mj.losses.CrossEntropy()}),
-    ],
-)
-def test_settings_that_a_part_replaces_are_refused(data, settings, part):
-    (name,), (replaced,) = settings, part
-    match = f"^{name.replace('_', ' ')} .*{replaced}.*{name}="
-    refused(match, mj.fit, dataclasses.replace(CONFIG, **settings), data, **part)
+def test_settings_that_a_part_replaces_are_refused(data):
+    augment = {"augment": lambda key, images: images}
+    for name, value, part in (
+        ("rotation", 5.0, augment),
+        ("plain_epochs", 1, augment),
+        ("learning_rate", 0.5, {"optimizer": optax.sgd(0.1)}),
+        ("precision", "bfloat16", {"model": Odd()}),
+        ("label_smoothing", 0.1, {"loss": mj.losses.CrossEntropy()}),
+    ):
+        match = f"^{name.replace('_', ' ')} .*{next(iter(part))}.*{name}="
+        refused(match, mj.fit, dataclasses.replace(CONFIG, **{name: value}), data, **part)
 
 
 def test_parts_and_settings_that_do_not_fit_are_refused_by_name(data):
@@ -385,8 +363,7 @@ def test_many_settings_go_on_where_they_stopped(data, backend, monkeypatch):
         resumed, rest = mj.fit_many(configs, data, progress=progress)
         chex.assert_trees_all_equal(whole, resumed)
         assert [without_seconds(one) for one in rest] == [without_seconds(one) for one in histories]
-    swapped = list(reversed(configs))
-    refused("^progress .*seed", mj.fit_many, swapped, data, progress=progress)
+    refused("^progress .*seed", mj.fit_many, configs[::-1], data, progress=progress)
     for wrong in (progress[0], progress * 2, [0]):
         refused("^progress", mj.fit_many, configs, data, progress=wrong)
 

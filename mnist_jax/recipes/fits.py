@@ -248,6 +248,8 @@ def fit_many(
     configs = [*configs] if isinstance(configs, Iterable) else configs
     varied = _varied(configs, parts)
     tune_process()
+    with devices.together() as facts:
+        facts |= {name: [getattr(one, name) for one in configs] for name in ("seed", *varied)}
     one_by_one, begun = backend() == "cpu", [*(progress or ())]
     known = not isinstance(progress, Progress) and all(isinstance(one, Progress) for one in begun)
     alike = known and len(begun) in (0, len(configs)) and len({one.steps for one in begun}) < 2
@@ -286,7 +288,6 @@ def _in_one_program(configs, data, initial, progress, mesh, on_epoch, stop, part
         setup = _setup_of(config, data, parts)
         if jax.process_count() > 1:
             facts |= shared_facts(config, data) | {"step": progress[0].steps if progress else 0}
-            facts |= {"seeds": [one.seed for one in configs]} | {name: each.tolist() for name, each in numbers.items()}
     before = None
     if progress:
         for one, identity in zip(progress, identities, strict=True):
