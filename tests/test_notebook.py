@@ -93,7 +93,7 @@ def test_the_colab_notebook_runs_from_top_to_bottom(mnist, monkeypatch, tmp_path
     names, figures = run("colab_tpu")
     said = capsys.readouterr().out
     assert len(re.findall(r"^\w+, .* epochs: 1; compiling first", said, re.MULTILINE)) == 3
-    assert len(re.findall(r"^(?:seed  \d  )?epoch  1  test accuracy", said, re.MULTILINE)) == 4
+    assert len(re.findall(r"^(?:seed +\d  )?epoch  1  test accuracy", said, re.MULTILINE)) == 4
     assert "parameters: 9,910 (fewer than 10,000), met" in said
     assert "2 seeds: mean" in said
     assert names["swift_history"][-1].test_accuracy > 0.3
