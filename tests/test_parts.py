@@ -158,7 +158,7 @@ def test_a_loss_may_transform_the_network(data, name):
 
     key, batch = jax.random.key(0), (data.train.images[:3], data.train.labels[:3])
     losses = [loss_of(**{name: function}) for function in PAIRS[name]]
-    setups = [mj.make_setup(CONFIG, data, loss=loss) for loss in losses]
+    setups = [mj.make_setup(CONFIG, data, model=Odd(), loss=loss) for loss in losses]
     gradient = mj.jit(mj.value_and_grad, static_argnames="setup")
     expected, found = (gradient(mj.init_state(setup, key), *batch, key, setup) for setup in setups)
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
