@@ -85,8 +85,8 @@ def predict(trained: Trained, images: ArrayLike, batch_size: int = 250) -> Float
     require(trained, Trained, "trained", "give a Trained, as setup.trained(state)")
     images = as_images(images)
     _require_shape(trained, images)
-    batch_size = require_whole(batch_size, "batch size", 1)
-    batches = _batches(Split(images, np.zeros(len(images), np.int32)), batch_size)
+    labels = np.zeros(len(images), np.int32)  # Not used.
+    batches = _batches(Split(images, labels), require_whole(batch_size, "batch size", 1))
     logits = jax.device_get([_run(_logits, trained, batch) for batch, _, _ in batches])
     return np.concatenate([np.zeros((0, len(trained.classes)), np.float32), *logits])[: len(images)]
 

@@ -107,9 +107,9 @@ def layer_table(config: Config, data: Dataset) -> Table:
     params, given, work = (
         sum(getattr(layer, name) for layer in layers) for name in ("params", "given", "multiply_adds")
     )
-    title = f"{config.arch}: {params:,} parameters" + (f", {given:,} of them given" if given else "")
+    title = f"{config.arch}: {params:,} parameters" + (f", {given:,} fixed, not trained" if given else "")
     table = Table("layer", "type", "output", title=title, show_footer=True, box=box.SIMPLE_HEAD, pad_edge=False)
-    totals = {"trained": params - given, "given": given} if given else {"parameters": params}
+    totals = {"trained": params - given, "fixed": given} if given else {"parameters": params}
     for name, total in totals.items():
         table.add_column(name, f"{total:,}", justify="right")
     table.add_column("receptive\nfield", justify="right")
