@@ -154,7 +154,7 @@ class Setup(NamedTuple):
       loss: the loss, see `losses`.
       augment: `(key, images, strength) -> images`, on float32 or uint8 [B, H, W, C], 0 to 255; or None.
       average_decay: share of the moving average, in [0, 1), that a step keeps; 0 for no average.
-      mean: mean of the training pixels, per channel, on the [0, 1] scale; None where a step is given it.
+      mean: mean of the training pixels, per channel, on the [0, 1] scale; None where a step receives it.
       deviation: their standard deviation, per channel; None as the mean.
       classes: names of the classes.
       image_shape: height, width and channels of an image.
@@ -216,7 +216,7 @@ def _stable(model, params, collections, images):
     variables, batch = {"params": params, **collections}, jnp.repeat(images, 2, 0)  # Another size than at first.
     after = jax.eval_shape(lambda key: _apply(model, variables, batch, key)[1], jax.random.key(0))
     described = partial(jax.tree.map, lambda leaf: (leaf.shape, leaf.dtype))
-    return {name: each for name, each in collections.items() if described(after.get(name)) == described(each)}
+    return {name: tree for name, tree in collections.items() if described(after.get(name)) == described(tree)}
 
 
 def _apply(model, variables, images, key):
@@ -241,22 +241,11 @@ def value_and_grad(
 ) -> tuple[Result, Params]:
     """Computes the loss of a batch, distorted and standardized, and its gradient, as `train_step` does.
 
-    Args:
-      state: the `TrainState`; its parameters, collections and step are used.
-      images: uint8, or float32 in [0, 1], [B, H, W, C].
-      labels: int32 [B].
-      key: the run's `Streams.step`.
-      setup: a `Setup`, as for `train_step`.
-      strength: strength of the recipe's distortion, float32 [].
-      mean: of the training pixels, float32 [C]; None for that of the setup.
-      deviation: of the training pixels, float32 [C]; None for that of the setup.
+    Arguments and errors are those of `train_step`. Of the state, parameters, collections and step are used.
 
     Returns:
       `((value, (losses, logits, collections)), gradients)`: what the loss returns, and the gradient of `value` with the
       structure of `state.params`.
-
-    Raises:
-      InputError: as `train_step`.
     """
     loss_of = _loss_of(state, images, labels, key, setup, strength, mean, deviation)
     return jax.value_and_grad(loss_of, has_aux=True)(state.params)
@@ -267,12 +256,12 @@ def _loss_of(state, images, labels, key, setup, strength, mean, deviation) -> Ca
     mean, deviation = setup.mean if mean is None else mean, setup.deviation if deviation is None else deviation
     if mean is None or deviation is None:
         raise InputError(
-            "mean and deviation are not given, and the setup has none; pass on those that the step is given"
+            "a step needs mean and deviation, and the setup has none; pass on those that the step receives"
         )
     labels = jnp.asarray(labels)
     if labels.ndim != 1 or np.shape(images)[:1] != labels.shape or not jnp.issubdtype(labels.dtype, jnp.integer):
-        found = f"images {list(np.shape(images))} and labels {labels.dtype} {list(labels.shape)}"
-        raise InputError(f"a step cannot use {found}; give images [B, H, W, C] and integers [B]")
+        shapes = f"images {list(np.shape(images))} and labels {labels.dtype} {list(labels.shape)}"
+        raise InputError(f"a step cannot use {shapes}; give images [B, H, W, C] and integers [B]")
     augment_key, step_key = jax.random.split(jax.random.fold_in(key, state.step))
     images, labels, strength = jnp.asarray(images), jnp.asarray(labels, jnp.int32), jnp.asarray(strength, jnp.float32)
     pixels = images if images.dtype == jnp.uint8 else to_float(images)  # The augmentation looks up bytes faster.

@@ -15,9 +15,8 @@ from mnist_jax.recipes.fits import abstract_progress, start
 from mnist_jax.recipes.values import network_of
 from mnist_jax.training import Epoch, steps_per_epoch, train_epoch
 
-# Ten steps an epoch on `small`. Of the second epoch the images are plain.
-CONFIG = make_config(arch="gap", epochs=2, plain_epochs=1, batch_size=100, average_decay=0.9)
-SIMPLE = make_config("reference", arch="gap", epochs=1, batch_size=100)
+# Ten steps an epoch on `small`. Of the second epoch the images are plain. The network compiles in little time.
+CONFIG = make_config(arch="crop6-8-pool-8", epochs=2, plain_epochs=1, batch_size=100, average_decay=0.9)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +77,8 @@ def test_one_program_and_step_by_step_are_the_same_epoch(optimizing, small):
 
     By plain SGD: Muon scales whatever is small in a gradient up to full size, and rounding with it.
     """
-    config = make_config("reference", arch="gap", learning_rate=1.0, rotation=10.0, shift=2.0, scale=0.1, shear=0.1)
+    limits = {"rotation": 10.0, "shift": 2.0, "scale": 0.1, "shear": 0.1}
+    config = make_config("reference", arch=CONFIG.arch, learning_rate=1.0, **limits)
     model = network_of(config).clone(layers=smooth())
     setup, order = make_setup(config, small, model=model), epoch_order(jax.random.key(0), 1, 1000, 128)[:3]
     arguments, seen = (small.train, order, jax.random.key(1), setup), []
@@ -93,8 +93,7 @@ def test_one_program_and_step_by_step_are_the_same_epoch(optimizing, small):
 
 def test_fit_is_reproducible_to_the_bit_and_compiles_once(optimizing, small, monkeypatch):
     """Over epochs, one distorted, seeds, and other statistics of the data: two steps, of training and scoring."""
-    config = make_config(arch="gap", epochs=2, plain_epochs=1, batch_size=100, eval_batch_size=125)
-    traces, epochs = [], []
+    config, traces, epochs = dataclasses.replace(CONFIG, eval_batch_size=125), [], []
 
     def traced(plain):
         return lambda images, *about: traces.append(images.shape) or plain(images, *about)
@@ -128,9 +127,10 @@ def test_a_run_that_stops_and_goes_on_is_the_run_that_did_not(small, whole, stop
 
 def test_the_first_bad_step_is_named(optimizing, small):
     """In either way of looping, and whatever comes after it."""
-    setup, state = make_setup(SIMPLE, small), start(SIMPLE, small).state
+    config = make_config("reference", arch=CONFIG.arch, batch_size=100)
+    setup, state = make_setup(config, small), start(config, small).state
     arguments = small.train, epoch_order(jax.random.key(0), 1, 1000, 100), jax.random.key(1), setup
-    params = {**state.params, "conv8": {"kernel": state.params["conv8"]["kernel"] * jnp.inf}}
+    params = {**state.params, "conv3": {"kernel": state.params["conv3"]["kernel"] * jnp.inf}}
     for at_once in (False, True):
         broken = jax.tree.map(jnp.copy, state._replace(params=params, step=jnp.int32(6)))
         _, totals = train_epoch(broken, *arguments, first=6, whole=at_once)
@@ -150,8 +150,7 @@ def test_fit_scores_the_average_and_its_last_epochs_see_the_images_as_they_are(s
 
 def test_the_program_of_an_epoch_for_a_tpu(small):
     """No callbacks to the host, nothing in 64 bits, and of gathers only those that take a batch, or distort it."""
-    config = make_config(average_decay=0.9)
-    setup, progress = make_setup(config, small), abstract_progress(config, small)
+    setup, progress = make_setup(CONFIG, small), abstract_progress(CONFIG, small)
     order, channel = jax.ShapeDtypeStruct((7, 128), jnp.int32), jnp.ones(1)
     epoch = Epoch(small.train, order, jax.random.key(0), jnp.float32(1), channel, channel, None)
     traced = training.program(False, True).trace(0, *progress[:2], epoch, setup, steps.train_step, None)
@@ -165,8 +164,9 @@ def test_the_program_of_an_epoch_for_a_tpu(small):
 
 
 def test_real_mnist_in_a_few_hundred_steps(optimizing, mnist):
-    """The objective's network, the whole path: 97% of the test images after 234 steps."""
-    state, history = fit(make_config("fast", epochs=1, average_decay=0.9), part(mnist, 30_000, 10_000))
+    """The whole path: 97% of the test images after 234 steps."""
+    config = make_config("fast", arch="swift", epochs=1, plain_epochs=0, average_decay=0.9)
+    state, history = fit(config, part(mnist, 30_000, 10_000))
     assert state.step == 234
     assert history[-1].test_accuracy >= 0.97
     chex.assert_tree_all_finite(state.params)
