@@ -47,6 +47,9 @@ if sys.platform == "linux" and "PYTEST_XDIST_WORKER" in os.environ:  # A core fo
 # An implicit broadcast between ranks is a mistake until proven otherwise.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# `lighter` is `basic`, and `accurate` is `small`, with other widths.
+STRUCTURES = [arch for arch in mj.ARCHS if arch not in ("lighter", "accurate")]
+
 ROOT = Path(__file__).parent.parent
 PREPARED = Path(__file__).parent / "data" / "tfds"
 PROGRAMS = Path(platformdirs.user_cache_dir("mnist_jax")) / "tests"

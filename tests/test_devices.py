@@ -22,6 +22,7 @@ from mnist_jax.recipes.values import network_of
 from mnist_jax.steps import Streams, train_step
 from mnist_jax.training import Epoch, program
 
+SMALL = "crop6-8-pool-8"
 EIGHT = "--xla_force_host_platform_device_count=8"
 
 
@@ -58,7 +59,7 @@ def several_steps():
 def scores():
     """Whatever the batch size: neither the images nor the batches need be divisible by the devices."""
     mesh, data = devices.make_mesh(), part(load_dataset("mnist"), 1, 1001)
-    config = make_config("reference", arch="gap", batch_size=1)
+    config = make_config("reference", arch=SMALL, batch_size=1)
     trained = make_setup(config, data).trained(start(config, data).state)
     one = evaluate(trained, data.test)
     for size in (250, 99, 8):
@@ -69,7 +70,7 @@ def scores():
 
 def fits():
     mesh, data = devices.make_mesh(), part(load_dataset("mnist"), 64, 64)
-    config = make_config("reference", arch="gap", epochs=1, batch_size=32, rotation=10.0)
+    config = make_config("reference", arch=SMALL, epochs=1, batch_size=32, rotation=10.0)
     (alone,), (together,) = fit(config, data)[1], fit(config, data, mesh=mesh)[1]
     _, ((seed1,), _) = fit_seeds(config, data, seeds=[1, 2], mesh=mesh)
     assert seed1[:-1] == together[:-1]
@@ -151,7 +152,7 @@ coordinator, one = sys.argv[1], int(sys.argv[2])
 devices.join_processes(coordinator, 2, one)
 data = mj.load_dataset("mnist")
 data = dataclasses.replace(data, train=mj.Split(*(array[:64] for array in data.train)))
-config, mesh = mj.make_config("reference", arch="gap", epochs=2, batch_size=32), devices.make_mesh()
+config, mesh = mj.make_config("reference", arch="crop9-4", epochs=2, batch_size=32), devices.make_mesh()
 begun = mj.start(config, data)
 other = dataclasses.replace(data, classes=tuple("abcdefghij"))
 

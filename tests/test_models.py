@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_near, initial_variables, refused, smooth, training_pass
+from conftest import STRUCTURES, assert_near, initial_variables, refused, smooth, training_pass
 
 from mnist_jax import ARCHS, count_params, layers_of, load_pretrained, make_model
 from mnist_jax.data import standardize
@@ -44,11 +44,7 @@ training_outputs = jax.jit(
 pixels = partial(standardize, mean=(MEAN,), deviation=(STD,))
 
 
-@pytest.fixture(scope="module", params=ARCHS)
-def arch(request):
-    return request.param
-
-
+@pytest.mark.parametrize("arch", ARCHS)
 def test_sizes_and_shapes_layer_by_layer_none_of_them_fully_connected(arch):
     layers = {layer.name: layer for layer in layers_of(make_model(arch))}
     params = abstract_variables(make_model(arch))["params"]
@@ -71,6 +67,7 @@ def test_sizes_and_shapes_layer_by_layer_none_of_them_fully_connected(arch):
     assert sum(layer.kind == "Dropout" for layer in layers.values()) == (6 if arch == "bn_dropout" else 0)
 
 
+@pytest.mark.parametrize("arch", STRUCTURES)
 def test_networks_equal_those_of_flax(arch, batch):
     model, variables, images = make_model(arch, dropout_rate=0.0), initial_variables(make_model(arch)), pixels(batch[0])
     chex.assert_trees_all_equal_shapes_and_dtypes(abstract_variables(model.clone(layers=FLAX)), variables)
