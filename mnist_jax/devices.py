@@ -49,8 +49,8 @@ def join_processes(
     Example:
       >>> devices.join_processes(None, None, None)
     """
-    given = coordinator, num_processes, process_id
-    if given == (None, None, None):
+    arguments = coordinator, num_processes, process_id
+    if arguments == (None, None, None):
         if not _of_a_cluster():
             return
     elif coordinator is None or num_processes is None or process_id is None:
@@ -64,7 +64,7 @@ def join_processes(
         _require_address(coordinator, process_id)
     tell("waiting for the other processes; JAX gives up after five minutes")
     with refusing("this process cannot join the others: ", ""):
-        jax.distributed.initialize(*given, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
+        jax.distributed.initialize(*arguments, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
 
 
 def _require_address(coordinator, process_id):
@@ -146,13 +146,13 @@ def put(tree: Any, mesh: Mesh | None, axis: int | None = None) -> Any:
         return jax.device_put(tree)
     sharding = NamedSharding(mesh, PartitionSpec(*[None] * (axis or 0), AXIS) if axis is not None else PartitionSpec())
 
-    def place(leaf):
+    def put_leaf(leaf):
         if jax.process_count() == 1:
             return jax.device_put(leaf, sharding)
         whole = np.asarray(leaf)
         return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(put_leaf, tree)
 
 
 @contextlib.contextmanager
@@ -177,23 +177,24 @@ def together() -> Iterator[dict[str, Any]]:
     except Exception as raised:
         error = raised
     described = error and [type(error).__name__, str(error)[:1000]]
-    found = _gather({"error": described, "facts": versions() | facts})
+    records = _gather({"error": described, "facts": versions() | facts})
     if error:
         raise error
-    for process, other in enumerate(found):
-        if other["error"]:
-            kind, message = other["error"]
+    for process, record in enumerate(records):
+        if record["error"]:
+            kind, message = record["error"]
             raise getattr(errors, kind, LostError)(f"process {process}: {message}")
-    for process, other in enumerate(found):
-        if told := difference(other["facts"], found[0]["facts"], process):
-            raise InputError(told)
+    for process, record in enumerate(records):
+        if message := difference(record["facts"], records[0]["facts"], process):
+            raise InputError(message)
 
 
-def difference(found: Mapping[str, Any], wanted: Mapping[str, Any], process: int) -> str:
-    """One line that names what differs in a process from process 0; empty if nothing does."""
-    names = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+def difference(facts: Mapping[str, Any], first: Mapping[str, Any], process: int) -> str:
+    """One line that names what differs in a process from the first one, process 0; empty if nothing does."""
     differing = "; ".join(
-        f"process {process} has {name} {found.get(name)}, but process 0 {wanted.get(name)}" for name in names
+        f"process {process} has {name} {facts.get(name)}, but process 0 {first.get(name)}"
+        for name in {**first, **facts}
+        if facts.get(name) != first.get(name)
     )
     return differing and f"{differing}; give all processes the same"
 

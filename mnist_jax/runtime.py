@@ -163,9 +163,9 @@ def use_compilation_cache() -> Path | None:
     if not jax.config.values["jax_enable_compilation_cache"]:
         return None
     base = Path(platformdirs.user_cache_dir("mnist_jax"))
-    given = jax.config.values["jax_compilation_cache_dir"]
-    if given and Path(given).parent != base:
-        return Path(given)
+    chosen = jax.config.values["jax_compilation_cache_dir"]
+    if chosen and Path(chosen).parent != base:
+        return Path(chosen)
     parts = f"jaxlib-{jaxlib.version.__version__}", platform.machine(), cpu_name(), f"cores-{_threads()}"
     directory = base / re.sub(r"[^\w.]+", "-", "-".join(parts))
     try:

@@ -437,8 +437,8 @@ def require_identity(progress: Progress, identity: Identity) -> None:
     before, now = dict(progress.identity.values), dict(identity.values)
     for name in [*now, *before] if now and before else []:
         if before.get(name) != now.get(name):
-            was, given = shown(before.get(name)), shown(now.get(name))
-            raise InputError(f"{_OTHER}: {name} was {was}, now {given}; {_REMEDY}")
+            values = f"was {shown(before.get(name))}, now {shown(now.get(name))}"
+            raise InputError(f"{_OTHER}: {name} {values}; {_REMEDY}")
 
 
 def _require_own(progress, state, epochs, steps):

@@ -24,6 +24,7 @@ from mnist_jax.models import KERNEL_INITS
 
 CONFIG = mj.make_config(arch="4-pool", epochs=2, plain_epochs=1, batch_size=8, optimizer="sgd")
 
+
 def pickled(value):
     return pickle.loads(pickle.dumps(value))
 

@@ -249,20 +249,21 @@ def fit_many(
     varied = _varied(configs, parts)
     tune_process()
     with devices.together() as facts:
-        facts |= {name: [getattr(one, name) for one in configs] for name in ("seed", *varied)}
+        facts |= {name: [getattr(config, name) for config in configs] for name in ("seed", *varied)}
     one_by_one, begun = backend() == "cpu", [*(progress or ())]
     known = not isinstance(progress, Progress) and all(isinstance(one, Progress) for one in begun)
     alike = known and len(begun) in (0, len(configs)) and len({one.steps for one in begun}) < 2
     if not known or len(begun) > len(configs) or not (one_by_one or alike):
         raise InputError(f"progress is not of {len(configs)} trainings on this platform; give the list of a Stopped")
+    options: dict[str, Any] = {"initial": initial, "mesh": mesh}
     if one_by_one:
-        reached = _one_by_one(configs, data, initial, begun, mesh, on_epoch, stop, parts)
+        reached = _one_by_one(configs, data, begun, on_epoch, parts, stop=stop, **options)
     else:
-        reached = _in_one_program(configs, data, initial, begun, mesh, on_epoch, stop, parts, varied)
-    return [each.state for each in reached], [list(each.history) for each in reached]
+        reached = _in_one_program(configs, varied, data, begun, on_epoch, stop, parts, **options)
+    return [one.state for one in reached], [list(one.history) for one in reached]
 
 
-def _one_by_one(configs, data, initial, progress, mesh, on_epoch, stop, parts) -> list[Progress]:
+def _one_by_one(configs, data, progress, on_epoch, parts, **options) -> list[Progress]:
     names, done = _names(configs), []
     for i, config in enumerate(configs):
         before = progress[i] if i < len(progress) else None
@@ -270,9 +271,8 @@ def _one_by_one(configs, data, initial, progress, mesh, on_epoch, stop, parts) -
         def watch(reached: Progress, i: int = i) -> None:
             on_epoch(i, reached.history[-1])
 
-        options: dict[str, Any] = {"initial": initial, "progress": before, "mesh": mesh, "stop": stop}
         try:
-            state, history = fit(config, data, **options, on_epoch=on_epoch and watch, **parts)
+            state, history = fit(config, data, progress=before, on_epoch=on_epoch and watch, **options, **parts)
         except DivergedError as error:
             raise DivergedError(f"{names[i]}: {error}") from error
         except Stopped as stopped:
@@ -281,7 +281,7 @@ def _one_by_one(configs, data, initial, progress, mesh, on_epoch, stop, parts) -
     return done
 
 
-def _in_one_program(configs, data, initial, progress, mesh, on_epoch, stop, parts, varied) -> list[Progress]:
+def _in_one_program(configs, varied, data, progress, on_epoch, stop, parts, **options) -> list[Progress]:
     config, identities = configs[0], [_identity(one, data, parts) for one in configs]
     numbers = {name: jnp.array([getattr(one, name) for one in configs], jnp.float32) for name in varied}
     with devices.together() as facts:
@@ -292,14 +292,13 @@ def _in_one_program(configs, data, initial, progress, mesh, on_epoch, stop, part
     if progress:
         for one, identity in zip(progress, identities, strict=True):
             require_identity(one, identity)
-        state, totals = stack([one[:2] for one in progress])
         histories: Any = tuple(zip(*(one.history for one in progress), strict=True))
-        before = Progress(state, totals, histories)
+        before = Progress(*stack([one[:2] for one in progress]), histories)
 
     def split(reached: Progress) -> list[Progress]:
+        arrays = unstack(reached[:2], len(configs))
         histories = zip(*reached.history, strict=True) if reached.history else [()] * len(configs)
-        together = zip(unstack(reached[:2], len(configs)), histories, identities, strict=True)
-        return [Progress(state, totals, history, identity) for (state, totals), history, identity in together]
+        return [Progress(*one, *rest) for one, *rest in zip(arrays, histories, identities, strict=True)]
 
     def watch(reached: Progress) -> None:
         for i, metrics in enumerate(reached.history[-1]):
@@ -312,12 +311,11 @@ def _in_one_program(configs, data, initial, progress, mesh, on_epoch, stop, part
                 data,
                 [Streams.from_seed(one.seed) for one in configs],
                 **_options(config, parts),
-                initial=initial,
+                **options,
                 progress=before,
                 names=_names(configs),
                 vary=Varied(config, total_steps(config, data)) if varied else None,
                 numbers=numbers or None,
-                mesh=mesh,
                 on_epoch=on_epoch and watch,
                 stop=lambda: interrupted() or stop(),
             )

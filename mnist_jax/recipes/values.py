@@ -142,8 +142,8 @@ def make_setup(
         model, nn.Module | None, "model", "give a Flax linen module: nnx.bridge.to_linen makes one of an nnx module"
     )
     parts = {"model": model, "optimizer": optimizer, "augment": augment, "loss": loss}
-    given = [name for name, part in parts.items() if part is not None]
-    for name in given:
+    replaced = [name for name, part in parts.items() if part is not None]
+    for name in replaced:
         with refusing(f"{name} cannot be hashed (", "), which compiling needs; keep arrays and lists in a closure"):
             hash(parts[name])
         _require_unchanged(name, config)
@@ -160,7 +160,7 @@ def make_setup(
         data.image_shape,
     )
     known = isinstance(network, Network) and network.arch in models.ARCHS and data.image_shape == models.IMAGE_SHAPE
-    return setup if known and not given else _traced(setup, given)  # Tracing takes time.
+    return setup if known and not replaced else _traced(setup, replaced)  # Tracing takes time.
 
 
 # Settings that a part replaces, so that to change them would have no effect.
@@ -182,7 +182,7 @@ def _require_unchanged(part, config):
             raise InputError(f"{setting} {value} belongs to the {part} that is replaced; choose {name}={plain!r}")
 
 
-def _traced(setup: Setup, given: Sequence[str]) -> Setup:
+def _traced(setup: Setup, replaced: Sequence[str]) -> Setup:
     """Traces the parts one after the other, so that one with another signature is refused by its name."""
     network, shape = setup.model, setup.image_shape
     count = len(setup.classes)
@@ -193,7 +193,7 @@ def _traced(setup: Setup, given: Sequence[str]) -> Setup:
     labels, key = jax.ShapeDtypeStruct((count + 1,), jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
     remedy = (
         "; it is called as model(images, train=...), with images [B, H, W, C]"
-        if "model" in given
+        if "model" in replaced
         else "; choose another"
     )
     with refusing("model cannot be used (", f"){remedy}"):
@@ -204,13 +204,13 @@ def _traced(setup: Setup, given: Sequence[str]) -> Setup:
             f"model gives {found} for {count + 1} images, and the data has {count} classes; "
             f"return logits of shape ({count + 1}, {count})"
         )
-    if "optimizer" in given:
+    if "optimizer" in replaced:
         params = meta.unbox(variables.get("params", {}))
         setup = setup._replace(optimizer=optimizers.with_extra_args(setup.optimizer, params))
-    if setup.augment and "augment" in given:
+    if setup.augment and "augment" in replaced:
         with refusing("augment cannot be used (", "); it is called as augment(key, images), with images [B, H, W, C]"):
             jax.eval_shape(setup.augment, key, images)
-    if "loss" in given:
+    if "loss" in replaced:
         state = jax.eval_shape(partial(init_state, setup._replace(optimizer=optax.identity())), key)
         remedy = (
             "; it is called as loss(apply, params, images, labels, key); mj.losses.from_logits makes one of a function"
