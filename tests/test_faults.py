@@ -15,7 +15,7 @@ import time
 
 import jax
 import pytest
-from conftest import PREPARED, ROOT, begin, damage, part, refused, run_command, wait_for
+from conftest import PREPARED, ROOT, assert_refused, begin, damage, part, refused, run_command, wait_for
 
 from mnist_jax import Config, make_config, save_weights
 from mnist_jax.cli import flags
@@ -155,17 +155,10 @@ def test_two_runs_in_one_directory(environment, tmp_path):
     assert f"is being written by process {first.pid} on" in err
 
 
-def test_metrics_cut_in_mid_line(uninterrupted, run_dir):
-    for how in ("missing", "empty", "truncated"):
-        content = (run_dir / "metrics.jsonl").read_text()
-        damage(run_dir / "metrics.jsonl", how)
-        refused(r"metrics.jsonl' cannot be read .*; resume the run, which writes it", directory.load_epochs, run_dir)
-        if how != "truncated":
-            (run_dir / "metrics.jsonl").write_text(content)
-    assert finish(run_dir, "--epochs", 6) == uninterrupted
-
-
-def test_damage_is_said_aloud_and_mended(uninterrupted, run_dir):
+@pytest.mark.parametrize("how", ["missing", "empty", "truncated"])
+def test_damage_is_said_aloud_and_mended(uninterrupted, run_dir, how):
+    damage(run_dir / "metrics.jsonl", how)
+    refused(r"metrics.jsonl' cannot be read .*; resume the run, which writes it", directory.load_epochs, run_dir)
     path = run_dir / "checkpoints" / "90.safetensors"
     damage(path, "truncated")
     status, out, _ = resume(run_dir, "--epochs", 6)
@@ -173,6 +166,18 @@ def test_damage_is_said_aloud_and_mended(uninterrupted, run_dir):
     assert f"warning: checkpoint '{path}' is damaged: " in out
     assert f"resuming {run_dir} after step 60" in out
     assert outcome(run_dir) == uninterrupted
+
+
+def test_a_run_of_version_0_2_is_read_and_not_continued(run_dir):
+    shutil.rmtree(run_dir / "checkpoints")
+    (run_dir / "checkpoints" / "90" / "state").mkdir(parents=True)  # As Orbax wrote it.
+    config = json.loads((run_dir / "config.json").read_text()) | {"low_resolution": 20, "low_resolution_epochs": 0}
+    (run_dir / "config.json").write_text(json.dumps(config))
+    before = outcome(run_dir)
+    assert_refused(resume(run_dir), str(run_dir), "0.2")
+    status, out, _ = run_command("evaluate", run_dir, "--json")
+    assert (status, json.loads(out)["test_accuracy"]) == (0, before[1][-1]["test_accuracy"])
+    assert outcome(run_dir) == before
 
 
 def test_a_session_by_itself(monkeypatch, mnist, tmp_path):

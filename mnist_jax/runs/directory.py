@@ -33,28 +33,20 @@ T = TypeVar("T", bound=Any)
 
 
 class Summary(NamedTuple):
-    """The result of a run: `summary.json`.
+    """The result of a run: `summary.json`."""
 
-    Attributes:
-      epoch: number of epochs; the next four are the metrics of the last one.
-      scored_on: the scored images, "test" or "held-out".
-      seconds: seconds of the whole process; `seconds_of` has its parts.
-      objective: the exercise's conditions, each with its name, value, target and whether it is met.
-      version: version of the format; 0 in summaries that have none.
-    """
-
-    epoch: int
+    epoch: int  # Number of epochs; the next four are the metrics of the last one.
     train_loss: float
     train_accuracy: float
     test_loss: float
     test_accuracy: float
-    scored_on: str
-    objective: list[dict[str, Any]]
+    scored_on: str  # "test" or "held-out".
+    objective: list[dict[str, Any]]  # The exercise's conditions: name, value, target and whether it is met.
     objective_met: bool
     environment: dict[str, Any]
-    seconds: float
+    seconds: float  # Of the whole process; the next has its parts.
     seconds_of: Mapping[str, float] = MappingProxyType({})
-    version: int = VERSION
+    version: int = VERSION  # 0 in summaries that have none.
 
 
 class DatasetRecord(NamedTuple):
@@ -144,15 +136,10 @@ def load_run_data(
 
 def require_classes(trained: Trained, data: Dataset) -> None:
     """Raises InputError if data has other classes or another image shape than a network was trained on."""
-    for what, actual, expected in (
-        ("classes", data.classes, trained.classes),
-        ("images of shape", data.image_shape, trained.image_shape),
-    ):
-        if actual != expected:
-            here, there = ", ".join(map(str, actual)), ", ".join(map(str, expected))
-            raise InputError(
-                f"data set {data.name!r} has {what} {here}, but the network was trained on {there}; name other data"
-            )
+    here, there = (f"{one.image_shape} of classes {', '.join(one.classes)}" for one in (data, trained))
+    if here != there:
+        what = f"data set {data.name!r} has images {here}, but the network was trained on {there}"
+        raise InputError(f"{what}; name other data")
 
 
 def _dataset_record(run_dir: Path) -> DatasetRecord:

@@ -50,25 +50,15 @@ class Clock:
 
 @dataclasses.dataclass
 class Session:
-    """A run that is being written; made by `session`.
-
-    Attributes:
-      config: every setting of the run.
-      data: the data it trains on and scores.
-      run_dir: its directory.
-      clock: measures time; `fit` and `finish` end the parts `data`, `training`, `saving` and `report`.
-      progress: where the run continues; None for the start.
-      damaged: a line for each damaged checkpoint that was skipped.
-      received: signals received during `fit`.
-    """
+    """A run that is being written; made by `session`."""
 
     config: Config
-    data: Dataset
+    data: Dataset  # What it trains on and scores.
     run_dir: Path
-    clock: Clock
-    progress: Progress | None = None
-    damaged: tuple[str, ...] = ()
-    received: list[int] = dataclasses.field(default_factory=list)
+    clock: Clock  # `fit` and `finish` end the parts `data`, `training`, `saving` and `report`.
+    progress: Progress | None = None  # Where the run continues; None for the start.
+    damaged: tuple[str, ...] = ()  # A line for each damaged checkpoint that was skipped.
+    received: list[int] = dataclasses.field(default_factory=list)  # Signals during `fit`.
 
     def fit(
         self, *, tell: Callable[[EpochMetrics], None], tensorboard: bool = False, **options: Any
@@ -77,10 +67,8 @@ class Session:
 
         With `tensorboard` also writes RUN_DIR/tensorboard; that needs tensorboardX.
 
-        Raises:
-          Stopped: SIGINT or SIGTERM arrived, here or in another process. The progress is saved.
-          OSError: the run cannot be written.
-          LostError: another process is lost.
+        Raises Stopped if SIGINT or SIGTERM arrived, here or in another process, and has saved the progress; OSError if
+        the run cannot be written; LostError if another process is lost.
         """
 
         def on_epoch(progress: Progress) -> None:
@@ -179,11 +167,8 @@ def session(
 ) -> Iterator[Session]:
     """A run on disk, from its directory to its summary, locked against other processes.
 
-    Args:
-      config: every setting; `config.run_dir` is the directory, by default runs/TIME-ARCH-RECIPE.
-      whole: the whole data set of the config, including held-out images.
-      resume: directory of a run to resume, instead of a new run.
-      clock: measures time since before.
+    A new run is in `config.run_dir`, by default runs/TIME-ARCH-RECIPE; `resume` is the directory of a run to resume.
+    `whole` is the whole data set of the config, including held-out images.
 
     Raises InputError if the directory holds a run already, if the data does not fit or is not the run's, or as
     `checkpoints.resume`; BusyError if another process writes there; OSError if it cannot be written. In several
