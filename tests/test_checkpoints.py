@@ -108,8 +108,8 @@ def test_damage_to_any_part_is_noticed(run, small):
     path = run_dir / "checkpoints" / "15.safetensors"
     content = path.read_bytes()
     damaged = {content[:i] + bytes([content[i] ^ 16]) + content[i + 1 :] for i in range(0, len(content), 251)}
-    for each in (*damaged, content[:-1], b"", b"honestly"):
-        path.write_bytes(each)
+    for other in (*damaged, content[:-1], b"", b"honestly"):
+        path.write_bytes(other)
         progress, (line,) = resume(run_dir, CONFIG, small)
         assert line.startswith(f"checkpoint '{path}' is damaged: ")
         assert "\n" not in line

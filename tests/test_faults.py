@@ -19,6 +19,7 @@ from conftest import PREPARED, ROOT, assert_refused, begin, damage, part, refuse
 
 from mnist_jax import Config, make_config, save_weights
 from mnist_jax.cli import flags
+from mnist_jax.cli.program import called
 from mnist_jax.runs import checkpoints, directory
 from mnist_jax.runs.session import session
 
@@ -69,13 +70,13 @@ def finish(run_dir, *args):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_in_mid_epoch_saves_and_says_how_to_go_on(environment, uninterrupted, tmp_path, number, status):
-    run_dir = tmp_path / "run"
+    run_dir = tmp_path / "a [b]"
     process = begin(environment, "train", *FLAGS, "--epochs", 6, "--run-dir", run_dir)
     wait_for((run_dir / "metrics.jsonl").exists, process)
     process.send_signal(number)
     out, err = process.communicate()
     assert (process.returncode, err) == (status, "")
-    assert out.rstrip().splitlines()[-1] == f"mnist-jax train --resume {run_dir}"
+    assert out.rstrip().splitlines()[-1] == called("train", "--resume", run_dir)
     assert finish(run_dir) == uninterrupted
 
 

@@ -46,9 +46,10 @@ def main(options: TrainOptions) -> int:
     console = LastingConsole(highlight=False, soft_wrap=True, quiet=not devices.is_writer())
     with session(config, data, resume=options.resume, clock=clock) as run:
         for line in run.damaged:
-            console.print(f"warning: {line}")
+            console.print(f"warning: {line}", markup=False)
         if options.resume:
-            console.print(f"resuming {run.run_dir} after step {int(run.progress.state.step) if run.progress else 0}")
+            step = run.progress.steps if run.progress else 0
+            console.print(f"resuming {run.run_dir} after step {step}", markup=False)
         steps = total_steps(config, run.data) // config.epochs
         console.print(layer_table(config, run.data))
         count = mesh.size if mesh else 1
@@ -68,7 +69,7 @@ def main(options: TrainOptions) -> int:
                 )
         except Stopped as stopped:
             console.print(f"stopped after step {int(stopped.progress.state.step)}; to go on:")
-            console.print(called("train", "--resume", run.run_dir))
+            console.print(called("train", "--resume", run.run_dir), markup=False)
             return run.status
 
         summary, page = run.finish(state, history[-1], partial(drawn, console) if options.report else None)
