@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -18,6 +19,7 @@ from conftest import PREPARED, ROOT, assert_refused, begin, damage, part, refuse
 
 from mnist_jax import Config, make_config, save_weights
 from mnist_jax.cli import flags
+from mnist_jax.cli.program import called
 from mnist_jax.runs import checkpoints, directory
 from mnist_jax.runs.session import session
 
@@ -68,13 +70,13 @@ def finish(run_dir, *args):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_in_mid_epoch_saves_and_says_how_to_go_on(environment, uninterrupted, tmp_path, number, status):
-    run_dir = tmp_path / "run"
+    run_dir = tmp_path / "a [b]"
     process = begin(environment, "train", *FLAGS, "--epochs", 6, "--run-dir", run_dir)
     wait_for((run_dir / "metrics.jsonl").exists, process)
     process.send_signal(number)
     out, err = process.communicate()
     assert (process.returncode, err) == (status, "")
-    assert out.rstrip().splitlines()[-1] == f"mnist-jax train --resume {run_dir}"
+    assert out.rstrip().splitlines()[-1] == called("train", "--resume", run_dir)
     assert finish(run_dir) == uninterrupted
 
 
@@ -95,33 +97,31 @@ def test_a_second_interrupt_leaves_at_once(environment, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_four_times_at_random_moments(environment, tmp_path):
-    """Soon after it has told of another epoch, while it trains the next or saves one.
+def test_killed_ten_times_at_random_moments(environment, tmp_path):
+    """Soon after another epoch is on disk, while it trains the next or saves one.
 
-    No epoch that was told of is lost.
+    The processes start from one that has imported what they need.
     """
-    assert run_command("train", *FLAGS, "--epochs", 16, "--run-dir", tmp_path / "whole")[0] == 0
+    flags = [*FLAGS, "--batch-size", 100, "--epochs", 40, "--run-dir"]  # Three steps an epoch.
+    assert run_command("train", *flags, tmp_path / "whole")[0] == 0
     run_dir, moments, lines = tmp_path / "run", random.Random(0), []
-    flags = [*FLAGS, "--epochs", 16, "--run-dir", run_dir]
-
-    def told():
-        metrics = run_dir / "metrics.jsonl"
-        return metrics.read_text().splitlines() if metrics.exists() else []
-
-    for _ in range(4):
-        process, before = begin(environment, "train", *flags), len(lines)
-        wait_for(lambda before=before: len(told()) > before, process)
-        lines = [json.loads(line) for line in told()]
-        time.sleep(moments.uniform(0, min(0.3, *(2 * line["seconds"] for line in lines))))
+    flags, metrics = [*flags, run_dir], run_dir / "metrics.jsonl"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mnist_jax.cli.train"])
+    for _ in range(10):
+        process, before = context.Process(target=run_command, args=("train", *flags)), len(lines)
+        process.start()
+        wait_for(lambda before=before: metrics.exists() and metrics.read_text().count("\n") > before)
+        time.sleep(moments.uniform(0, min(json.loads(line)["seconds"] for line in metrics.read_text().splitlines())))
         process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL  # It was not done yet.
-        lines = [json.loads(line) for line in told()]
+        process.join()
+        assert process.exitcode == -signal.SIGKILL  # It was not done yet.
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
         assert [line["epoch"] for line in lines] == list(range(1, len(lines) + 1))
-        assert max(int(path.stem) for path in (run_dir / "checkpoints").glob("*.sha256")) >= 30 * len(lines)
+        assert max(int(path.stem) for path in (run_dir / "checkpoints").glob("*.safetensors")) >= 3 * len(lines)
         flags = ["--no-report", "--resume", run_dir]
     assert finish(run_dir) == outcome(tmp_path / "whole")
-    assert not [path for path in (run_dir / "checkpoints").iterdir() if "tmp" in path.name]
+    assert len([*(run_dir / "checkpoints").iterdir()]) == 2
 
 
 def test_a_full_disk_while_saving(environment, uninterrupted, run_dir):
@@ -137,9 +137,8 @@ def test_a_full_disk_while_saving(environment, uninterrupted, run_dir):
     cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1000"
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment | cache)
     assert result.returncode == 4
-    assert result.stderr.startswith(f"error: cannot write to run dir '{run_dir}'")
-    assert result.stderr.endswith("then resume the run\n")
-    assert result.stderr.count("\n") == 1
+    assert (result.stderr[:7], result.stderr.count("\n")) == ("error: ", 1)
+    assert f"'{run_dir / 'checkpoints' / '120.safetensors'}'" in result.stderr
     assert outcome(run_dir) == before
     assert finish(run_dir, "--epochs", 6) == uninterrupted
 
@@ -157,35 +156,29 @@ def test_two_runs_in_one_directory(environment, tmp_path):
     assert f"is being written by process {first.pid} on" in err
 
 
-def test_metrics_cut_in_mid_line(uninterrupted, run_dir):
-    for how in ("missing", "empty", "truncated"):
-        content = (run_dir / "metrics.jsonl").read_text()
-        damage(run_dir / "metrics.jsonl", how)
-        refused(r"metrics.jsonl' cannot be read .*; resume the run, which writes it", directory.load_epochs, run_dir)
-        if how != "truncated":
-            (run_dir / "metrics.jsonl").write_text(content)
-    assert finish(run_dir, "--epochs", 6) == uninterrupted
-
-
-def test_damage_is_said_aloud_and_mended(uninterrupted, run_dir):
-    shutil.rmtree(run_dir / "checkpoints" / "90" / "state")
+@pytest.mark.parametrize("how", ["missing", "empty", "truncated"])
+def test_damage_is_said_aloud_and_mended(uninterrupted, run_dir, how):
+    damage(run_dir / "metrics.jsonl", how)
+    refused(r"metrics.jsonl' cannot be read .*; resume the run, which writes it", directory.load_epochs, run_dir)
+    path = run_dir / "checkpoints" / "90.safetensors"
+    damage(path, "truncated")
     status, out, _ = resume(run_dir, "--epochs", 6)
     assert status == 0
-    assert f"warning: checkpoint {run_dir / 'checkpoints' / '90'} is damaged: " in out
+    assert f"warning: checkpoint '{path}' is damaged: " in out
     assert f"resuming {run_dir} after step 60" in out
     assert outcome(run_dir) == uninterrupted
 
 
-def test_only_its_hashes_condemn_a_checkpoint(run_dir, monkeypatch):
-    """An error while an intact one is read is said in one line; nothing is renamed."""
-
-    def fail(*_):
-        raise RuntimeError("too little\nmemory")
-
-    before = sorted((run_dir / "checkpoints").iterdir())
-    monkeypatch.setattr(checkpoints, "_restore", fail)
-    assert_refused(resume(run_dir), "checkpoints/90 cannot be read (RuntimeError: too little memory)")
-    assert sorted((run_dir / "checkpoints").iterdir()) == before
+def test_a_run_of_version_0_2_is_read_and_not_continued(run_dir):
+    shutil.rmtree(run_dir / "checkpoints")
+    (run_dir / "checkpoints" / "90" / "state").mkdir(parents=True)  # As Orbax wrote it.
+    config = json.loads((run_dir / "config.json").read_text()) | {"low_resolution": 20, "low_resolution_epochs": 0}
+    (run_dir / "config.json").write_text(json.dumps(config))
+    before = outcome(run_dir)
+    assert_refused(resume(run_dir), str(run_dir), "0.2")
+    status, out, _ = run_command("evaluate", run_dir, "--json")
+    assert (status, json.loads(out)["test_accuracy"]) == (0, before[1][-1]["test_accuracy"])
+    assert outcome(run_dir) == before
 
 
 def test_a_session_by_itself(monkeypatch, mnist, tmp_path):
@@ -222,9 +215,9 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(mnist, tmp_path):
     assert re.match(said, err)
     assert (status, err.count("\n")) == (3, 1)
     config = directory.load_config(tmp_path / "run")
-    found = checkpoints.resume(tmp_path / "run", config, part(mnist, 300, 100))
-    if found.progress:
-        assert all(abs(leaf).max() < float("inf") for leaf in found.progress.state.params["conv1"].values())
+    progress, _ = checkpoints.resume(tmp_path / "run", config, part(mnist, 300, 100))
+    if progress:
+        assert all(abs(leaf).max() < float("inf") for leaf in progress.state.params["conv1"].values())
 
 
 def test_the_environment_changes_nothing(environment, uninterrupted, tmp_path):

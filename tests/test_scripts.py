@@ -170,7 +170,6 @@ def test_search_tries_every_combination_once_on_held_out_images(call, tmp_path):
 REFUSED = """
 train --arch 16-pool-16-pool-16-pool-16  | images of 28x28 are too small | larger images
 train --held-out 60000                   | 60000 | choose
-train --run-dir /proc/run                | '/proc/run' | name another
 train --colour red                       | unknown flag --colour; see --help
 train --lr 0.1                           | unknown flag --lr; did you mean --learning-rate? See --help
 train --resume absent                    | 'absent' | holds no run
@@ -211,9 +210,10 @@ def test_what_cannot_be_written_is_refused_before_the_work(call, monkeypatch, co
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("reproduce --out seeds.jsonl --weights-dir file/weights", "cannot write 'file/weights'"),
-        ("export --arch bn_dropout --out absent/x", "cannot write 'absent/x'"),
-        (" ".join(["train", *SMALL_RUN, "--tensorboard --run-dir run"]), "cannot write to run dir 'run'"),
+        ("reproduce --out seeds.jsonl --weights-dir file/weights", "'file/weights'"),
+        ("export --arch bn_dropout --out absent/x", "'absent/x'"),
+        ("train --run-dir /proc/run", "'/proc/run'"),
+        (" ".join(["train", *SMALL_RUN, "--tensorboard --run-dir run"]), "'run/tensorboard"),
     ],
 )
 def test_what_could_not_be_written_is_said_with_its_own_status(call, command, said):
@@ -221,7 +221,7 @@ def test_what_could_not_be_written_is_said_with_its_own_status(call, command, sa
     Path("run").mkdir()
     Path("run/tensorboard").touch()
     status, _, err = call(*command.split())
-    assert (status, err.count("\n"), f"error: {said}" in err) == (4, 1, True)
+    assert (status, err.count("\n"), err[:7], said in err) == (4, 1, "error: ", True)
 
 
 def source(name):
@@ -336,8 +336,6 @@ def test_a_run_from_before_is_of_mnist(call, trained, tmp_path):
     Path("run/dataset.json").unlink()
     config = json.loads(Path("run/config.json").read_text())
     del config["dataset"]
-    Path("run/config.json").write_text(json.dumps(config | {"low_resolution": 20, "low_resolution_epochs": 0}))
+    Path("run/config.json").write_text(json.dumps(config | {"low_resolution": 20, "low_resolution_epochs": 1}))
     assert call("evaluate", "run")[1].startswith("gap: test accuracy")
     assert_refused(call("evaluate", "run", "--dataset", fruit(tmp_path / "fruit")), "apple, pear")
-    Path("run/config.json").write_text(json.dumps(config | {"low_resolution_epochs": 1}))
-    assert_refused(call("evaluate", "run"), "low_resolution_epochs", "use the version")

@@ -11,6 +11,7 @@ from conftest import ROOT, as_trained, damage, initial_variables, refused, wrong
 from safetensors.numpy import load_file, save_file
 
 from mnist_jax import ARCHS, Split, load_pretrained, load_weights, make_model, save_weights
+from mnist_jax.runs.files import write_arrays
 from mnist_jax.series import records
 
 
@@ -20,10 +21,10 @@ def lighter():
     return as_trained(model, initial_variables(model))
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", ["lighter", "swift", "4-pool-s4"])
 def test_weights_survive_to_the_bit(arch, tmp_path):
     model = make_model(arch)
-    trained = as_trained(model, initial_variables(model))
+    trained = as_trained(model, jax.tree.map(np.asfortranarray, initial_variables(model)))
     save_weights(tmp_path / "w", trained)
     found = load_weights(tmp_path / "w")
     chex.assert_trees_all_equal(found.variables, trained.variables)
@@ -62,13 +63,6 @@ def test_numbers_are_written_as_the_shortest_decimals(tmp_path, lighter):
     assert ([*found.mean], [*found.deviation]) == ([0.1307], [0.3081])
 
 
-def test_weights_of_several_trainings_are_not_saved(tmp_path, lighter):
-    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), lighter)
-    refused("kernel has the weights of 2 trainings; give those of one", save_weights, tmp_path / "w", stacked)
-    save_weights(tmp_path / "w", jax.tree.map(lambda leaf: leaf[0], stacked))
-    assert [path.name for path in tmp_path.iterdir()] == ["w"]
-
-
 def test_weights_of_another_network_shape_dtype_name_or_hash_or_with_a_nan(tmp_path, lighter):
     path = tmp_path / "w"
     save_weights(path, lighter)
@@ -83,12 +77,8 @@ def test_weights_of_another_network_shape_dtype_name_or_hash_or_with_a_nan(tmp_p
         "conv9/kernel expected nothing": {"params/conv9/kernel": np.zeros(1, np.float32)},
     }
     for message, changed in edits.items():
-        edited = {n: tensor for n, tensor in (tensors | changed).items() if tensor is not None}
-        save_file(edited, path, {"mnist_jax": '{"format": 1, "arch": "lighter"}'})
+        write_arrays(path, {n: t for n, t in (tensors | changed).items() if t is not None}, {"arch": "lighter"})
         refused(message, load_weights, path)
-    save_weights(path, lighter)
-    damage(path, "flipped")
-    refused("are damaged: expected SHA-256", load_weights, path)
     broken = jax.tree.map(lambda x: x.at[0].set(jnp.nan), lighter.variables)
     save_weights(path, dataclasses.replace(lighter, variables=broken))
     refused("is not finite everywhere; train again", load_weights, path)
@@ -96,15 +86,15 @@ def test_weights_of_another_network_shape_dtype_name_or_hash_or_with_a_nan(tmp_p
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_shipped_weights_are_seed_1_of_the_default_recipe(arch, mnist):
-    """They get all test images wrong that the results of that seed name, and none other of the first 2,000."""
+    """They get all test images wrong that the results of that seed name, and none other of the first 500."""
     trials = records.read_trials(ROOT / "results" / f"default-{arch}.jsonl")
     (errors,) = (trial.errors for trial in trials if trial.config["seed"] == 1)
-    places = sorted({*errors, *range(2000)})
+    places = sorted({*errors, *range(500)})
     found = wrong(load_pretrained(arch), Split(*(array[places] for array in mnist.test)))
     assert [places[i] for i in found] == list(errors)
 
 
-@pytest.mark.parametrize("how", ["missing", "text", "truncated", "foreign", "pickle"])
+@pytest.mark.parametrize("how", ["missing", "flipped", "truncated", "foreign", "pickle"])
 def test_not_a_weights_file(tmp_path, lighter, how):
     path, zeros = tmp_path / "w.safetensors", np.zeros(3)
     save_weights(path, lighter)

@@ -79,7 +79,7 @@ def run(
             jax.config.update("jax_enable_compilation_cache", False)
         tune_process()
         sys.exit(main(parsed))
-    except (InputError, DivergedError, StorageError) as error:
+    except (InputError, DivergedError) as error:
         fail(str(error), error.status)
     except LostError as error:
         sys.stdout.flush()
@@ -91,6 +91,8 @@ def run(
     except BrokenPipeError:  # The reader of a pipe has left, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        fail(str(error), StorageError.status)
     except Exception as error:
         try:
             backend()

@@ -29,10 +29,6 @@ class TrainOptions:
     config: tyro.conf.OmitArgPrefixes[Config]
     resume: Path | None = None
     """Continue the run in this directory, with its settings, from its newest intact checkpoint."""
-    checkpoint_every: int = 1
-    """Save a checkpoint every this many epochs."""
-    keep: int = 3
-    """Number of checkpoints to keep."""
     devices: str | None = None
     """Number of devices that share each batch, or all. If not given: all GPUs or TPU cores, or one CPU."""
     coordinator: str | None = None

@@ -3,12 +3,11 @@
 import importlib
 import importlib.util
 import sys
+import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 from rich import box
@@ -19,9 +18,9 @@ from rich.table import Table
 from mnist_jax import devices
 from mnist_jax.cli.console import LastingConsole
 from mnist_jax.cli.options import TrainOptions
-from mnist_jax.cli.program import called, counted, require_at_least
+from mnist_jax.cli.program import called, counted
 from mnist_jax.data import Dataset
-from mnist_jax.errors import InputError, StorageError
+from mnist_jax.errors import InputError
 from mnist_jax.objective import epoch_line
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.values import load_data, network_of, total_steps
@@ -34,7 +33,6 @@ from mnist_jax.training import Stopped
 def main(options: TrainOptions) -> int:
     """Trains, prints and writes; returns the exit status."""
     clock, config = Clock(), options.config
-    require_at_least(1, options, "checkpoint_every", "keep")
     if options.tensorboard and not importlib.util.find_spec("tensorboardX"):
         raise InputError(
             "--tensorboard needs tensorboardX, which is not installed: pip install 'mnist-jax[tensorboard]'"
@@ -46,12 +44,12 @@ def main(options: TrainOptions) -> int:
         if mesh:
             devices.require_divisible(config.batch_size, mesh)
     console = LastingConsole(highlight=False, soft_wrap=True, quiet=not devices.is_writer())
-    kept = {"keep": options.keep, "checkpoint_every": options.checkpoint_every}
-    with session(config, data, resume=options.resume, clock=clock, **kept) as run:
+    with session(config, data, resume=options.resume, clock=clock) as run:
         for line in run.damaged:
-            console.print(f"warning: {line}")
+            console.print(f"warning: {line}", markup=False)
         if options.resume:
-            console.print(f"resuming {run.run_dir} after step {int(run.progress.state.step) if run.progress else 0}")
+            step = run.progress.steps if run.progress else 0
+            console.print(f"resuming {run.run_dir} after step {step}", markup=False)
         steps = total_steps(config, run.data) // config.epochs
         console.print(layer_table(config, run.data))
         count = mesh.size if mesh else 1
@@ -59,8 +57,8 @@ def main(options: TrainOptions) -> int:
             f"{counted(config.epochs, 'epoch')} of {counted(steps, 'step')} of {counted(config.batch_size, 'image')}, "
             f"on {counted(count, 'device')}: {jax.devices()[0].device_kind}"
         )
-        # Drawing takes a second to import: do it while the first step is compiled.
-        reports = run.background.submit(importlib.import_module, "mnist_jax.reports.report") if options.report else None
+        if options.report:  # Drawing takes a second to import: do it while the first step is compiled.
+            threading.Thread(target=importlib.import_module, args=["mnist_jax.reports.report"]).start()
         try:
             with progress_bar(console, config, steps) as show:
                 state, history = run.fit(
@@ -71,10 +69,10 @@ def main(options: TrainOptions) -> int:
                 )
         except Stopped as stopped:
             console.print(f"stopped after step {int(stopped.progress.state.step)}; to go on:")
-            console.print(called("train", "--resume", run.run_dir))
+            console.print(called("train", "--resume", run.run_dir), markup=False)
             return run.status
 
-        summary, page = run.finish(state, history[-1], reports and partial(drawn, console, reports))
+        summary, page = run.finish(state, history[-1], partial(drawn, console) if options.report else None)
     marks = {False: "[bold red]not met[/]", True: "[bold green]met[/]"}
     columns = ("condition", "value", "asked for", "")
     table = Table(*columns, title=f"objective {marks[summary.objective_met]}", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -89,11 +87,13 @@ def main(options: TrainOptions) -> int:
     return int(options.require_objective and not summary.objective_met)
 
 
-def drawn(console: Console, reports: Future[Any], run_dir: Path, data: Dataset) -> Path | None:
-    """Writes the report by the module that is being imported; one that cannot be drawn does not cost the run."""
+def drawn(console: Console, run_dir: Path, data: Dataset) -> Path | None:
+    """Writes the report; one that cannot be drawn does not cost the run."""
     try:
-        return reports.result().write_report(run_dir, data, command=called(*sys.argv[1:]))
-    except StorageError:
+        from mnist_jax.reports.report import write_report
+
+        return write_report(run_dir, data, command=called(*sys.argv[1:]))
+    except OSError:
         raise
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -11,10 +11,9 @@ import numpy as np
 from mnist_jax.data import Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.objective import TARGET_ACCURACY
-from mnist_jax.recipes.config import Config
+from mnist_jax.recipes.config import MAY_CHANGE, Config
 from mnist_jax.reports import figures, render, report, themes
 from mnist_jax.runs import directory
-from mnist_jax.runs.checkpoints import MAY_CHANGE
 from mnist_jax.scoring import predict
 from mnist_jax.statistics import error_counts, seed_statistics
 from mnist_jax.summary import count_params

@@ -32,7 +32,7 @@ def write_report(run_dir: Path, data: Dataset, command: str = "") -> Path:
 
     `data` is what the run was trained and scored on; `command`, if given, is shown as what made the run.
 
-    Returns the page. Raises InputError as `directory.load_run`, and StorageError if it cannot be written.
+    Returns the page. Raises InputError as `directory.load_run`, and OSError if it cannot be written.
     """
     config, trained, scored = directory.load_config(run_dir), directory.load_run(run_dir), data.test
     history = directory.load_epochs(run_dir)
@@ -63,12 +63,11 @@ def write_report(run_dir: Path, data: Dataset, command: str = "") -> Path:
         scored_images=len(scored.labels),
         dataset=data.name,
     )
-    with directory.storing(run_dir):
-        (run_dir / PICTURES).mkdir(exist_ok=True)
-        for name, drawn in pictures.items():
-            for theme in ("light", "dark"):
-                (run_dir / PICTURES / f"{name}-{theme}.png").write_bytes(base64.b64decode(drawn[theme]))
-        (run_dir / REPORT).write_text(page, encoding="utf-8")
+    (run_dir / PICTURES).mkdir(exist_ok=True)
+    for name, drawn in pictures.items():
+        for theme in ("light", "dark"):
+            (run_dir / PICTURES / f"{name}-{theme}.png").write_bytes(base64.b64decode(drawn[theme]))
+    (run_dir / REPORT).write_text(page, encoding="utf-8")
     return run_dir / REPORT
 
 

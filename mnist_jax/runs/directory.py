@@ -17,10 +17,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from mnist_jax.data import Dataset, load_dataset
-from mnist_jax.errors import InputError, StorageError, reason, refusing, remedy, require_path
+from mnist_jax.errors import InputError, require_path
 from mnist_jax.recipes.config import RETIRED, Config, make_config
 from mnist_jax.runs import locks
-from mnist_jax.runs.weights import TEMPORARY, load_weights, replace_file
+from mnist_jax.runs.files import TEMPORARY, write_text
+from mnist_jax.runs.weights import load_weights
 from mnist_jax.steps import Trained
 from mnist_jax.training import EpochMetrics
 
@@ -32,28 +33,20 @@ T = TypeVar("T", bound=Any)
 
 
 class Summary(NamedTuple):
-    """The result of a run: `summary.json`.
+    """The result of a run: `summary.json`."""
 
-    Attributes:
-      epoch: number of epochs; the next four are the metrics of the last one.
-      scored_on: the scored images, "test" or "held-out".
-      seconds: seconds of the whole process; `seconds_of` has its parts.
-      objective: the exercise's conditions, each with its name, value, target and whether it is met.
-      version: version of the format; 0 in summaries that have none.
-    """
-
-    epoch: int
+    epoch: int  # Number of epochs; the next four are the metrics of the last one.
     train_loss: float
     train_accuracy: float
     test_loss: float
     test_accuracy: float
-    scored_on: str
-    objective: list[dict[str, Any]]
+    scored_on: str  # "test" or "held-out".
+    objective: list[dict[str, Any]]  # The exercise's conditions: name, value, target and whether it is met.
     objective_met: bool
     environment: dict[str, Any]
-    seconds: float
+    seconds: float  # Of the whole process; the next has its parts.
     seconds_of: Mapping[str, float] = MappingProxyType({})
-    version: int = VERSION
+    version: int = VERSION  # 0 in summaries that have none.
 
 
 class DatasetRecord(NamedTuple):
@@ -73,8 +66,7 @@ def read_record(path: Path, kind: type[T]) -> T:
         record = require_known(path, {"version": 0, **json.loads(path.read_text(encoding="utf-8"))})
         return kind(**{name: record[name] for name in kind._fields if name in record})
     except (OSError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        what = remedy(error, "repair or remove it")
-        raise InputError(f"{str(path)!r} cannot be read ({error}); {what}") from error
+        raise InputError(f"{str(path)!r} cannot be read ({error}); repair or remove it") from error
 
 
 def require_known(path: Path, record: dict[str, Any]) -> dict[str, Any]:
@@ -85,14 +77,11 @@ def require_known(path: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def create_run(run_dir: Path, config: Config) -> None:
-    """Makes a run directory with its config; raises InputError if it holds a run or cannot be written."""
-    try:
-        if (run_dir / CONFIG).exists():
-            raise InputError(f"run dir {str(run_dir)!r} already holds a run; resume it, or name another")
-        run_dir.mkdir(parents=True, exist_ok=True)
-        _write_json(run_dir / CONFIG, dataclasses.asdict(config))
-    except OSError as error:
-        raise _refused(run_dir, error) from error
+    """Makes a run directory with its config; raises InputError if it holds a run, OSError if it cannot be written."""
+    if (run_dir / CONFIG).exists():
+        raise InputError(f"run dir {str(run_dir)!r} already holds a run; resume it, or name another")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    save_json(run_dir, CONFIG, dataclasses.asdict(config))
 
 
 def load_config(run_dir: Path) -> Config:
@@ -101,18 +90,14 @@ def load_config(run_dir: Path) -> Config:
     try:
         return config_of(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        what = f"({path.name}: {reason(error)}); {remedy(error, 'name a run dir')}"
-        raise InputError(f"{str(run_dir)!r} holds no run {what}") from error
+        raise InputError(f"{str(run_dir)!r} holds no run ({path.name}: {error.strerror}); name a run dir") from error
     except (TypeError, ValueError) as error:
-        what = "" if isinstance(error, InputError) else "; repair it"
-        raise InputError(f"config {str(path)!r} cannot be used: {error}{what}") from error
+        raise InputError(f"config {str(path)!r} cannot be used ({error}); repair it") from error
 
 
 def config_of(settings: dict[str, Any]) -> Config:
-    """Reads the config of a run of any version; raises InputError if it uses a setting that was removed."""
-    if dict(settings).get("low_resolution_epochs"):
-        raise InputError("low_resolution_epochs was removed; use the version that began the run")
-    return make_config(**{name: value for name, value in settings.items() if name not in RETIRED})
+    """Makes the config of a run of any version; settings that were retired are dropped."""
+    return make_config(**{name: value for name, value in dict(settings).items() if name not in RETIRED})
 
 
 def require_same_data(run_dir: Path, data: Dataset, remedy: str = "give the run its own data") -> None:
@@ -138,8 +123,7 @@ def load_run_data(
     """
     config = load_config(run_dir)
     if dataset is None:
-        place = data_dir or config.data_dir, source or config.data_source
-        data = load_dataset(config.dataset, data_dir=place[0], source=place[1])
+        data = load_dataset(config.dataset, data_dir=data_dir or config.data_dir, source=source or config.data_source)
     else:
         data = load_dataset(dataset, data_dir=data_dir, source=source or "bundled")
     name = _dataset_record(run_dir).name
@@ -152,15 +136,10 @@ def load_run_data(
 
 def require_classes(trained: Trained, data: Dataset) -> None:
     """Raises InputError if data has other classes or another image shape than a network was trained on."""
-    for what, found, expected in (
-        ("classes", data.classes, trained.classes),
-        ("images of shape", data.image_shape, trained.image_shape),
-    ):
-        if found != expected:
-            here, there = (", ".join(map(str, each)) for each in (found, expected))
-            raise InputError(
-                f"data set {data.name!r} has {what} {here}, but the network was trained on {there}; name other data"
-            )
+    here, there = (f"{one.image_shape} of classes {', '.join(one.classes)}" for one in (data, trained))
+    if here != there:
+        what = f"data set {data.name!r} has images {here}, but the network was trained on {there}"
+        raise InputError(f"{what}; name other data")
 
 
 def _dataset_record(run_dir: Path) -> DatasetRecord:
@@ -172,43 +151,42 @@ def _dataset_record(run_dir: Path) -> DatasetRecord:
 def lock(run_dir: Path, new: bool = False) -> Iterator[None]:
     """Locks a run against other writers, a new one in a directory that it makes.
 
-    Raises BusyError if another process holds the lock; StorageError, for a new run InputError, if the directory cannot
-    be written.
+    Raises BusyError if another process holds the lock, InputError if no directory can have this name, OSError if it
+    cannot be written.
     """
-    with contextlib.ExitStack() as stack:
+    if new:
         try:
-            if new:
-                run_dir.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locks.hold(run_dir, "", f"run dir {str(run_dir)!r}"))
-            for left in run_dir.rglob(TEMPORARY):
-                left.unlink()
-        except OSError as error:
-            raise (_refused if new else _unwritable)(run_dir, error) from error
+            run_dir.mkdir(parents=True, exist_ok=True)
+        except ValueError as error:
+            raise InputError(f"run dir {str(run_dir)!r} cannot be used ({error}); name another") from error
+    with locks.hold(run_dir, "", f"run dir {str(run_dir)!r}"):
+        for left in run_dir.rglob(TEMPORARY):
+            left.unlink()
         yield
 
 
 def save_json(run_dir: Path, name: str, content: Any) -> None:
-    """Writes `CONFIG`, `DATASET` or `SUMMARY` of a run; raises StorageError if it cannot be written."""
-    with storing(run_dir):
-        _write_json(run_dir / name, content)
+    """Writes `CONFIG`, `DATASET` or `SUMMARY` of a run; raises OSError if it cannot be written."""
+    write_text(run_dir / name, json.dumps(content, indent=2) + "\n")
 
 
 def save_epochs(run_dir: Path, history: Sequence[EpochMetrics]) -> None:
     """Writes the lines of all finished epochs. Readers always find whole lines, each epoch once.
 
-    Raises StorageError if they cannot be written.
+    Raises OSError if they cannot be written.
     """
-    with storing(run_dir):
-        write_text(run_dir / METRICS, "".join(json.dumps(metrics._asdict()) + "\n" for metrics in history))
+    write_text(run_dir / METRICS, "".join(json.dumps(metrics._asdict()) + "\n" for metrics in history))
 
 
 def load_epochs(run_dir: Path) -> list[EpochMetrics]:
     """Reads the finished epochs of a run; raises InputError if there are none, or a line cannot be read."""
     path = run_dir / METRICS
-    with refusing(f"{str(path)!r} cannot be read (", "); resume the run, which writes it again"):
+    try:
         history = [EpochMetrics(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
         if not history:
             raise ValueError("it has no epoch")
+    except (OSError, TypeError, ValueError) as error:
+        raise InputError(f"{str(path)!r} cannot be read ({error}); resume the run, which writes it again") from error
     return history
 
 
@@ -231,34 +209,3 @@ def load_run(run_dir: str | Path) -> Trained:
     run_dir = require_path(run_dir, "run dir")
     load_config(run_dir)
     return load_weights(run_dir / WEIGHTS)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces a file at once: a reader sees the whole old text or the whole new one."""
-    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-@contextlib.contextmanager
-def storing(run_dir: Path) -> Iterator[None]:
-    """Turns any exception in the block into a StorageError."""
-    try:
-        yield
-    except Exception as error:  # TensorStore reports a full disk as a ValueError.
-        raise _unwritable(run_dir, error) from error
-
-
-def _refused(run_dir: Path, error: OSError) -> InputError:
-    what = f"({reason(error)}); {remedy(error, 'name another')}"
-    return InputError(f"run dir {str(run_dir)!r} cannot be written {what}")
-
-
-def _unwritable(run_dir: Path, error: Exception) -> StorageError:
-    said = " ".join(str(error).split())[:300]
-    what = remedy(error, "mend that")
-    return StorageError(
-        f"cannot write to run dir {str(run_dir)!r}: {said}; what was saved is intact: {what}, then resume the run"
-    )
