@@ -78,42 +78,33 @@ def shown(value: Any) -> str:
 
 
 def require_path(path: str | os.PathLike[str], name: str) -> Path:
-    """Expands `~` in a path; raises InputError for one that no file can have, and for an address such as gs://bucket/run.
+    """Expands `~` in a path; raises InputError for an address such as gs://bucket/run.
 
-    One that is not there may be meant to be written.
+    A file that is not there may be meant to be written.
     """
     require(path, (str, os.PathLike), name, "give text or a Path")
-    text, slashes = (path, "//") if isinstance(path, str) else (Path(path).as_posix(), "//?")  # A Path joins slashes.
-    if address := re.match(rf"([A-Za-z][\w+.-]+:){slashes}", text):
-        text = f"{address[1]}//{text[address.end() :]}"
+    text = re.sub(r"^([A-Za-z][\w+.-]+:)/+", r"\1//", os.fspath(path))  # A Path joins slashes.
+    if re.match(r"[A-Za-z][\w+.-]+://", text):
         raise InputError(f"{name} {text!r} is an address, and only a path of this machine can be used; name one")
-    found = Path(path)
     try:
-        found = found.expanduser()
-        found.stat()
-    except (OSError, RuntimeError, ValueError) as error:  # The home is not known; there is a null character.
-        if not isinstance(error, OSError) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES):
-            what = f"({reason(error)}); {remedy(error, 'name a folder or file in full')}"
-            raise InputError(f"{name} {text!r} cannot be used {what}") from error
-    return found
+        return Path(path).expanduser()
+    except RuntimeError as error:  # The home is not known.
+        raise InputError(f"{name} {text!r} cannot be used ({error}); name a folder or file in full") from error
 
 
 @contextlib.contextmanager
 def refusing(before: str, after: str) -> Iterator[None]:
-    """Turns any exception in the block into an InputError of one line: `before`, its reason, `after`.
-
-    What follows "; " in `after` is the remedy; an error of the system has that for its cause.
-    """
+    """Turns any exception in the block into an InputError of one line: `before`, its text, `after` with the remedy."""
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        head, semicolon, otherwise = after.partition("; ")
-        raise InputError(f"{before}{said}{head}{semicolon}{remedy(error, otherwise)}") from error
+        text = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"{before}{text}{after}") from error
 
 
+# What follows is left for `runs/` until it raises plain errors of the system.
 _REMEDIES = {
     "ENOSPC EDQUOT": "free space",
     "EFBIG": "allow larger files (ulimit -f)",

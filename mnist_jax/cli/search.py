@@ -1,5 +1,6 @@
 """Tries settings on held-out training images and keeps every trial in `results/`."""
 
+import ast
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping
@@ -7,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mnist_jax.cli.options import SearchOptions
-from mnist_jax.cli.program import require_at_least
 from mnist_jax.cli.series import run_trials
 from mnist_jax.data import Dataset
-from mnist_jax.errors import DivergedError, InputError
+from mnist_jax.errors import DivergedError, InputError, require_whole
 from mnist_jax.models import ARCHS
 from mnist_jax.recipes.config import Config
 from mnist_jax.series import records
@@ -24,9 +24,9 @@ SEED = 1001  # The first.
 
 def main(options: SearchOptions) -> None:
     """Runs what is missing, then prints the ranking."""
-    require_at_least(1, options, "seeds")
+    require_whole(options.seeds, "seeds", 1)
     base = dataclasses.replace(options.config, held_out=options.config.held_out or 10_000)
-    settings = dict(map(parse, options.vary))
+    settings = dict(map(parse, itertools.chain(*options.vary)))
     values = itertools.product(*settings.values())
     configs = [dataclasses.replace(base, **dict(zip(settings, each, strict=True))) for each in values]
     named = base.arch if "arch" not in settings and base.arch in ARCHS else "layouts"
@@ -84,19 +84,16 @@ def _settings(config: Config) -> frozenset[tuple[str, Any]]:
 def parse(text: str) -> tuple[str, list[Any]]:
     """`learning_rate=0.01,0.02` as a name and its values, each of the setting's type."""
     name, _, values = text.partition("=")
-    fields = dataclasses.fields(Config)
-    types: dict[str, Any] = dict.fromkeys((field.name for field in fields), str)
-    types |= {field.name: field.type for field in fields if field.type in (bool, int, float)}
     name = name.replace("-", "_")
-    if name not in types or name == "seed":
-        raise InputError(f"unknown setting {name!r} in --vary {text!r}; choose from {', '.join(types)}")
+    kinds = {field.name: field.type for field in dataclasses.fields(Config) if field.name != "seed"}
+    if name not in kinds:
+        raise InputError(f"unknown setting {name!r} in --vary {text!r}; choose from {', '.join(kinds)}")
+    if kinds[name] not in (bool, int, float):
+        return name, values.split(",")
     try:
-        kind: Any = {bool: {"True": True, "False": False}.__getitem__}.get(types[name], types[name])
-        return name, [kind(value) for value in values.split(",")]
-    except (ValueError, KeyError):
-        raise InputError(
-            f"cannot use --vary {text!r}; write {name}=VALUE,VALUE with {types[name].__name__} values"
-        ) from None
+        return name, [ast.literal_eval(value) for value in values.split(",")]
+    except (ValueError, SyntaxError):
+        raise InputError(f"cannot use --vary {text!r}; write {name}=VALUE,VALUE, as {getattr(Config, name)}") from None
 
 
 def label(config: Config, settings: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import inf
@@ -10,10 +11,9 @@ from typing import Any
 import jax
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mnist_jax.cli.console import LastingConsole
 from mnist_jax.cli.options import Workers
-from mnist_jax.cli.program import fail, require_at_least
-from mnist_jax.errors import DivergedError, InputError, LostError
+from mnist_jax.cli.program import LastingConsole
+from mnist_jax.errors import DivergedError, InputError, LostError, require_whole
 from mnist_jax.series import workers
 from mnist_jax.series.workers import Result, Task
 from mnist_jax.signals import catch_signals
@@ -29,7 +29,7 @@ def outcomes(
     Raises InputError for an impossible number, or if both flags are given; and as `workers.cluster_workers`.
     """
     count, backend = options.jobs, jax.default_backend()
-    require_at_least(1, options, "jobs")
+    require_whole(1 if count is None else count, "jobs", 1)
     if options.scheduler and count:
         raise InputError(f"jobs {count} cannot be used with --scheduler, which has the workers it has; drop one")
     if count and count > 1 and backend != "cpu":
@@ -91,6 +91,7 @@ def run_trials(
                         bar.update(row, note=note)
                     bar.advance(row)
         except (Stopped, KeyboardInterrupt):
-            fail("interrupted; the same command goes on after what is finished", 128 + received[0])
+            print("error: interrupted; the same command goes on after what is finished", file=sys.stderr)
+            sys.exit(128 + received[0])
     if lost:
         raise LostError("; ".join(lost) + "; the same command tries again")

@@ -4,11 +4,9 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 from rich import box
@@ -17,11 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from mnist_jax import devices
-from mnist_jax.cli.console import LastingConsole
 from mnist_jax.cli.options import TrainOptions
-from mnist_jax.cli.program import called, counted, require_at_least
+from mnist_jax.cli.program import LastingConsole, called, counted
 from mnist_jax.data import Dataset
-from mnist_jax.errors import InputError, StorageError
+from mnist_jax.errors import InputError, require_whole
 from mnist_jax.objective import epoch_line
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.values import load_data, network_of, total_steps
@@ -34,23 +31,23 @@ from mnist_jax.training import Stopped
 def main(options: TrainOptions) -> int:
     """Trains, prints and writes; returns the exit status."""
     clock, config = Clock(), options.config
-    require_at_least(1, options, "checkpoint_every", "keep")
-    if options.tensorboard and not importlib.util.find_spec("tensorboardX"):
+    chosen, machine = options.run, options.devices
+    require_whole(chosen.checkpoint_every, "checkpoint every", 1)
+    if chosen.tensorboard and not importlib.util.find_spec("tensorboardX"):
         raise InputError(
             "--tensorboard needs tensorboardX, which is not installed: pip install 'mnist-jax[tensorboard]'"
         )
-    devices.join_processes(options.coordinator, options.num_processes, options.process_id)
+    devices.join_processes(machine.coordinator, machine.num_processes, machine.process_id)
     with devices.together() as facts:
-        facts["devices"] = options.devices or "default"
-        mesh, data = devices.choose_mesh(options.devices), load_data(config)
+        facts["devices"] = machine.devices or "default"
+        mesh, data = devices.choose_mesh(machine.devices), load_data(config)
         if mesh:
             devices.require_divisible(config.batch_size, mesh)
     console = LastingConsole(highlight=False, soft_wrap=True, quiet=not devices.is_writer())
-    kept = {"keep": options.keep, "checkpoint_every": options.checkpoint_every}
-    with session(config, data, resume=options.resume, clock=clock, **kept) as run:
+    with session(config, data, resume=chosen.resume, clock=clock, checkpoint_every=chosen.checkpoint_every) as run:
         for line in run.damaged:
             console.print(f"warning: {line}")
-        if options.resume:
+        if chosen.resume:
             console.print(f"resuming {run.run_dir} after step {int(run.progress.state.step) if run.progress else 0}")
         steps = total_steps(config, run.data) // config.epochs
         console.print(layer_table(config, run.data))
@@ -59,22 +56,22 @@ def main(options: TrainOptions) -> int:
             f"{counted(config.epochs, 'epoch')} of {counted(steps, 'step')} of {counted(config.batch_size, 'image')}, "
             f"on {counted(count, 'device')}: {jax.devices()[0].device_kind}"
         )
-        # Drawing takes a second to import: do it while the first step is compiled.
-        reports = run.background.submit(importlib.import_module, "mnist_jax.reports.report") if options.report else None
+        if not chosen.no_report:  # Drawing takes a second to import: do it while the first step is compiled.
+            run.background.submit(importlib.import_module, "mnist_jax.reports.report")
         try:
             with progress_bar(console, config, steps) as show:
                 state, history = run.fit(
                     mesh=mesh,
                     on_step=show,
                     tell=lambda metrics: console.print(epoch_line(metrics, config.epochs, run.scored_on)),
-                    tensorboard=options.tensorboard,
+                    tensorboard=chosen.tensorboard,
                 )
         except Stopped as stopped:
             console.print(f"stopped after step {int(stopped.progress.state.step)}; to go on:")
             console.print(called("train", "--resume", run.run_dir))
             return run.status
 
-        summary, page = run.finish(state, history[-1], reports and partial(drawn, console, reports))
+        summary, page = run.finish(state, history[-1], None if chosen.no_report else partial(drawn, console))
     marks = {False: "[bold red]not met[/]", True: "[bold green]met[/]"}
     columns = ("condition", "value", "asked for", "")
     table = Table(*columns, title=f"objective {marks[summary.objective_met]}", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -86,15 +83,15 @@ def main(options: TrainOptions) -> int:
     # A path alone on its line can be selected whole, and is where a reader looks: at the end.
     console.print("the report, its pictures in figures/ beside it:" if page else "the run:")
     console.print(str(page or run.run_dir), markup=False)
-    return int(options.require_objective and not summary.objective_met)
+    return int(chosen.require_objective and not summary.objective_met)
 
 
-def drawn(console: Console, reports: Future[Any], run_dir: Path, data: Dataset) -> Path | None:
-    """Writes the report by the module that is being imported; one that cannot be drawn does not cost the run."""
+def drawn(console: Console, run_dir: Path, data: Dataset) -> Path | None:
+    """Writes the report; one that cannot be drawn does not cost the run."""
     try:
-        return reports.result().write_report(run_dir, data, command=called(*sys.argv[1:]))
-    except StorageError:
-        raise
+        from mnist_jax.reports.report import write_report
+
+        return write_report(run_dir, data, command=called(*sys.argv[1:]))
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         console.print(f"warning: the report cannot be drawn ({reason}); all else of the run is written")
