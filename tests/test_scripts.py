@@ -22,7 +22,7 @@ from PIL import Image
 from mnist_jax import Config, __version__, cli, make_config
 from mnist_jax.cli.flags import parse
 from mnist_jax.cli.options import ExportOptions
-from mnist_jax.cli.program import called
+from mnist_jax.cli.program import called, describe
 from mnist_jax.series import trials
 
 SMALL_DATA = ["--data-source", "tfds", "--data-dir", str(PREPARED)]
@@ -56,11 +56,11 @@ def test_train_and_evaluate(call, trained):
     assert (environment["platform"], environment["jax"]) == ("cpu", jax.__version__)
     assert set(spent) == {"starting", "data", "compiling", "training", "saving", "report"}
     assert sum(spent.values()) == pytest.approx(summary["seconds"])
-    result = json.loads(call("evaluate", run_dir, "--json", *SMALL_DATA)[1])
+    result = json.loads(call("evaluate", run_dir, "--json")[1])
     assert (result["arch"], result["images"]) == ("gap", 100)
     assert result["test_accuracy"] == lines[-1]["test_accuracy"]
     assert result["test_loss"] == pytest.approx(lines[-1]["test_loss"], rel=1e-5)
-    assert f"{lines[-1]['test_accuracy']:.2%}" in call("evaluate", run_dir, *SMALL_DATA)[1]
+    assert f"{lines[-1]['test_accuracy']:.2%}" in call("evaluate", run_dir)[1]
     # A second run there is refused and what is saved stays.
     before = (run_dir / "metrics.jsonl").read_text()
     assert_refused(call("train", *SMALL_RUN, "--run-dir", run_dir), str(run_dir), "resume it, or name another")
@@ -206,7 +206,7 @@ def test_what_cannot_be_written_is_named_before_the_work(call, monkeypatch, comm
 def test_an_error_of_the_system_has_its_file_and_the_remedy_for_its_cause(number, remedy):
     error = OSError(number, "it says", "a file")
     error.add_note("the rest is kept")
-    line, status = cli.answer(error)
+    line, status = describe(error)
     assert line.startswith("it says: 'a file'; ")
     assert (remedy in line, "the rest is kept" in line, status) == (True, True, 4)
 

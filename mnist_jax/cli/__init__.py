@@ -1,12 +1,10 @@
 """The command `mnist-jax`."""
 
-import errno
 import gc
 import importlib
 import inspect
 import io
 import os
-import signal
 import sys
 import traceback
 import warnings
@@ -18,22 +16,12 @@ import jax
 
 from mnist_jax.cli.flags import parse
 from mnist_jax.cli.options import COMMANDS
-from mnist_jax.errors import DivergedError, InputError, LostError
-from mnist_jax.runtime import backend, tune_process
+from mnist_jax.cli.program import describe
+from mnist_jax.errors import DivergedError, InputError
+from mnist_jax.runtime import tune_process
 from mnist_jax.version import __version__
 
 T = TypeVar("T")
-ISSUES = "https://github.com/mnist-jax/mnist_jax/issues"
-REMEDIES = {
-    errno.ENOSPC: "free space",
-    errno.EDQUOT: "free space",
-    errno.EFBIG: "allow larger files (ulimit -f)",
-    errno.EACCES: "correct its permissions",
-    errno.EROFS: "name another, which is not read-only",
-    errno.EEXIST: "name another: a file is where a folder must be",
-    errno.ENOTDIR: "name another: a file is where a folder must be",
-    errno.ENAMETOOLONG: "choose a shorter name",
-}
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
@@ -76,7 +64,7 @@ def run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except (Exception, KeyboardInterrupt) as error:
-        line, status = answer(error)
+        line, status = describe(error)
         print("error: " + " ".join(line.split()), file=sys.stderr)
         if status == 70:
             traceback.print_exception(error)
@@ -85,25 +73,6 @@ def run(
             sys.stderr.flush()
             os._exit(status)  # A normal exit would wait for the other processes.
         sys.exit(status)
-
-
-def answer(error: BaseException) -> tuple[str, int]:
-    """The line that answers an error, and the exit status."""
-    if isinstance(error, (InputError, DivergedError, LostError)):
-        return str(error), error.status
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted", 128 + signal.SIGINT
-    notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
-    if isinstance(error, OSError):
-        file = f": {str(error.filename)!r}" if error.filename else ""
-        remedy = REMEDIES.get(error.errno or 0, "make its folder, or name another")
-        return f"{error.strerror or error}{file}; {remedy}{notes}", 4
-    try:
-        backend()
-    except InputError as cause:
-        return str(cause), cause.status
-    text = f"{type(error).__name__}: {error}{notes}"
-    return f"unforeseen, a bug: {text}; please report it with what follows: {ISSUES}", 70
 
 
 def _mend_streams() -> None:

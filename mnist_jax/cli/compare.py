@@ -101,7 +101,7 @@ def scored_data(options: CompareOptions) -> Dataset | None:
         data = load_dataset(
             other.dataset or trial.config.get("dataset", trial.dataset),
             data_dir=other.data_dir or trial.config.get("data_dir"),
-            source=other.data_source or trial.config.get("data_source", "bundled"),
+            source=trial.config.get("data_source", "bundled"),
         )
         if trial.sha256 not in (None, data.sha256):
             raise InputError(f"data set {data.name!r} is not that of the trials; name theirs with --dataset")

@@ -30,8 +30,8 @@ def main(options: EvaluateOptions) -> None:
         if remark:
             print(f"note: {remark}", file=sys.stderr)
     else:
-        name, data_dir, source = named
-        data = load_dataset(name or "mnist", data_dir=data_dir, source=source or "bundled")
+        name, data_dir = named
+        data = load_dataset(name or "mnist", data_dir=data_dir)
         directory.require_classes(trained, data)
     metrics = evaluate(trained, data.test)
     loss, accuracy = metrics.mean()

@@ -21,8 +21,6 @@ class OtherData:
     """Other data than the run's: mnist, another name of TensorFlow Datasets, or a path to a folder or an .npz file."""
     data_dir: Path | None = None
     """Data directory of TensorFlow Datasets. If not given: as the run."""
-    data_source: str | None = None
-    """Where mnist comes from: bundled (in the package), or tfds (TensorFlow Datasets). If not given: as the run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +39,6 @@ class Run:
 
     resume: Path | None = None
     """Continue the run in this directory, with its settings, from its newest intact checkpoint."""
-    checkpoint_every: int = 1
-    """Save a checkpoint every this many epochs."""
     no_report: bool = False
     """Do not write report.html."""
     tensorboard: bool = False

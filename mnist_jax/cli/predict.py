@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mnist_jax.cli.options import PredictOptions
-from mnist_jax.cli.program import load_trained
+from mnist_jax.cli.program import describe, load_trained
 from mnist_jax.deploy import digits, images, reading
 from mnist_jax.errors import InputError
 from mnist_jax.runs.weights import READER
@@ -42,17 +42,21 @@ def load_rows(paths: Iterable[Path]) -> tuple[dict[Path, digits.Row], int]:
     for path in paths:
         try:
             files = images.find_images(path)
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            refused += 1
+        except (InputError, OSError) as error:
+            refused += complain(error)
             continue
         for file in files:
             try:
                 rows[file] = images.load_row(file)
-            except InputError as error:
-                print(f"error: {error}", file=sys.stderr)
-                refused += 1
+            except (InputError, OSError) as error:
+                refused += complain(error)
     return rows, refused
+
+
+def complain(error: Exception) -> int:
+    """Prints a refusal, and counts it."""
+    print(f"error: {describe(error)[0]}", file=sys.stderr)
+    return 1
 
 
 def _record(answer: reading.Answer, classes: tuple[str, ...]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from math import inf
 from typing import Any
 
 import jax
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from mnist_jax.cli.options import Workers
 from mnist_jax.cli.program import LastingConsole
@@ -61,19 +61,12 @@ def run_trials(
     label: Callable[[Task], str],
     record: Callable[[Task, Result | DivergedError], tuple[str, str]],
 ) -> None:
-    """Trains all tasks under a progress bar, and prints a line for each that is finished.
+    """Trains all tasks under a progress bar, and prints what `record` returns: a text, and a note for the bar.
 
-    Args:
-      tasks: what to train.
-      options: who trains.
-      label: the name of a task.
-      record: stores the outcome; returns text to print and a note for the progress bar.
-
-    Raises LostError at the end if a task was given up. After SIGINT or SIGTERM the process exits, its workers before
-    it.
+    Raises LostError at the end if a task was given up. After SIGINT or SIGTERM the process exits, its workers first.
     """
     console, lost = LastingConsole(highlight=False, soft_wrap=True), []
-    columns = ("trials", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    columns = ("trials", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "{task.fields[note]}")
     with catch_signals() as received:
         try:
             with (

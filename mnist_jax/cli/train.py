@@ -11,14 +11,14 @@ from pathlib import Path
 import jax
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from mnist_jax import devices
 from mnist_jax.cli.options import TrainOptions
 from mnist_jax.cli.program import LastingConsole, called, counted
 from mnist_jax.data import Dataset
-from mnist_jax.errors import InputError, require_whole
+from mnist_jax.errors import InputError
 from mnist_jax.objective import epoch_line
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.values import load_data, network_of, total_steps
@@ -32,11 +32,8 @@ def main(options: TrainOptions) -> int:
     """Trains, prints and writes; returns the exit status."""
     clock, config = Clock(), options.config
     chosen, machine = options.run, options.devices
-    require_whole(chosen.checkpoint_every, "checkpoint every", 1)
     if chosen.tensorboard and not importlib.util.find_spec("tensorboardX"):
-        raise InputError(
-            "--tensorboard needs tensorboardX, which is not installed: pip install 'mnist-jax[tensorboard]'"
-        )
+        raise InputError("--tensorboard needs tensorboardX; pip install 'mnist-jax[tensorboard]'")
     devices.join_processes(machine.coordinator, machine.num_processes, machine.process_id)
     with devices.together() as facts:
         facts["devices"] = machine.devices or "default"
@@ -44,7 +41,7 @@ def main(options: TrainOptions) -> int:
         if mesh:
             devices.require_divisible(config.batch_size, mesh)
     console = LastingConsole(highlight=False, soft_wrap=True, quiet=not devices.is_writer())
-    with session(config, data, resume=chosen.resume, clock=clock, checkpoint_every=chosen.checkpoint_every) as run:
+    with session(config, data, resume=chosen.resume, clock=clock) as run:
         for line in run.damaged:
             console.print(f"warning: {line}")
         if chosen.resume:
@@ -122,14 +119,8 @@ def layer_table(config: Config, data: Dataset) -> Table:
 @contextmanager
 def progress_bar(console: Console, config: Config, steps: int) -> Iterator:
     """A bar over the steps of the run, for `fit`'s `on_step`; nothing where the output is not a terminal."""
-    columns = (
-        TextColumn("epoch {task.fields[epoch]}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.2%}"),
-        TextColumn("{task.fields[rate]:,.0f} images/s"),
-        TimeRemainingColumn(),
-    )
+    text = "loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.2%} {task.fields[rate]:,.0f} images/s"
+    columns = ("epoch {task.fields[epoch]}", BarColumn(), MofNCompleteColumn(), text, TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=steps * config.epochs, epoch=1, loss=0.0, accuracy=0.0, rate=0.0)
 
