@@ -164,7 +164,7 @@ def together() -> Iterator[dict[str, Any]]:
     Raises:
       InputError: a value differs from that of process 0.
       LostError: another process is lost, or failed for a reason that nobody foresaw.
-      InputError, StorageError: what the block raised in another process, with its number.
+      InputError: what the block raised in another process, with its number.
     """
     facts: dict[str, Any] = {}
     backend()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from conftest import damage, part, refused, stopped, without_seconds
 
-from mnist_jax import StorageError, fit, load_run, make_config, make_setup, save_weights
+from mnist_jax import fit, load_run, make_config, make_setup, save_weights
+from mnist_jax.errors import StorageError
 from mnist_jax.runs import checkpoints
 from mnist_jax.runs.checkpoints import resume, save_checkpoint, share
 from mnist_jax.runs.directory import create_run, load_config, save_epochs

@@ -32,7 +32,7 @@ def write_report(run_dir: Path, data: Dataset, command: str = "") -> Path:
 
     `data` is what the run was trained and scored on; `command`, if given, is shown as what made the run.
 
-    Returns the page. Raises InputError as `directory.load_run`, and StorageError if it cannot be written.
+    Returns the page. Raises InputError as `directory.load_run`, and OSError if it cannot be written.
     """
     config, trained, scored = directory.load_config(run_dir), directory.load_run(run_dir), data.test
     history = directory.load_epochs(run_dir)
