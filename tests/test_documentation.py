@@ -112,6 +112,7 @@ def test_no_import_runs_back_up_the_tree():
     graphlib.TopologicalSorter(graph).prepare()  # Raises where there is a circle.
 
 
+@pytest.mark.slow
 def test_commands_work_in_their_order(call, mnist, tmp_path):
     names = ("x_train", "y_train", "x_test", "y_test")
     few = part(mnist, 100, 100)

@@ -129,7 +129,8 @@ def test_search_tries_every_combination_once_on_held_out_images(call, tmp_path):
         return out, [json.loads(line) for line in lines[len(before) :]]
 
     # A flag that takes many takes them one by one too.
-    out, tried = search("--vary", "arch=4-pool-6", "learning-rate=0.01,1e6", "--vary", "optimizer=sgd", "nesterov=True")
+    more = ("--vary", "learning-rate=1e6", "--vary", "optimizer=sgd", "nesterov=True")
+    out, tried = search("--vary", "arch=4-pool-6", "learning-rate=0.01", *more)
     assert "learning_rate 0.01, optimizer sgd" in out
     assert "the loss or its gradient is not finite" in out
     assert [trial["config"]["learning_rate"] for trial in tried] == [0.01, 1e6]
@@ -169,7 +170,7 @@ reproduce --seeds 0                      | seeds 0 | choose
 search --jobs 2 --scheduler localhost:1  | jobs 2 | drop one
 search --run-dir run                     | ─ | --run-dir
 search --vary speed=1                    | 'speed' | choose
-search --vary epochs=two                 | 'epochs=two' | write epochs=
+search --vary epochs=two                 | epochs 'two' | choose
 search --vary optimizer=adam             | 'adam' | choose
 """
 

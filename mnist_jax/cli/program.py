@@ -20,10 +20,8 @@ REMEDIES = {
     errno.EDQUOT: "free space",
     errno.EFBIG: "allow larger files (ulimit -f)",
     errno.EACCES: "correct its permissions",
-    errno.EROFS: "name another, which is not read-only",
     errno.EEXIST: "name another: a file is where a folder must be",
     errno.ENOTDIR: "name another: a file is where a folder must be",
-    errno.ENAMETOOLONG: "choose a shorter name",
 }
 
 

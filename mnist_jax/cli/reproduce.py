@@ -50,12 +50,9 @@ def train_missing(options: ReproduceOptions, out: Path, data: Dataset) -> None:
     tasks = [Task(config, tuple(missing[i : i + together])) for i in range(0, len(missing), together)]
     diverged = []
 
-    def label(task: Task) -> str:
-        return f"seed {', '.join(map(str, task.seeds))}"
-
     def record(task: Task, result: Result | DivergedError) -> tuple[str, str]:
         if isinstance(result, DivergedError):
-            diverged.append(f"{label(task)}: {result}")
+            diverged.append(f"seed {', '.join(map(str, task.seeds))}: {result}")
             return diverged[-1], ""
         lines = []
         for seed, (trial, variables) in zip(task.seeds, result, strict=True):
@@ -67,7 +64,7 @@ def train_missing(options: ReproduceOptions, out: Path, data: Dataset) -> None:
             lines.append(f"seed {seed}  test accuracy {trial.history[-1].test_accuracy:.2%}  {trial.seconds:.0f} s")
         return "\n".join(lines), mean_text(last_epoch([finished[i] for i in seeds if i in finished]))
 
-    run_trials(tasks, options.workers, label, record)
+    run_trials(tasks, options.workers, record)
     if diverged:
         raise DivergedError("; ".join(diverged))
     chosen = [finished[seed] for seed in seeds]

@@ -26,17 +26,16 @@ def main(options: SearchOptions) -> None:
     """Runs what is missing, then prints the ranking."""
     require_whole(options.seeds, "seeds", 1)
     base = dataclasses.replace(options.config, held_out=options.config.held_out or 10_000)
-    settings = dict(map(parse, itertools.chain(*options.vary)))
-    values = itertools.product(*settings.values())
-    configs = [dataclasses.replace(base, **dict(zip(settings, each, strict=True))) for each in values]
+    settings: dict[str, list[Any]] = {}
+    for name, values in map(parse, itertools.chain(*options.vary)):
+        settings[name] = [*settings.get(name, ()), *values]
+    combinations = [dict(zip(settings, values, strict=True)) for values in itertools.product(*settings.values())]
+    configs = [dataclasses.replace(base, **combination) for combination in combinations]
     named = base.arch if "arch" not in settings and base.arch in ARCHS else "layouts"
     log = options.log or Path("results") / f"search-{named}.jsonl"
     with records.only_writer(log):
         records.prepare_trials(log)  # Ahead of the first training, whether it can be written.
-        try:
-            data = dataset(base)  # Whether it can be had.
-        except InputError as error:
-            raise InputError(f"{error}{' by --held-out' if 'cannot hold out' in str(error) else ''}") from error
+        data = dataset(base)  # Whether it can be had.
         trials = run_missing(options, log, {label(config, settings): config for config in configs}, data)
     print(*ranking(trials), sep="\n")
 
@@ -56,9 +55,6 @@ def run_missing(
         if seed not in [trial.config["seed"] for trial in trials[name]]:
             tasks.append(Task(dataclasses.replace(config, seed=seed), (seed,)))
 
-    def title(task: Task) -> str:
-        return f"{names[_settings(task.config)]}  seed {task.config.seed}"
-
     def record(task: Task, result: Result | DivergedError) -> tuple[str, str]:
         name = names[_settings(task.config)]
         if isinstance(result, DivergedError):
@@ -71,9 +67,9 @@ def run_missing(
             note = mean_text(last_epoch(each for each in (*trials[name], trial) if each.history))
         trials[name].append(trial)
         records.append_trials(log, trial)
-        return f"{title(task)}: {outcome}", f"{name}: {note}"
+        return f"{name}  seed {task.config.seed}: {outcome}", f"{name}: {note}"
 
-    run_trials(tasks, options.workers, title, record)
+    run_trials(tasks, options.workers, record)
     return trials
 
 
@@ -88,12 +84,15 @@ def parse(text: str) -> tuple[str, list[Any]]:
     kinds = {field.name: field.type for field in dataclasses.fields(Config) if field.name != "seed"}
     if name not in kinds:
         raise InputError(f"unknown setting {name!r} in --vary {text!r}; choose from {', '.join(kinds)}")
-    if kinds[name] not in (bool, int, float):
-        return name, values.split(",")
+    return name, [_value(value, kinds[name]) for value in values.split(",")]
+
+
+def _value(text: str, kind: Any) -> Any:
+    """A number or truth value; text that is none stays, and `Config` refuses it."""
     try:
-        return name, [ast.literal_eval(value) for value in values.split(",")]
+        return ast.literal_eval(text) if kind in (bool, int, float) else text
     except (ValueError, SyntaxError):
-        raise InputError(f"cannot use --vary {text!r}; write {name}=VALUE,VALUE, as {getattr(Config, name)}") from None
+        return text
 
 
 def label(config: Config, settings: Iterable[str]) -> str:

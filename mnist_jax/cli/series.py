@@ -58,7 +58,6 @@ def outcomes(
 def run_trials(
     tasks: Sequence[Task],
     options: Workers,
-    label: Callable[[Task], str],
     record: Callable[[Task, Result | DivergedError], tuple[str, str]],
 ) -> None:
     """Trains all tasks under a progress bar, and prints what `record` returns: a text, and a note for the bar.
@@ -77,7 +76,7 @@ def run_trials(
                 bar.advance(row, 0)  # The clock of the first trial starts here.
                 for task, outcome in ended:
                     if isinstance(outcome, LostError):
-                        lost.append(f"{label(task)}: {outcome}")
+                        lost.append(f"seed {', '.join(map(str, task.seeds))}: {outcome}")
                     else:
                         lines, note = record(task, outcome)
                         console.print(lines)
