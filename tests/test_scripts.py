@@ -52,14 +52,11 @@ def test_train_and_evaluate(call, trained):
     summary = json.loads((run_dir / "summary.json").read_text())
     assert (summary["test_accuracy"], summary["objective_met"]) == (lines[-1]["test_accuracy"], False)
     assert [condition["met"] for condition in summary["objective"]] == [False, True, True, True]
-    environment, spent = summary["environment"], summary["seconds_of"]
-    assert (environment["platform"], environment["jax"]) == ("cpu", jax.__version__)
-    assert set(spent) == {"starting", "data", "compiling", "training", "saving", "report"}
-    assert sum(spent.values()) == pytest.approx(summary["seconds"])
+    assert summary["environment"]["jax"] == jax.__version__
+    assert sum(summary["seconds_of"].values()) == pytest.approx(summary["seconds"])
     result = json.loads(call("evaluate", run_dir, "--json")[1])
-    assert (result["arch"], result["images"]) == ("gap", 100)
-    assert result["test_accuracy"] == lines[-1]["test_accuracy"]
-    assert result["test_loss"] == pytest.approx(lines[-1]["test_loss"], rel=1e-5)
+    expected = {"arch": "gap", "dataset": "mnist", "images": 100}
+    assert result == expected | {name: pytest.approx(lines[-1][name]) for name in ("test_accuracy", "test_loss")}
     assert f"{lines[-1]['test_accuracy']:.2%}" in call("evaluate", run_dir)[1]
     # A second run there is refused and what is saved stays.
     before = (run_dir / "metrics.jsonl").read_text()
@@ -152,7 +149,6 @@ def test_export_takes_networks_together_and_one_by_one():
 # What is typed, and parts of the answer: one line, or the box of tyro around a flag that it refuses.
 REFUSED = """
 train --arch 16-pool-16-pool-16-pool-16  | images of 28x28 are too small | larger images
-train --held-out 60000                   | 60000 | choose
 train --recipe slow                      | 'slow' | choose
 train --resume absent                    | 'absent' | holds no run
 train --devices 99                       | devices 99 | choose
@@ -160,7 +156,6 @@ train --colour red                       | ─ | --colour | red
 train --epochs two                       | ─ | --epochs | two
 train --arch                             | ─ | --arch
 evaluate                                 | run dir or --arch
-evaluate absent                          | 'absent' | run
 evaluate run --arch gap                  | one of the two
 predict                                  | no file is given
 export --arch gap --format pdf --out x   | ─ | --format | pdf
@@ -171,7 +166,6 @@ search --jobs 2 --scheduler localhost:1  | jobs 2 | drop one
 search --run-dir run                     | ─ | --run-dir
 search --vary speed=1                    | 'speed' | choose
 search --vary epochs=two                 | epochs 'two' | choose
-search --vary optimizer=adam             | 'adam' | choose
 """
 
 

@@ -1,6 +1,5 @@
 """Compares trained networks: files of trials, with their uncertainty, or runs side by side on one page."""
 
-import dataclasses
 import statistics
 import sys
 import textwrap
@@ -38,9 +37,9 @@ def compare_runs(options: CompareOptions) -> None:
     if options.paired or options.images != "fixed":
         raise InputError("--paired and --images are for files of trials, and these are runs; leave them out")
     first, *others = options.runs
-    data, remark = directory.load_run_data(first, directory.load_run(first), *dataclasses.astuple(options.data))
+    data, remark = directory.load_run_data(first, directory.load_run(first), options.dataset, options.data_dir)
     remedy = "compare runs of the same data, or name with --dataset what to score all of them on"
-    for other in others if options.data.dataset is None else ():
+    for other in others if options.dataset is None else ():
         directory.require_same_data(other, data, remedy)
     if remark:
         print(f"note: {remark}", file=sys.stderr)
@@ -96,11 +95,11 @@ def details(result: Comparison, sampled: Comparison | None) -> Iterator[str]:
 
 def scored_data(options: CompareOptions) -> Dataset | None:
     """The data that the first file was scored on; None, and a note, where it cannot be had."""
-    trial, other = read_trials(options.runs[0])[0], options.data
+    trial = read_trials(options.runs[0])[0]
     try:
         data = load_dataset(
-            other.dataset or trial.config.get("dataset", trial.dataset),
-            data_dir=other.data_dir or trial.config.get("data_dir"),
+            options.dataset or trial.config.get("dataset", trial.dataset),
+            data_dir=options.data_dir or trial.config.get("data_dir"),
             source=trial.config.get("data_source", "bundled"),
         )
         if trial.sha256 not in (None, data.sha256):

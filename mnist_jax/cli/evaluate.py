@@ -1,6 +1,5 @@
 """Scores trained weights on test images, or on pictures by people."""
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -24,14 +23,13 @@ def main(options: EvaluateOptions) -> None:
     if options.pictures:
         score_pictures(options, options.pictures)
         return
-    trained, named = load_trained(options.run_dir, options.arch), dataclasses.astuple(options.data)
+    trained = load_trained(options.run_dir, options.arch)
     if options.run_dir:
-        data, remark = directory.load_run_data(options.run_dir, trained, *named)
+        data, remark = directory.load_run_data(options.run_dir, trained, options.dataset, options.data_dir)
         if remark:
             print(f"note: {remark}", file=sys.stderr)
     else:
-        name, data_dir = named
-        data = load_dataset(name or "mnist", data_dir=data_dir)
+        data = load_dataset(options.dataset or "mnist", data_dir=options.data_dir)
         directory.require_classes(trained, data)
     metrics = evaluate(trained, data.test)
     loss, accuracy = metrics.mean()

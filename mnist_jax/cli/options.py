@@ -14,16 +14,6 @@ Names: TypeAlias = Annotated[tuple[tuple[str, ...], ...], UseAppendAction, arg(m
 
 
 @dataclasses.dataclass(frozen=True)
-class OtherData:
-    """Other data than the run's."""
-
-    dataset: str | None = None
-    """Other data than the run's: mnist, another name of TensorFlow Datasets, or a path to a folder or an .npz file."""
-    data_dir: Path | None = None
-    """Data directory of TensorFlow Datasets. If not given: as the run."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Workers:
     """How many trainings run at once, and where."""
 
@@ -31,20 +21,6 @@ class Workers:
     """Trainings at the same time; several need the extra cluster. If not given: as cores and memory allow."""
     scheduler: str | None = None
     """HOST:PORT of a Dask scheduler; its workers train, one network each. Needs the extra cluster."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """Flags of a run beside its settings."""
-
-    resume: Path | None = None
-    """Continue the run in this directory, with its settings, from its newest intact checkpoint."""
-    no_report: bool = False
-    """Do not write report.html."""
-    tensorboard: bool = False
-    """Write events for TensorBoard to RUN_DIR/tensorboard; needs the extra tensorboard."""
-    require_objective: bool = False
-    """Exit with status 1 if the objective is not met."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +55,15 @@ class TrainOptions:
     """
 
     config: Settings
-    run: OmitArgPrefixes[Run] = dataclasses.field(default_factory=Run)
     devices: OmitArgPrefixes[Devices] = dataclasses.field(default_factory=Devices)
+    resume: Path | None = None
+    """Continue the run in this directory, with its settings, from its newest intact checkpoint."""
+    no_report: bool = False
+    """Do not write report.html."""
+    tensorboard: bool = False
+    """Write events for TensorBoard to RUN_DIR/tensorboard; needs the extra tensorboard."""
+    require_objective: bool = False
+    """Exit with status 1 if the objective is not met."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +88,10 @@ class EvaluateOptions:
     """With --pictures: write a page of the errors, beside what the network saw."""
     json: bool = False
     """Print one JSON object instead of a sentence."""
-    data: OmitArgPrefixes[OtherData] = dataclasses.field(default_factory=OtherData)
+    dataset: str | None = None
+    """Other data than the run's: mnist, another name of TensorFlow Datasets, or a path to a folder or an .npz file."""
+    data_dir: Path | None = None
+    """Data directory of TensorFlow Datasets. If not given: as the run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +162,10 @@ class CompareOptions:
     """Of files: what the claim is about, the scored images (fixed) or all that they were drawn from (sampled)."""
     paired: bool = False
     """Of files: pair the trials with the same seed."""
-    data: OmitArgPrefixes[OtherData] = dataclasses.field(default_factory=OtherData)
+    dataset: str | None = None
+    """Other data than the run's: mnist, another name of TensorFlow Datasets, or a path to a folder or an .npz file."""
+    data_dir: Path | None = None
+    """Data directory of TensorFlow Datasets. If not given: as the run."""
 
 
 @dataclasses.dataclass(frozen=True)

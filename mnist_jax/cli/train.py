@@ -31,8 +31,8 @@ from mnist_jax.training import Stopped
 def main(options: TrainOptions) -> int:
     """Trains, prints and writes; returns the exit status."""
     clock, config = Clock(), options.config
-    chosen, machine = options.run, options.devices
-    if chosen.tensorboard and not importlib.util.find_spec("tensorboardX"):
+    machine = options.devices
+    if options.tensorboard and not importlib.util.find_spec("tensorboardX"):
         raise InputError("--tensorboard needs tensorboardX; pip install 'mnist-jax[tensorboard]'")
     devices.join_processes(machine.coordinator, machine.num_processes, machine.process_id)
     with devices.together() as facts:
@@ -41,10 +41,10 @@ def main(options: TrainOptions) -> int:
         if mesh:
             devices.require_divisible(config.batch_size, mesh)
     console = LastingConsole(highlight=False, soft_wrap=True, quiet=not devices.is_writer())
-    with session(config, data, resume=chosen.resume, clock=clock) as run:
+    with session(config, data, resume=options.resume, clock=clock) as run:
         for line in run.damaged:
             console.print(f"warning: {line}")
-        if chosen.resume:
+        if options.resume:
             console.print(f"resuming {run.run_dir} after step {int(run.progress.state.step) if run.progress else 0}")
         steps = total_steps(config, run.data) // config.epochs
         console.print(layer_table(config, run.data))
@@ -53,7 +53,7 @@ def main(options: TrainOptions) -> int:
             f"{counted(config.epochs, 'epoch')} of {counted(steps, 'step')} of {counted(config.batch_size, 'image')}, "
             f"on {counted(count, 'device')}: {jax.devices()[0].device_kind}"
         )
-        if not chosen.no_report:  # Drawing takes a second to import: do it while the first step is compiled.
+        if not options.no_report:  # Drawing takes a second to import: do it while the first step is compiled.
             run.background.submit(importlib.import_module, "mnist_jax.reports.report")
         try:
             with progress_bar(console, config, steps) as show:
@@ -61,14 +61,14 @@ def main(options: TrainOptions) -> int:
                     mesh=mesh,
                     on_step=show,
                     tell=lambda metrics: console.print(epoch_line(metrics, config.epochs, run.scored_on)),
-                    tensorboard=chosen.tensorboard,
+                    tensorboard=options.tensorboard,
                 )
         except Stopped as stopped:
             console.print(f"stopped after step {int(stopped.progress.state.step)}; to go on:")
             console.print(called("train", "--resume", run.run_dir))
             return run.status
 
-        summary, page = run.finish(state, history[-1], None if chosen.no_report else partial(drawn, console))
+        summary, page = run.finish(state, history[-1], None if options.no_report else partial(drawn, console))
     marks = {False: "[bold red]not met[/]", True: "[bold green]met[/]"}
     columns = ("condition", "value", "asked for", "")
     table = Table(*columns, title=f"objective {marks[summary.objective_met]}", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -80,7 +80,7 @@ def main(options: TrainOptions) -> int:
     # A path alone on its line can be selected whole, and is where a reader looks: at the end.
     console.print("the report, its pictures in figures/ beside it:" if page else "the run:")
     console.print(str(page or run.run_dir), markup=False)
-    return int(chosen.require_objective and not summary.objective_met)
+    return int(options.require_objective and not summary.objective_met)
 
 
 def drawn(console: Console, run_dir: Path, data: Dataset) -> Path | None:
