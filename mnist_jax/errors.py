@@ -2,12 +2,11 @@
 
 import contextlib
 import errno
-import numbers
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 Plain = TypeVar("Plain", int, float, bool)
 
@@ -57,7 +56,7 @@ def plain_number(value: Any, kind: type[Plain]) -> Plain | None:
         value = value.item() if getattr(value, "shape", None) == () else value
         if isinstance(value, bool) or kind is bool:
             return value if type(value) is kind else None
-        plain = kind(cast(Any, value)) if isinstance(value, numbers.Real) else None
+        plain = kind(value) if isinstance(value, (int, float)) else None
     except (AttributeError, TypeError, ValueError, OverflowError):  # Traced by JAX, NaN, infinite or too large.
         return None
     return plain if plain is None or kind is float or plain == value else None
