@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
@@ -181,7 +181,7 @@ class SearchOptions:
     Example: mnist-jax search --arch gap --vary learning_rate=0.01,0.02 weight_decay=0,0.01 --seeds 2
     """
 
-    UNUSED: ClassVar = ("run_dir", "seed")
+    UNUSED = ("run_dir", "seed")
 
     config: Settings
     workers: OmitArgPrefixes[Workers] = dataclasses.field(default_factory=Workers)
@@ -203,7 +203,7 @@ class ReproduceOptions:
     Example: mnist-jax reproduce --recipe reference --arch gap --seeds 5
     """
 
-    UNUSED: ClassVar = ("run_dir",)
+    UNUSED = ("run_dir",)
 
     config: Settings
     workers: OmitArgPrefixes[Workers] = dataclasses.field(default_factory=Workers)
