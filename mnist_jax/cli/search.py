@@ -27,16 +27,19 @@ def main(options: SearchOptions) -> None:
     require_whole(options.seeds, "seeds", 1)
     base = dataclasses.replace(options.config, held_out=options.config.held_out or 10_000)
     settings: dict[str, list[Any]] = {}
-    for name, values in map(parse, itertools.chain(*options.vary)):
+    for text in itertools.chain(*options.vary):
+        name, values = parse(text)
         settings[name] = [*settings.get(name, ()), *values]
-    combinations = [dict(zip(settings, values, strict=True)) for values in itertools.product(*settings.values())]
-    configs = [dataclasses.replace(base, **combination) for combination in combinations]
+    configs = {}
+    for values in itertools.product(*settings.values()):
+        config = dataclasses.replace(base, **dict(zip(settings, values, strict=True)))
+        configs[label(config, settings)] = config
     named = base.arch if "arch" not in settings and base.arch in ARCHS else "layouts"
     log = options.log or Path("results") / f"search-{named}.jsonl"
     with records.only_writer(log):
         records.prepare_trials(log)  # Ahead of the first training, whether it can be written.
         data = dataset(base)  # Whether it can be had.
-        trials = run_missing(options, log, {label(config, settings): config for config in configs}, data)
+        trials = run_missing(options, log, configs, data)
     print(*ranking(trials), sep="\n")
 
 
