@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 
 from mnist_jax.data import Dataset
-from mnist_jax.errors import DivergedError, InputError, LostError
+from mnist_jax.errors import DivergedError, InputError, LostError, StorageError
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.values import load_data, part_of
 from mnist_jax.runtime import cores, sources, use_compilation_cache
@@ -124,6 +124,8 @@ def run_at_once(
                 raise KeyboardInterrupt
             if not finished:
                 time.sleep(0.1)
+    except StorageError:  # An OSError of this process, not of the scheduler.
+        raise
     except (CancelledError, OSError) as error:
         raise LostError(_LOST) from error
 
