@@ -1,5 +1,6 @@
 """Compares trained networks: files of trials, with their uncertainty, or runs side by side on one page."""
 
+import dataclasses
 import statistics
 import sys
 import textwrap
@@ -9,7 +10,7 @@ from mnist_jax.cli.options import CompareOptions
 from mnist_jax.cli.program import counted
 from mnist_jax.data import Dataset, hold_out, load_dataset
 from mnist_jax.differences import Comparison, against_best, mcnemar
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, require_path
 from mnist_jax.recipes.values import part_of
 from mnist_jax.reports import comparison, verdict
 from mnist_jax.runs import directory
@@ -21,6 +22,7 @@ def main(options: CompareOptions) -> None:
     """Compares the files, or reads the runs; writes the page."""
     if not options.runs:
         raise InputError("no run or file to compare; name files of trials, or the directories of finished runs")
+    options = dataclasses.replace(options, runs=tuple(require_path(path, "run") for path in options.runs))
     files = [path for path in options.runs if path.suffix == ".jsonl" or path.is_file()]
     runs = [path for path in options.runs if path not in files]
     if files and runs:
