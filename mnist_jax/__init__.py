@@ -2,7 +2,7 @@
 
 from mnist_jax import losses
 from mnist_jax.data import Dataset, Split, hold_out, load_dataset, standardize
-from mnist_jax.errors import DivergedError, InputError, StorageError
+from mnist_jax.errors import DivergedError, InputError
 from mnist_jax.layers import FAST, FLAX
 from mnist_jax.models import ARCHS, make_model
 from mnist_jax.objective import objective
@@ -38,4 +38,4 @@ __all__ += ["ARCHS", "FAST", "FLAX", "count_params", "layers_of", "losses", "mak
 __all__ += ["EpochMetrics", "Metrics", "Setup", "Streams", "TrainState", "Trained", "epoch_order"]
 __all__ += ["environment", "eval_step", "init_state", "jit", "train_epoch", "train_step", "tune_process"]
 __all__ += ["evaluate", "load_pretrained", "load_run", "load_weights", "predict", "save_weights", "value_and_grad"]
-__all__ += ["DivergedError", "InputError", "StorageError", "compare", "objective", "seed_statistics"]
+__all__ += ["DivergedError", "InputError", "compare", "objective", "seed_statistics"]

@@ -164,7 +164,7 @@ def together() -> Iterator[dict[str, Any]]:
     Raises:
       InputError: a value differs from that of process 0.
       LostError: another process is lost, or failed for a reason that nobody foresaw.
-      InputError, StorageError: what the block raised in another process, with its number.
+      InputError: what the block raised in another process, with its number.
     """
     facts: dict[str, Any] = {}
     backend()
@@ -177,13 +177,18 @@ def together() -> Iterator[dict[str, Any]]:
     except Exception as raised:
         error = raised
     described = error and [type(error).__name__, str(error)[:1000]]
+    if isinstance(error, OSError):
+        described = ["OSError", error.errno, error.strerror, error.filename]
     records = _gather({"error": described, "facts": versions() | facts})
     if error:
         raise error
     for process, record in enumerate(records):
         if record["error"]:
-            kind, message = record["error"]
-            raise getattr(errors, kind, LostError)(f"process {process}: {message}")
+            kind, *rest = record["error"]
+            if kind == "OSError":
+                number, text, filename = rest
+                raise OSError(number, f"process {process}: {text}", filename)
+            raise getattr(errors, kind, LostError)(f"process {process}: {rest[0]}")
     for process, record in enumerate(records):
         if message := difference(record["facts"], records[0]["facts"], process):
             raise InputError(message)

@@ -1,13 +1,11 @@
 """The errors a user can cause. Commands print their one line and exit with `status`."""
 
 import contextlib
-import errno
-import numbers
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 Plain = TypeVar("Plain", int, float, bool)
 
@@ -28,12 +26,6 @@ class DivergedError(ArithmeticError):
     """A loss or gradient is not finite. The message names the step."""
 
     status = 3
-
-
-class StorageError(OSError):
-    """A result cannot be written. The message names the file or directory and the remedy."""
-
-    status = 4
 
 
 class LostError(RuntimeError):
@@ -57,7 +49,7 @@ def plain_number(value: Any, kind: type[Plain]) -> Plain | None:
         value = value.item() if getattr(value, "shape", None) == () else value
         if isinstance(value, bool) or kind is bool:
             return value if type(value) is kind else None
-        plain = kind(cast(Any, value)) if isinstance(value, numbers.Real) else None
+        plain = kind(value) if isinstance(value, (int, float)) else None
     except (AttributeError, TypeError, ValueError, OverflowError):  # Traced by JAX, NaN, infinite or too large.
         return None
     return plain if plain is None or kind is float or plain == value else None
@@ -78,68 +70,30 @@ def shown(value: Any) -> str:
 
 
 def require_path(path: str | os.PathLike[str], name: str) -> Path:
-    """Expands `~` in a path; raises InputError for one that no file can have, and for an address such as gs://bucket/run.
+    """Expands `~` in a path; raises InputError for one that no file can have, and for an address as gs://bucket/run.
 
-    One that is not there may be meant to be written.
+    A file that is not there may be meant to be written.
     """
     require(path, (str, os.PathLike), name, "give text or a Path")
-    text, slashes = (path, "//") if isinstance(path, str) else (Path(path).as_posix(), "//?")  # A Path joins slashes.
-    if address := re.match(rf"([A-Za-z][\w+.-]+:){slashes}", text):
-        text = f"{address[1]}//{text[address.end() :]}"
+    text = re.sub(r"^([A-Za-z][\w+.-]+:)/+", r"\1//", os.fspath(path))  # A Path joins slashes.
+    if re.match(r"[A-Za-z][\w+.-]+://", text):
         raise InputError(f"{name} {text!r} is an address, and only a path of this machine can be used; name one")
-    found = Path(path)
     try:
-        found = found.expanduser()
-        found.stat()
-    except (OSError, RuntimeError, ValueError) as error:  # The home is not known; there is a null character.
-        if not isinstance(error, OSError) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES):
-            what = f"({reason(error)}); {remedy(error, 'name a folder or file in full')}"
-            raise InputError(f"{name} {text!r} cannot be used {what}") from error
-    return found
+        expanded = Path(path).expanduser()
+        if b"\0" in os.fsencode(expanded):
+            raise ValueError("there is a null character")
+        return expanded
+    except (RuntimeError, ValueError) as error:  # The home is not known, or the name cannot be encoded.
+        raise InputError(f"{name} {text!r} cannot be used ({error}); name a folder or file in full") from error
 
 
 @contextlib.contextmanager
 def refusing(before: str, after: str) -> Iterator[None]:
-    """Turns any exception in the block into an InputError of one line: `before`, its reason, `after`.
-
-    What follows "; " in `after` is the remedy; an error of the system has that for its cause.
-    """
+    """Turns any exception in the block into an InputError of one line: `before`, its text, `after` with the remedy."""
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        head, semicolon, otherwise = after.partition("; ")
-        raise InputError(f"{before}{said}{head}{semicolon}{remedy(error, otherwise)}") from error
-
-
-_REMEDIES = {
-    "ENOSPC EDQUOT": "free space",
-    "EFBIG": "allow larger files (ulimit -f)",
-    "EACCES EPERM": "correct the permissions",
-    "EROFS": "name another, which is not read-only",
-    "ENAMETOOLONG": "choose a shorter name",
-    "ENOTDIR EEXIST": "name another: a file is where a folder must be",
-    "EISDIR": "name another: that is a folder",
-    "ELOOP": "name another: links lead in a circle",
-    "EMFILE ENFILE": "allow more open files (ulimit -n)",
-    "ENOMEM": "free memory",
-    "ENOLCK": "name another, on a disk with file locks",
-    "EIO ESTALE ENODEV ENXIO ENOTCONN": "check the disk and its connection",
-}
-_BY_NUMBER = {getattr(errno, name, None): text for names, text in _REMEDIES.items() for name in names.split()}
-
-
-def remedy(error: BaseException, otherwise: str) -> str:
-    """The remedy for the cause of an error of the system; `otherwise` for a cause that is not known."""
-    number = getattr(error, "errno", None)
-    # TensorStore and safetensors have it in their text.
-    if number is None and (told := re.search(r"os.error(?:.code)?\W+(\d+)", str(error), re.IGNORECASE)):
-        number = int(told[1])
-    return _BY_NUMBER.get(number, otherwise) if number else otherwise
-
-
-def reason(error: BaseException) -> str:
-    """An error of the system in words, on one line."""
-    return getattr(error, "strerror", None) or " ".join(str(error).split())[:300] or type(error).__name__
+        text = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"{before}{text}{after}") from error

@@ -31,18 +31,17 @@ def interrupts() -> Iterator[Callable[[], bool]]:
 
     Works on the main thread only, if SIGINT is neither ignored nor caught by `catch_signals`; else it returns False.
     """
-    before = signal.getsignal(signal.SIGINT)
+    before, received = signal.getsignal(signal.SIGINT), []
     if threading.current_thread() is not threading.main_thread() or before is _noted_elsewhere or not callable(before):
         yield lambda: False
         return
-    _give_handlers_a_stack()
-    received: list[int] = []
 
     def note(number: int, frame: Any) -> None:
         if received:
             before(number, frame)
         received.append(number)
 
+    _give_handlers_a_stack()
     signal.signal(signal.SIGINT, note)
     try:
         yield lambda: bool(received)
@@ -57,7 +56,6 @@ def catch_signals() -> Iterator[list[int]]:
     The interpreter runs handlers only between its instructions, not while a step runs or compiles. So a thread reads
     the signals from the wakeup descriptor.
     """
-    _give_handlers_a_stack()
     received, (readable, writable) = [], os.pipe()
     if hasattr(os, "set_blocking"):  # Windows has it from Python 3.12 on, and does not ask for it.
         os.set_blocking(writable, False)
@@ -68,15 +66,15 @@ def catch_signals() -> Iterator[list[int]]:
                 os._exit(128 + number[0])
             received.append(number[0])
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
     thread = threading.Thread(target=note, daemon=True)
     thread.start()
+    _give_handlers_a_stack()
     descriptor = signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
-    handlers = [signal.signal(number, _noted_elsewhere) for number in numbers]
+    before = {number: signal.signal(number, _noted_elsewhere) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
     finally:
-        for number, handler in zip(numbers, handlers, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(descriptor)
         os.close(writable)

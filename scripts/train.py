@@ -1,6 +1,8 @@
 """The command `mnist-jax train`."""
 
-from mnist_jax.cli import script
+import sys
+
+from mnist_jax.cli import main
 
 if __name__ == "__main__":
-    script("train")
+    main(["train", *sys.argv[1:]])

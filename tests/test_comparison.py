@@ -72,4 +72,4 @@ def test_the_script(optimizing, call, runs, tmp_path):
     assert out.startswith("compare.html: 3 runs")
     assert (tmp_path / "compare.html").exists()
     status, out, err = call("compare", runs[0][0], "--out", "absent/x.html")
-    assert (status, out, err.count("\n"), "--out" in err) == (4, "", 1, True)
+    assert (status, out, err.count("\n"), "absent/x" in err) == (4, "", 1, True)

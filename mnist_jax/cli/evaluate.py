@@ -6,11 +6,12 @@ from pathlib import Path
 
 from mnist_jax.cli.options import EvaluateOptions
 from mnist_jax.cli.predict import load_rows
-from mnist_jax.cli.program import load_trained, writing
+from mnist_jax.cli.program import load_trained
 from mnist_jax.data import load_dataset
 from mnist_jax.deploy import people, reading
 from mnist_jax.errors import InputError
 from mnist_jax.runs import directory
+from mnist_jax.runs.files import write_text
 from mnist_jax.runs.weights import READER
 from mnist_jax.scoring import evaluate
 from mnist_jax.steps import Trained
@@ -18,8 +19,6 @@ from mnist_jax.steps import Trained
 
 def main(options: EvaluateOptions) -> None:
     """Loads, scores and prints."""
-    if not 1 <= options.batch_size <= 10_000:
-        raise InputError(f"batch size {options.batch_size} cannot be used; choose 1 to 10000")
     if options.page and not options.pictures:
         raise InputError(f"page {str(options.page)!r} is of the errors of --pictures; name a folder of those too")
     if options.pictures:
@@ -27,29 +26,20 @@ def main(options: EvaluateOptions) -> None:
         return
     trained = load_trained(options.run_dir, options.arch)
     if options.run_dir:
-        named = options.dataset, options.data_dir, options.data_source
-        data, remark = directory.load_run_data(options.run_dir, trained, *named)
+        data, remark = directory.load_run_data(options.run_dir, trained, options.dataset, options.data_dir)
         if remark:
             print(f"note: {remark}", file=sys.stderr)
     else:
-        source = options.data_source or "bundled"
-        data = load_dataset(options.dataset or "mnist", data_dir=options.data_dir, source=source)
+        data = load_dataset(options.dataset or "mnist", data_dir=options.data_dir)
         directory.require_classes(trained, data)
-    metrics = evaluate(trained, data.test, options.batch_size)
+    metrics = evaluate(trained, data.test)
     loss, accuracy = metrics.mean()
-    arch = trained.model.arch
+    arch, count = trained.model.arch, int(metrics.count)
     if options.json:
-        result = {
-            "arch": arch,
-            "dataset": data.name,
-            "test_loss": loss,
-            "test_accuracy": accuracy,
-            "images": int(metrics.count),
-        }
+        result = {"arch": arch, "dataset": data.name, "test_loss": loss, "test_accuracy": accuracy, "images": count}
         print(json.dumps(result))
     else:
-        images = f"{int(metrics.count):,} images of {data.name}"
-        print(f"{arch}: test accuracy {accuracy:.2%}, loss {loss:.4f} on {images}")
+        print(f"{arch}: test accuracy {accuracy:.2%}, loss {loss:.4f} on {count:,} images of {data.name}")
 
 
 def score_pictures(options: EvaluateOptions, folder: Path) -> None:
@@ -57,10 +47,10 @@ def score_pictures(options: EvaluateOptions, folder: Path) -> None:
     name = options.arch or ("" if options.run_dir else READER)
     trained: Trained = load_trained(options.run_dir, name or None)
     pictures = people.find_pictures(folder, trained.classes)
-    rows, _ = load_rows(tuple(picture.file for picture in pictures))
-    found = reading.read(trained, list(rows.values())) if rows else []
-    read = dict(zip(rows, found, strict=True))
-    answers = [read.get(picture.file) for picture in pictures]
+    rows, _ = load_rows(picture.file for picture in pictures)
+    answered = reading.read(trained, list(rows.values())) if rows else []
+    by_file = dict(zip(rows, answered, strict=True))
+    answers = [by_file.get(picture.file) for picture in pictures]
     score = people.score(pictures, answers)
     if options.json:
         print(json.dumps({"weights": name or str(options.run_dir)} | score.as_dict()))
@@ -69,11 +59,8 @@ def score_pictures(options: EvaluateOptions, folder: Path) -> None:
             print(f"{person}: {right} of {count}")
         low, high = score.interval
         print(f"all {score.pictures} by {len(score.people)} people: {score.accuracy:.2%} (95% {low:.2%} to {high:.2%})")
-        taken = ", ".join(f"{label} as {said} {count}x" for label, said, count in score.confusions)
-        print(f"taken: {taken or 'none for another'}")
+        confusions = ", ".join(f"{label} as {answer} {count}x" for label, answer, count in score.confusions)
+        print(f"taken: {confusions}" if confusions else "no confusions")
         print(f"sure (90%) and wrong: {score.sure_and_wrong}; calibration error {score.calibration_error:.2%}")
     if options.page:
-        with writing(options.page, "--page"):
-            options.page.write_text(
-                people.page(name or str(options.run_dir), pictures, answers, rows, score), encoding="utf-8"
-            )
+        write_text(options.page, people.page(name or str(options.run_dir), pictures, answers, rows, score))

@@ -2,13 +2,14 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mnist_jax.cli.options import PredictOptions
-from mnist_jax.cli.program import load_trained
+from mnist_jax.cli.program import describe, load_trained
 from mnist_jax.deploy import digits, images, reading
 from mnist_jax.errors import InputError
 from mnist_jax.runs.weights import READER
@@ -28,32 +29,33 @@ def main(options: PredictOptions) -> int:
             print(json.dumps({"file": str(file)} | _record(answer, trained.classes)))
         else:
             shares = answer.probabilities.max(-1)
-            each = "" if len(shares) == 1 else f" ({', '.join(f'{share:.1%}' for share in shares)})"
-            print("; ".join([f"{file}: {answer.text}  {answer.confidence:.1%}{each}", *answer.remarks]))
+            single = "" if len(shares) == 1 else f" ({', '.join(f'{share:.1%}' for share in shares)})"
+            print("; ".join([f"{file}: {answer.text}  {answer.confidence:.1%}{single}", *answer.remarks]))
         if options.show:
             print(*map(_drawn, row.digits), sep="\n\n", file=sys.stderr if options.json else sys.stdout)
     return 2 if refused else 0
 
 
-def load_rows(paths: tuple[Path, ...]) -> tuple[dict[Path, digits.Row], int]:
+def load_rows(paths: Iterable[Path]) -> tuple[dict[Path, digits.Row], int]:
     """The digits of every picture by its file; prints a line for each that cannot be used, and counts those."""
-    files, rows, refused = [], {}, 0
+    rows, refused = {}, 0
     for path in paths:
         try:
-            files += images.find_images(path)
-        except InputError as error:
+            files = images.find_images(path)
+        except (InputError, OSError) as error:
             refused += complain(error)
-    for file in files:
-        try:
-            rows[file] = images.load_row(file)
-        except InputError as error:
-            refused += complain(error)
+            continue
+        for file in files:
+            try:
+                rows[file] = images.load_row(file)
+            except (InputError, OSError) as error:
+                refused += complain(error)
     return rows, refused
 
 
-def complain(error: InputError) -> int:
+def complain(error: Exception) -> int:
     """Prints a refusal, and counts it."""
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {describe(error)[0]}", file=sys.stderr)
     return 1
 
 

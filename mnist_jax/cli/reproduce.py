@@ -6,10 +6,10 @@ from pathlib import Path
 import jax
 
 from mnist_jax.cli.options import ReproduceOptions
-from mnist_jax.cli.program import counted, require_at_least, writing
+from mnist_jax.cli.program import counted
 from mnist_jax.cli.series import run_trials
 from mnist_jax.data import Dataset
-from mnist_jax.errors import DivergedError, InputError
+from mnist_jax.errors import DivergedError, InputError, require_whole
 from mnist_jax.objective import TARGET_ACCURACY
 from mnist_jax.recipes.values import make_setup
 from mnist_jax.runs import weights
@@ -21,7 +21,8 @@ from mnist_jax.statistics import mean_text, seed_statistics
 
 def main(options: ReproduceOptions) -> None:
     """Trains what is missing, then prints the statistics."""
-    require_at_least(1, options, "seeds", "together")
+    require_whole(options.seeds, "seeds", 1)
+    require_whole(1 if options.together is None else options.together, "together", 1)
     config, data = options.config, dataset(options.config)  # Ahead of the first training, whether it can be had.
     named = f"{config.recipe}-{config.arch}.jsonl"
     out = options.out or Path("results") / (named if data.name == "mnist" else f"{data.name}-{named}")
@@ -40,8 +41,7 @@ def train_missing(options: ReproduceOptions, out: Path, data: Dataset) -> None:
         finished[trial.config["seed"]] = trial
 
     if options.weights_dir:
-        with writing(options.weights_dir, "--weights-dir"):
-            options.weights_dir.mkdir(parents=True, exist_ok=True)
+        options.weights_dir.mkdir(parents=True, exist_ok=True)
     records.prepare_trials(out)  # Ahead of the first training, whether it can be written.
     seeds = range(config.seed, config.seed + options.seeds)
     missing = [seed for seed in seeds if seed not in finished]
@@ -50,12 +50,9 @@ def train_missing(options: ReproduceOptions, out: Path, data: Dataset) -> None:
     tasks = [Task(config, tuple(missing[i : i + together])) for i in range(0, len(missing), together)]
     diverged = []
 
-    def label(task: Task) -> str:
-        return f"seed {', '.join(map(str, task.seeds))}"
-
     def record(task: Task, result: Result | DivergedError) -> tuple[str, str]:
         if isinstance(result, DivergedError):
-            diverged.append(f"{label(task)}: {result}")
+            diverged.append(f"seed {', '.join(map(str, task.seeds))}: {result}")
             return diverged[-1], ""
         lines = []
         for seed, (trial, variables) in zip(task.seeds, result, strict=True):
@@ -67,7 +64,7 @@ def train_missing(options: ReproduceOptions, out: Path, data: Dataset) -> None:
             lines.append(f"seed {seed}  test accuracy {trial.history[-1].test_accuracy:.2%}  {trial.seconds:.0f} s")
         return "\n".join(lines), mean_text(last_epoch([finished[i] for i in seeds if i in finished]))
 
-    run_trials(tasks, options.workers, label, record)
+    run_trials(tasks, options.workers, record)
     if diverged:
         raise DivergedError("; ".join(diverged))
     chosen = [finished[seed] for seed in seeds]

@@ -1,5 +1,6 @@
 """Tries settings on held-out training images and keeps every trial in `results/`."""
 
+import ast
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping
@@ -7,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mnist_jax.cli.options import SearchOptions
-from mnist_jax.cli.program import require_at_least
 from mnist_jax.cli.series import run_trials
 from mnist_jax.data import Dataset
-from mnist_jax.errors import DivergedError, InputError
+from mnist_jax.errors import DivergedError, InputError, require_whole
 from mnist_jax.models import ARCHS
 from mnist_jax.recipes.config import Config
 from mnist_jax.series import records
@@ -24,20 +24,22 @@ SEED = 1001  # The first.
 
 def main(options: SearchOptions) -> None:
     """Runs what is missing, then prints the ranking."""
-    require_at_least(1, options, "seeds")
+    require_whole(options.seeds, "seeds", 1)
     base = dataclasses.replace(options.config, held_out=options.config.held_out or 10_000)
-    settings = dict(map(parse, options.vary))
-    values = itertools.product(*settings.values())
-    configs = [dataclasses.replace(base, **dict(zip(settings, each, strict=True))) for each in values]
+    settings: dict[str, list[Any]] = {}
+    for text in itertools.chain(*options.vary):
+        name, values = parse(text)
+        settings[name] = [*settings.get(name, ()), *values]
+    configs = {}
+    for values in itertools.product(*settings.values()):
+        config = dataclasses.replace(base, **dict(zip(settings, values, strict=True)))
+        configs[label(config, settings)] = config
     named = base.arch if "arch" not in settings and base.arch in ARCHS else "layouts"
     log = options.log or Path("results") / f"search-{named}.jsonl"
     with records.only_writer(log):
         records.prepare_trials(log)  # Ahead of the first training, whether it can be written.
-        try:
-            data = dataset(base)  # Whether it can be had.
-        except InputError as error:
-            raise InputError(f"{error}{' by --held-out' if 'cannot hold out' in str(error) else ''}") from error
-        trials = run_missing(options, log, {label(config, settings): config for config in configs}, data)
+        data = dataset(base)  # Whether it can be had.
+        trials = run_missing(options, log, configs, data)
     print(*ranking(trials), sep="\n")
 
 
@@ -56,9 +58,6 @@ def run_missing(
         if seed not in [trial.config["seed"] for trial in trials[name]]:
             tasks.append(Task(dataclasses.replace(config, seed=seed), (seed,)))
 
-    def title(task: Task) -> str:
-        return f"{names[_settings(task.config)]}  seed {task.config.seed}"
-
     def record(task: Task, result: Result | DivergedError) -> tuple[str, str]:
         name = names[_settings(task.config)]
         if isinstance(result, DivergedError):
@@ -71,9 +70,9 @@ def run_missing(
             note = mean_text(last_epoch(each for each in (*trials[name], trial) if each.history))
         trials[name].append(trial)
         records.append_trials(log, trial)
-        return f"{title(task)}: {outcome}", f"{name}: {note}"
+        return f"{name}  seed {task.config.seed}: {outcome}", f"{name}: {note}"
 
-    run_trials(tasks, options.workers, title, record)
+    run_trials(tasks, options.workers, record)
     return trials
 
 
@@ -84,19 +83,19 @@ def _settings(config: Config) -> frozenset[tuple[str, Any]]:
 def parse(text: str) -> tuple[str, list[Any]]:
     """`learning_rate=0.01,0.02` as a name and its values, each of the setting's type."""
     name, _, values = text.partition("=")
-    fields = dataclasses.fields(Config)
-    types: dict[str, Any] = dict.fromkeys((field.name for field in fields), str)
-    types |= {field.name: field.type for field in fields if field.type in (bool, int, float)}
     name = name.replace("-", "_")
-    if name not in types or name == "seed":
-        raise InputError(f"unknown setting {name!r} in --vary {text!r}; choose from {', '.join(types)}")
+    kinds = {field.name: field.type for field in dataclasses.fields(Config) if field.name != "seed"}
+    if name not in kinds:
+        raise InputError(f"unknown setting {name!r} in --vary {text!r}; choose from {', '.join(kinds)}")
+    return name, [_value(value, kinds[name]) for value in values.split(",")]
+
+
+def _value(text: str, kind: Any) -> Any:
+    """A number or truth value; text that is none stays, and `Config` refuses it."""
     try:
-        kind: Any = {bool: {"True": True, "False": False}.__getitem__}.get(types[name], types[name])
-        return name, [kind(value) for value in values.split(",")]
-    except (ValueError, KeyError):
-        raise InputError(
-            f"cannot use --vary {text!r}; write {name}=VALUE,VALUE with {types[name].__name__} values"
-        ) from None
+        return ast.literal_eval(text) if kind in (bool, int, float) else text
+    except (ValueError, SyntaxError):
+        return text
 
 
 def label(config: Config, settings: Iterable[str]) -> str:

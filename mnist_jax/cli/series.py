@@ -2,18 +2,18 @@
 
 import contextlib
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import inf
 from typing import Any
 
 import jax
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from mnist_jax.cli.console import LastingConsole
 from mnist_jax.cli.options import Workers
-from mnist_jax.cli.program import fail, require_at_least
-from mnist_jax.errors import DivergedError, InputError, LostError
+from mnist_jax.cli.program import LastingConsole
+from mnist_jax.errors import DivergedError, InputError, LostError, require_whole
 from mnist_jax.series import workers
 from mnist_jax.series.workers import Result, Task
 from mnist_jax.signals import catch_signals
@@ -29,7 +29,7 @@ def outcomes(
     Raises InputError for an impossible number, or if both flags are given; and as `workers.cluster_workers`.
     """
     count, backend = options.jobs, jax.default_backend()
-    require_at_least(1, options, "jobs")
+    require_whole(1 if count is None else count, "jobs", 1)
     if options.scheduler and count:
         raise InputError(f"jobs {count} cannot be used with --scheduler, which has the workers it has; drop one")
     if count and count > 1 and backend != "cpu":
@@ -58,22 +58,14 @@ def outcomes(
 def run_trials(
     tasks: Sequence[Task],
     options: Workers,
-    label: Callable[[Task], str],
     record: Callable[[Task, Result | DivergedError], tuple[str, str]],
 ) -> None:
-    """Trains all tasks under a progress bar, and prints a line for each that is finished.
+    """Trains all tasks under a progress bar, and prints what `record` returns: a text, and a note for the bar.
 
-    Args:
-      tasks: what to train.
-      options: who trains.
-      label: the name of a task.
-      record: stores the outcome; returns text to print and a note for the progress bar.
-
-    Raises LostError at the end if a task was given up. After SIGINT or SIGTERM the process exits, its workers before
-    it.
+    Raises LostError at the end if a task was given up. After SIGINT or SIGTERM the process exits, its workers first.
     """
     console, lost = LastingConsole(highlight=False, soft_wrap=True), []
-    columns = ("trials", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    columns = ("trials", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "{task.fields[note]}")
     with catch_signals() as received:
         try:
             with (
@@ -84,13 +76,14 @@ def run_trials(
                 bar.advance(row, 0)  # The clock of the first trial starts here.
                 for task, outcome in ended:
                     if isinstance(outcome, LostError):
-                        lost.append(f"{label(task)}: {outcome}")
+                        lost.append(f"seed {', '.join(map(str, task.seeds))}: {outcome}")
                     else:
                         lines, note = record(task, outcome)
                         console.print(lines)
                         bar.update(row, note=note)
                     bar.advance(row)
         except (Stopped, KeyboardInterrupt):
-            fail("interrupted; the same command goes on after what is finished", 128 + received[0])
+            print("error: interrupted; the same command goes on after what is finished", file=sys.stderr)
+            sys.exit(128 + received[0])
     if lost:
         raise LostError("; ".join(lost) + "; the same command tries again")

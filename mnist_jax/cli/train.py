@@ -12,13 +12,12 @@ from pathlib import Path
 import jax
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from mnist_jax import devices
-from mnist_jax.cli.console import LastingConsole
 from mnist_jax.cli.options import TrainOptions
-from mnist_jax.cli.program import called, counted
+from mnist_jax.cli.program import LastingConsole, called, counted
 from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.objective import epoch_line
@@ -33,14 +32,13 @@ from mnist_jax.training import Stopped
 def main(options: TrainOptions) -> int:
     """Trains, prints and writes; returns the exit status."""
     clock, config = Clock(), options.config
+    machine = options.devices
     if options.tensorboard and not importlib.util.find_spec("tensorboardX"):
-        raise InputError(
-            "--tensorboard needs tensorboardX, which is not installed: pip install 'mnist-jax[tensorboard]'"
-        )
-    devices.join_processes(options.coordinator, options.num_processes, options.process_id)
+        raise InputError("--tensorboard needs tensorboardX; pip install 'mnist-jax[tensorboard]'")
+    devices.join_processes(machine.coordinator, machine.num_processes, machine.process_id)
     with devices.together() as facts:
-        facts["devices"] = options.devices or "default"
-        mesh, data = devices.choose_mesh(options.devices), load_data(config)
+        facts["devices"] = machine.devices or "default"
+        mesh, data = devices.choose_mesh(machine.devices), load_data(config)
         if mesh:
             devices.require_divisible(config.batch_size, mesh)
     console = LastingConsole(highlight=False, soft_wrap=True, quiet=not devices.is_writer())
@@ -57,7 +55,7 @@ def main(options: TrainOptions) -> int:
             f"{counted(config.epochs, 'epoch')} of {counted(steps, 'step')} of {counted(config.batch_size, 'image')}, "
             f"on {counted(count, 'device')}: {jax.devices()[0].device_kind}"
         )
-        if options.report:  # Drawing takes a second to import: do it while the first step is compiled.
+        if not options.no_report:  # Drawing takes a second to import: do it while the first step is compiled.
             threading.Thread(target=importlib.import_module, args=["mnist_jax.reports.report"]).start()
         try:
             with progress_bar(console, config, steps) as show:
@@ -72,7 +70,7 @@ def main(options: TrainOptions) -> int:
             console.print(called("train", "--resume", run.run_dir), markup=False)
             return run.status
 
-        summary, page = run.finish(state, history[-1], partial(drawn, console) if options.report else None)
+        summary, page = run.finish(state, history[-1], None if options.no_report else partial(drawn, console))
     marks = {False: "[bold red]not met[/]", True: "[bold green]met[/]"}
     columns = ("condition", "value", "asked for", "")
     table = Table(*columns, title=f"objective {marks[summary.objective_met]}", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -93,8 +91,6 @@ def drawn(console: Console, run_dir: Path, data: Dataset) -> Path | None:
         from mnist_jax.reports.report import write_report
 
         return write_report(run_dir, data, command=called(*sys.argv[1:]))
-    except OSError:
-        raise
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         console.print(f"warning: the report cannot be drawn ({reason}); all else of the run is written")
@@ -125,14 +121,8 @@ def layer_table(config: Config, data: Dataset) -> Table:
 @contextmanager
 def progress_bar(console: Console, config: Config, steps: int) -> Iterator:
     """A bar over the steps of the run, for `fit`'s `on_step`; nothing where the output is not a terminal."""
-    columns = (
-        TextColumn("epoch {task.fields[epoch]}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.2%}"),
-        TextColumn("{task.fields[rate]:,.0f} images/s"),
-        TimeRemainingColumn(),
-    )
+    text = "loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.2%} {task.fields[rate]:,.0f} images/s"
+    columns = ("epoch {task.fields[epoch]}", BarColumn(), MofNCompleteColumn(), text, TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=steps * config.epochs, epoch=1, loss=0.0, accuracy=0.0, rate=0.0)
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mnist_jax.deploy.digits import Row, to_digit, to_row
-from mnist_jax.errors import InputError, refusing, remedy, require_path
+from mnist_jax.errors import InputError, refusing, require_path
 
 T = TypeVar("T")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "HEIF")
@@ -131,7 +131,7 @@ def load_grey(path: Path) -> np.ndarray:
         raise InputError(f"image {str(path)!r} is too large; make it smaller, up to {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # Decoders of damaged files raise errors of any kind.
         reason = getattr(error, "strerror", None) or "it is not an intact picture"
-        raise InputError(f"image {str(path)!r} cannot be read: {reason}; {remedy(error, wanted)}") from error
+        raise InputError(f"image {str(path)!r} cannot be read: {reason}; {wanted}") from error
     factor = -(-max(grey.shape) // _LONGEST)
     if factor == 1:
         return grey

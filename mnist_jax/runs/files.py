@@ -23,15 +23,20 @@ TEMPORARY = f"*.{8 * '[0-9a-f]'}.tmp"  # What a killed `replace_file` leaves.
 def replace_file(path: Path, content: bytes) -> None:
     """Writes a file beside `path` and renames it, so that a reader sees the old file or the whole new one.
 
-    Raises OSError, with its file, if it cannot be written; the old file stays.
+    What a link leads to is replaced, not the link; a device or pipe is written to. Raises OSError, with its file, if it
+    cannot be written; the old file stays.
     """
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # Others may write the same file.
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
+        return
+    target = path.resolve()
+    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")  # Others may write the same file.
     try:
         with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())  # Else a loss of power may leave the new name and not the content.
-        temporary.replace(path)
+        temporary.replace(target)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
