@@ -15,7 +15,8 @@ from mnist_jax.runtime import environment
 from mnist_jax.series.comparing import series_of
 
 TEN = 10
-FILES = [Path(__file__).parents[1] / "results" / f"default-{arch}.jsonl" for arch in ("accurate", "bn_dropout")]
+SERIES = Path(__file__).parents[1] / "results" / "series"
+FILES = [SERIES / f"default-{arch}.jsonl" for arch in ("accurate", "bn_dropout")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Options:
     are drawn as there are, with replacement. So the true difference is that of the twenty. Equal recipes are both
     accurate; as pairs, both recipes with sides swapped at random.
 
-    Example: python scripts/simulate_comparisons.py --out results/comparisons.json
+    Example: python scripts/simulate_comparisons.py --out results/series/comparisons.json
     """
 
     out: Path

@@ -16,7 +16,7 @@ from mnist_jax.series.comparing import read_series, sentence, series_of
 RNG = np.random.default_rng(28)
 A = dict(enumerate(RNG.normal(0.995, 0.0005, 7)))
 B = dict(enumerate(RNG.normal(0.9945, 0.0009, 5)))
-FILES = [str(ROOT / "results" / f"default-{arch}.jsonl") for arch in ("accurate", "bn_dropout", "swift")]
+FILES = [str(ROOT / "results" / "series" / f"default-{arch}.jsonl") for arch in ("accurate", "bn_dropout", "swift")]
 
 
 @pytest.mark.parametrize("paired", [False, True])
@@ -108,7 +108,7 @@ def test_mcnemar_by_the_majority_of_seeds():
 
 def test_verdicts_are_right_as_often_as_they_say():
     """In the stored simulation, whose limits are those of its page; and in one of normal seeds, here."""
-    found = json.loads((ROOT / "results" / "comparisons.json").read_text("utf-8"))
+    found = json.loads((ROOT / "results" / "series" / "comparisons.json").read_text("utf-8"))
     assert found["comparisons"] >= 2000
     assert {(case["images"], case["paired"]) for case in found["cases"]} == {
         (images, paired) for images in ("fixed", "sampled") for paired in (False, True)

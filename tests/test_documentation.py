@@ -66,7 +66,7 @@ def test_the_tests_files_and_functions_they_name_exist():
     assert not [name for name in named if f"def {name}(" not in defined]
     folders = "mnist_jax|scripts|tests|results|notebooks|docs"
     named = set(re.findall(rf"(?<![\w/])(?:{folders})/[\w/.-]*\w", "".join(DOCUMENTS.values())))
-    examples = {"results/search-ARCH.jsonl", "docs/_build"}
+    examples = {"results/search/ARCH.jsonl", "docs/_build"}
     assert len(named) >= 20
     assert not [name for name in named - examples if not (ROOT / name).exists()]
     rows = re.findall(r"\| `(mnist_jax/\S+)` \| `(\w+)` \|", DOCUMENTS["CONTRIBUTING.md"])
@@ -122,7 +122,7 @@ def test_commands_work_in_their_order(call, tmp_path):
     for name, *given in (words for words in OURS if not {*words} & {*ELSEWHERE}):
         arguments = [part.replace("RUN_DIR", ran or "") for part in given]
         arguments = [str(PREPARED) if part == "DIR" else part for part in arguments]
-        arguments = [str(ROOT / part) if part.startswith(("docs/", "results/default-")) else part for part in arguments]
+        arguments = [str(ROOT / part) if part.startswith(("docs/", "results/")) else part for part in arguments]
         few = [] if {"--resume", "--help"} & {*arguments} else shorter.get(name, [])
         status, out, err = call(name, *arguments, *few)
         assert status == ("--require-objective" in arguments), (name, arguments, err)

@@ -122,10 +122,18 @@ def test_reproduce_appends_each_seed_and_continues(call, tmp_path):
 
 
 def test_series_on_other_data_keep_its_name_not_its_place(call, tmp_path):
-    flags = ["--arch", "4-pool-s4", "--epochs", "1", "--batch-size", "8", "--optimizer", "sgd", "--seeds", "1"]
-    for folder in ("here", "there"):
-        assert "1 seed: " in call("reproduce", "--dataset", fruit(tmp_path / folder / "fruit"), *flags)[1]
-    (line,) = Path("results/fruit-default-4-pool-s4.jsonl").read_text().splitlines()
+    flags = ["--arch", "4-pool-s4p-=2", "--epochs", "1", "--batch-size", "8", "--optimizer", "sgd", "--seeds", "1"]
+    out, old = (
+        Path("results/series/fruit-default-4-pool-s4p-r2.jsonl"),
+        Path("results/fruit-default-4-pool-s4p-=2.jsonl"),
+    )
+    for folder, file in (("here", out), ("there", old)):
+        if file == old:  # Of version 0.2.
+            out.rename(old)
+        _, printed, _ = call("reproduce", "--dataset", fruit(tmp_path / folder / "fruit"), *flags)
+        assert f"appending to {file}\n" in printed
+        assert "1 seed: " in printed
+    (line,) = old.read_text().splitlines()
     assert json.loads(line)["dataset"] == "fruit"
     assert str(tmp_path) not in line
     other = fruit(tmp_path / "other" / "fruit", 1)

@@ -151,7 +151,7 @@ class CompareOptions:
 
     Exit status: 0 done, 2 bad input, 4 cannot write.
 
-    Example: mnist-jax compare results/default-accurate.jsonl results/default-bn_dropout.jsonl
+    Example: mnist-jax compare results/series/default-accurate.jsonl results/series/default-bn_dropout.jsonl
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
@@ -208,7 +208,7 @@ class SearchOptions:
     seeds: int = 1
     """Number of seeds per combination, from 1001 on; the final runs use other seeds."""
     log: Path | None = None
-    """File to append to. If not given: results/search-ARCH.jsonl, or search-layouts.jsonl for layouts."""
+    """File to append to. If not given: results/search/ARCH.jsonl, or layouts.jsonl there for layouts."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache directory for the next start."""
 
@@ -233,7 +233,8 @@ class ReproduceOptions:
     seeds: int = 5
     """Number of seeds, from --seed on."""
     out: Path | None = None
-    """File to append to. If not given: results/RECIPE-ARCH.jsonl, or DATA-RECIPE-ARCH.jsonl for other data."""
+    """File to append to. If not given: results/series/RECIPE-ARCH.jsonl, or
+    DATA-RECIPE-ARCH.jsonl there for other data. The file has the network, so `=` in a layout is written `r`."""
     together: int | None = None
     """Number of seeds that one program trains. If not given: one on a CPU, all on a GPU or TPU."""
     weights_dir: Path | None = None

@@ -1,4 +1,4 @@
-"""Tries settings on held-out training images and keeps every trial in `results/`."""
+"""Tries settings on held-out training images and keeps every trial in `results/search/`."""
 
 import dataclasses
 import itertools
@@ -8,7 +8,7 @@ from typing import Any
 
 from mnist_jax.cli.options import SearchOptions
 from mnist_jax.cli.program import require_at_least
-from mnist_jax.cli.series import run_trials
+from mnist_jax.cli.series import default_file, run_trials
 from mnist_jax.data import Dataset
 from mnist_jax.errors import DivergedError, InputError
 from mnist_jax.models import ARCHS
@@ -30,7 +30,7 @@ def main(options: SearchOptions) -> None:
     values = itertools.product(*settings.values())
     configs = [dataclasses.replace(base, **dict(zip(settings, each, strict=True))) for each in values]
     named = base.arch if "arch" not in settings and base.arch in ARCHS else "layouts"
-    log = options.log or Path("results") / f"search-{named}.jsonl"
+    log = options.log or default_file("search", f"{named}.jsonl", f"search-{named}.jsonl")
     with records.only_writer(log):
         records.prepare_trials(log)  # Ahead of the first training, whether it can be written.
         try:
@@ -73,7 +73,7 @@ def run_missing(
         records.append_trials(log, trial)
         return f"{title(task)}: {outcome}", f"{name}: {note}"
 
-    run_trials(tasks, options.workers, title, record)
+    run_trials(tasks, options.workers, log, title, record)
     return trials
 
 

@@ -5,6 +5,7 @@ import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import inf
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +19,13 @@ from mnist_jax.series import workers
 from mnist_jax.series.workers import Result, Task
 from mnist_jax.signals import catch_signals
 from mnist_jax.training import Stopped
+
+
+def default_file(folder: str, name: str, old_name: str) -> Path:
+    """The file of `results/` to append to where no flag names one; a file of version 0.2, if there is one."""
+    # `=` in a layout means something to a shell, and `/` is in names such as emnist/letters.
+    file, old = Path("results", folder, name.replace("=", "r").replace("/", "-")), Path("results", old_name)
+    return old if old.exists() and not file.exists() else file
 
 
 @contextlib.contextmanager
@@ -58,6 +66,7 @@ def outcomes(
 def run_trials(
     tasks: Sequence[Task],
     options: Workers,
+    out: Path,
     label: Callable[[Task], str],
     record: Callable[[Task, Result | DivergedError], tuple[str, str]],
 ) -> None:
@@ -66,6 +75,7 @@ def run_trials(
     Args:
       tasks: what to train.
       options: who trains.
+      out: the file that `record` appends to.
       label: the name of a task.
       record: stores the outcome; returns text to print and a note for the progress bar.
 
@@ -80,6 +90,7 @@ def run_trials(
                 outcomes(tasks, options, partial(bool, received), console.print) as ended,
                 Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=inf) as bar,
             ):
+                console.print(f"appending to {out}")
                 row = bar.add_task("", total=len(tasks), note="")
                 bar.advance(row, 0)  # The clock of the first trial starts here.
                 for task, outcome in ended:

@@ -8,7 +8,7 @@ from mnist_jax.differences import Series, compare_series
 from mnist_jax.models import ARCHS
 from mnist_jax.series.comparing import interval, p_text, sentence, series_of
 
-# What the pages call different, A and B by their files in `results/`.
+# What the pages call different, A and B by their files in `results/series/`.
 CLAIMS = (
     ("default-accurate", "default-bn_dropout"),
     ("default-bn_dropout", "default-swift"),
@@ -59,7 +59,7 @@ def means_table(results: Path) -> Iterator[str]:
     yield "| network | seeds | mean | 95%, these 10,000 images | 95%, digits like them |"
     yield "|---|---|---|---|---|"
     for arch in ARCHS:
-        series = series_of(results / f"default-{arch}.jsonl")
+        series = series_of(results / "series" / f"default-{arch}.jsonl")
         if len(series.accuracies) < 2:
             continue
         perfect = Series({1: 1.0, 2: 1.0}, {1: (), 2: ()}, series.count, series.scored)
@@ -70,7 +70,7 @@ def means_table(results: Path) -> Iterator[str]:
 
 def simulated_table(results: Path) -> Iterator[str]:
     """How often each verdict was right in the simulated comparisons, in percent."""
-    found = json.loads((results / "comparisons.json").read_text("utf-8"))
+    found = json.loads((results / "series" / "comparisons.json").read_text("utf-8"))
     yield (
         "| random | paired | seeds a side | the interval has the truth | the difference is found "
         "| two equal recipes called different | any of ten |"
@@ -87,4 +87,4 @@ def _claimed(claim: Sequence[str], results: Path) -> Iterator[tuple[str, Series]
     """The names and the series of a claim."""
     for file in claim:
         recipe, _, arch = file.partition("-")
-        yield arch if recipe == "default" else f"{arch}, {recipe}", series_of(results / f"{file}.jsonl")
+        yield arch if recipe == "default" else f"{arch}, {recipe}", series_of(results / "series" / f"{file}.jsonl")
