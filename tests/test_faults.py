@@ -247,7 +247,7 @@ NUMERIC = [field.name for field in dataclasses.fields(Config) if field.type in (
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "1e400", "word"])
 def test_every_number_is_accepted_or_refused_by_name(name, value):
     flag = "--" + name.replace("_", "-")
-    may_be_zero = name not in ("epochs", "batch_size", "eval_batch_size", "learning_rate", "low_resolution")
+    may_be_zero = name not in ("epochs", "batch_size", "eval_batch_size", "learning_rate")
     if value == "0" and may_be_zero:
         assert getattr(flags.parse(Options, [flag, value], "train").config, name) == 0
         return

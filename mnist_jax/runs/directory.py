@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.errors import InputError, StorageError, reason, refusing, remedy, require_path
-from mnist_jax.recipes.config import RETIRED, Config, make_config
+from mnist_jax.recipes.config import Config, make_config
 from mnist_jax.runs import locks
 from mnist_jax.runs.weights import TEMPORARY, load_weights, replace_file
 from mnist_jax.steps import Trained
@@ -110,9 +110,13 @@ def load_config(run_dir: Path) -> Config:
 
 def config_of(settings: dict[str, Any]) -> Config:
     """Reads the config of a run of any version; raises InputError if it uses a setting that was removed."""
-    if dict(settings).get("low_resolution_epochs"):
-        raise InputError("low_resolution_epochs was removed; use the version that began the run")
-    return make_config(**{name: value for name, value in settings.items() if name not in RETIRED})
+    return make_config(**without_retired(dict(settings)))
+
+
+def without_retired(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as written, without those that were removed and had no effect."""
+    retired = () if settings.get("low_resolution_epochs") else ("low_resolution", "low_resolution_epochs")
+    return {name: value for name, value in settings.items() if name not in retired}
 
 
 def require_same_data(run_dir: Path, data: Dataset, remedy: str = "give the run its own data") -> None:

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError, StorageError, reason, remedy
-from mnist_jax.recipes.config import ARCH_RECIPES, PLACES, RECIPES, RETIRED, Config
+from mnist_jax.recipes.config import ARCH_RECIPES, PLACES, RECIPES, Config
 from mnist_jax.runs import locks
-from mnist_jax.runs.directory import VERSION, require_known
+from mnist_jax.runs.directory import VERSION, require_known, without_retired
 from mnist_jax.training import EpochMetrics
 
 
@@ -139,12 +139,12 @@ def append_trials(path: Path, *trials: Trial) -> None:
 def settings(config: Mapping[str, Any], **changes: Any) -> frozenset[tuple[str, Any]]:
     """The settings of a trial, for comparison, without those of `PLACES`.
 
-    Settings newer than the trial have its recipe's values. Settings that were removed keep the values written.
+    Settings newer than the trial have its recipe's values. Settings that were removed count if they had an effect.
     """
     recipe, arch = config.get("recipe", "default"), config.get("arch", "bn_dropout")
     today = {field.name: field.default for field in dataclasses.fields(Config)}
     today |= RECIPES.get(recipe, {}) | ARCH_RECIPES.get((recipe, arch), {})
-    return frozenset(placeless({**RETIRED, **today, **config, **changes}).items())
+    return frozenset(placeless({**today, **without_retired(config), **changes}).items())
 
 
 def placeless(config: Config | Mapping[str, Any]) -> dict[str, Any]:
