@@ -72,8 +72,9 @@ def main(options: Options) -> None:
 
 def _pools(both: list[Series]) -> tuple[int, list[np.ndarray]]:
     """The number of images, and whether each seed gets each one wrong that any does, bool [seeds, some images]."""
-    wrong, _, count = wrong_images(*both, [sorted(each.accuracies) for each in both])
-    return count, [each > 0 for each in wrong]
+    wrong = wrong_images(*both, [sorted(series.accuracies) for series in both])
+    some = np.concatenate(wrong).any(0)
+    return len(some), [table[:, some] > 0 for table in wrong]
 
 
 def _seeds(pools: list[np.ndarray], rng: np.random.Generator, seeds: int) -> list[np.ndarray]:

@@ -124,7 +124,7 @@ def test_as_many_jobs_as_cores_and_memory_allow(monkeypatch):
 
 @contextlib.contextmanager
 def dask(directory, environment, count):
-    """A scheduler and n workers on loopback by the documentation's commands; the flags of what uses them, the address."""
+    """A scheduler and n workers by the documentation's commands: the flags that use them, the address, a process."""
     lines = re.findall(r"^(.*\b8786\b.*)$", (ROOT / "docs/trainings.md").read_text(encoding="utf-8"), re.MULTILINE)
     port = str(free_port())
     lines = [line.replace("HOST:8786", f"localhost:{port}").replace("8786", port) for line in lines]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mnist_jax.data import Dataset
-from mnist_jax.errors import InputError, StorageError, reason, remedy
+from mnist_jax.errors import InputError, StorageError
 from mnist_jax.recipes.config import ARCH_RECIPES, PLACES, RECIPES, Config
 from mnist_jax.runs import locks
 from mnist_jax.runs.directory import VERSION, require_known, without_retired
@@ -67,73 +67,67 @@ def read_trials(path: Path) -> list[Trial]:
 
     Another line that was cut off is skipped too, and so is a trial that an earlier line has; a warning names them.
 
-    Raises InputError if the file cannot be read, a line is not a trial, or its version is newer than this package.
+    Raises OSError if the file cannot be read, InputError if a line is not a trial, or newer than this package.
     """
     trials: list[Trial] = []
     lines_of: dict[Any, int] = {}
-    try:
-        for number, line in enumerate(_whole(path.read_bytes()).splitlines() if path.exists() else (), 1):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                _warn(path, number, "was cut off and is left out; remove it")
-                continue
+    with _naming(path):
+        lines = _whole(path.read_bytes()).splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            _warn(path, number, "was cut off and is left out; remove it")
+            continue
+        try:
             trial = _trial(**require_known(path, {"version": 0, **record}))
-            attempt = json.dumps(trial.attempt, sort_keys=True)
-            key = settings(trial.config), attempt, trial.dataset, trial.sha256
-            if (first := lines_of.setdefault(key, number)) < number:
-                _warn(path, number, f"has the trial of line {first} again and is left out; remove it")
-            else:
-                trials.append(trial)
-    except OSError as error:
-        what = f"({reason(error)}); {remedy(error, 'name another file')}"
-        raise InputError(f"results {str(path)!r} cannot be read {what}") from error
-    except TypeError as error:
-        raise InputError(f"results {str(path)!r} cannot be read ({error}); repair or remove the line") from error
+        except TypeError as error:
+            raise InputError(f"results {str(path)!r} cannot be read ({error}); repair or remove the line") from error
+        key = settings(trial.config), json.dumps(trial.attempt, sort_keys=True), trial.dataset, trial.sha256
+        if (first := lines_of.setdefault(key, number)) < number:
+            _warn(path, number, f"has the trial of line {first} again and is left out; remove it")
+        else:
+            trials.append(trial)
     return trials
 
 
 @contextlib.contextmanager
-def only_writer(path: Path | None) -> Iterator[None]:
-    """Locks a file of results, if there is one, against other processes that write it.
+def only_writer(path: Path) -> Iterator[None]:
+    """Locks a file of results against other processes that write it.
 
-    Raises BusyError if another process does, InputError if the file cannot be written.
+    Raises BusyError if another process does, OSError if the file cannot be written.
     """
     with contextlib.ExitStack() as stack:
-        if path:
-            with _writable(path):
-                stack.enter_context(locks.hold(path.parent, f".{path.name}", f"results {str(path)!r}"))
+        with _naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locks.hold(path.parent, f".{path.name}", f"results {str(path)!r}"))
         yield
 
 
 def prepare_trials(path: Path) -> None:
-    """Makes the file if it is missing, and cuts off an incomplete last line; raises InputError if not writable."""
-    with _writable(path), path.open("a+b") as file:
-        file.seek(0)
-        text = file.read()
-        whole = _whole(text)
-        if whole != text:
+    """Makes the file if it is missing, and cuts off an incomplete last line; raises OSError if not writable."""
+    with _naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            file.seek(0)
+            text = file.read()
+            whole = _whole(text)
             file.truncate(min(len(text), len(whole)))
             file.write(whole[len(text) :])
 
 
 def append_trials(path: Path, *trials: Trial) -> None:
-    """Adds all trials or none to a file that `prepare_trials` made; raises StorageError if it cannot be written."""
+    """Adds all trials or none to a file that `prepare_trials` made; raises OSError if it cannot be written."""
     text = "".join(json.dumps(_written(trial)) + "\n" for trial in trials)
+    size = path.stat().st_size
     try:
-        size = path.stat().st_size
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(text)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.truncate(path, size)
-            raise
+        with _naming(path), path.open("a", encoding="utf-8") as file:
+            file.write(text)
     except OSError as error:
-        raise StorageError(
-            f"cannot write to results {str(path)!r} ({reason(error)}); what was there is intact; "
-            f"{remedy(error, 'mend that')}, then run the same command again"
-        ) from error
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)
+        error.add_note("what was there is intact: the same command continues after it")
+        raise
 
 
 def settings(config: Mapping[str, Any], **changes: Any) -> frozenset[tuple[str, Any]]:
@@ -159,14 +153,12 @@ def is_of(trial: Trial, data: Dataset) -> bool:
 
 
 @contextlib.contextmanager
-def _writable(path: Path) -> Iterator[None]:
-    """Makes the folder of results; turns an OSError, there or in the block, into an InputError."""
+def _naming(path: Path) -> Iterator[None]:
+    """Gives an error of the system its file, which one of writing or closing lacks."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        what = f"({reason(error)}); {remedy(error, 'name another file')}"
-        raise InputError(f"results {str(path)!r} cannot be written {what}") from error
+        raise StorageError(error.errno, error.strerror, str(path)) from error
 
 
 def _warn(path: Path, number: int, what: str) -> None:
