@@ -2,7 +2,6 @@
 
 import json
 import re
-import statistics
 
 import make_tables
 import pytest
@@ -14,8 +13,6 @@ from tables.exercise import PUBLIC, layers_table
 import mnist_jax
 from mnist_jax import ARCHS, layers_of, make_model
 from mnist_jax.runs.weights import PRETRAINED
-from mnist_jax.series import records
-from mnist_jax.statistics import seed_statistics
 
 TEXTS = {path: path.read_text("utf-8") for path in make_tables.pages(ROOT)}
 FIGURES = ["ladder-light", "ladder-dark", "frontier-light", "frontier-dark", "errors-light", "errors-dark"]
@@ -45,16 +42,6 @@ def test_figures_are_written_beside_their_sources(tmp_path):
             assert image.text["Source"] == figures.sources_hash(tmp_path)
 
 
-def test_smaller_distortions_suit_fashion_mnist():
-    """On held-out images, as the page of results says."""
-    reached = {0: [], 7: []}
-    for trial in records.read_trials(ROOT / "results" / "search" / "fashion-mnist.jsonl"):
-        assert (trial.config["arch"], trial.config["held_out"], trial.dataset) == ("small", 10_000, "fashion-mnist")
-        reached[trial.config["rotation"]].append(trial.history[-1].test_accuracy)
-    assert (len(reached[0]), len(reached[7])) == (2, 2)
-    assert min(reached[0]) > max(reached[7])
-
-
 def test_the_frontier_has_ours_and_the_public_runs_by_size(tmp_path):
     for arch in ("gap", "basic", "4-pool-s6"):  # Of 9,752, 194,884 and 166 parameters.
         write(tmp_path / f"series/default-{arch}.jsonl", line(1, 0.99, arch=arch), line(2, 0.98, arch=arch))
@@ -65,13 +52,6 @@ def test_the_frontier_has_ours_and_the_public_runs_by_size(tmp_path):
     assert rows[1] == "| 575 | | 98.00 | 98.50 | hexhowells, neural golfing | 1 |  | |"
     (tmp_path / "series/default-4-pool-s6.jsonl").unlink()
     assert list(accuracy.frontier_table(tmp_path))[2].startswith("| 575 | | 98.00 | none so small |")
-
-
-def test_seed_statistics_closed_form():
-    accuracies = [0.994, 0.995, 0.993, 0.996]
-    std = statistics.stdev(accuracies)
-    assert seed_statistics(accuracies) == pytest.approx((4, 0.9945, std, std / 2, 0.993, 0.996, 0.75))
-    assert seed_statistics([0.99]) == (1, 0.99, None, None, 0.99, 0.99, 0.0)
 
 
 def write(path, *lines):
