@@ -59,14 +59,8 @@ def main(options: Options) -> None:
         names = "coverage", "equal_coverage", "found", "equal_different", "any_of_ten_different"
         cases.append(how | {"seeds": seeds} | dict(zip(names, (counts / options.times).tolist(), strict=True)))
         print(json.dumps(cases[-1]), flush=True)
-    record = {
-        "cases": cases,
-        "difference": truth,
-        "comparisons": options.times,
-        "files": [path.name for path in FILES],
-        "environment": environment(),
-        "version": 1,
-    }
+    record = {"cases": cases, "difference": truth, "comparisons": options.times}
+    record |= {"files": [path.name for path in FILES], "environment": environment(), "version": 1}
     options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

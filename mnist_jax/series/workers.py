@@ -74,14 +74,9 @@ def run_at_once(
 ) -> Iterator[tuple[Task, Outcome]]:
     """Trains a task on each worker of a Dask client at a time; yields each with its outcome, in the order of finishing.
 
-    Dask begins a task anew when its worker is lost, up to three times. The outcome is then a LostError.
-
-    Args:
-      tasks: what to train.
-      client: of `local_workers` or `cluster_workers`.
-      wanted: `identity` that every worker must have; empty for workers of this machine.
-      stop: called ten times a second.
-      tell: called with a line when a worker is lost.
+    Dask begins a task anew when its worker is lost, up to three times. The outcome is then a LostError. `client` is of
+    `local_workers` or `cluster_workers`, and `wanted` the `identity` that every worker must have, empty for workers of
+    this machine. `stop` is called ten times a second, `tell` with a line when a worker is lost.
 
     Raises KeyboardInterrupt if `stop` returns true, LostError if the scheduler is lost, InputError if a worker of a
     cluster has another version of the package or other data.
