@@ -200,7 +200,10 @@ def wrong_images(a: Series, b: Series, seeds: Sequence[Sequence[int]]) -> tuple[
     wrong = np.zeros((len(seeds[0]), a.count)), np.zeros((len(seeds[1]), a.count))
     for table, errors, chosen in zip(wrong, (a.errors, b.errors), seeds, strict=True):
         for row, seed in zip(table, chosen, strict=True):
-            row[np.asarray(errors[seed], int)] = 1
+            indices = np.asarray(errors[seed], int)
+            if (indices >= a.count).any():
+                raise InputError(f"seed {seed} has errors beyond its {a.count:,} images; give indices below that")
+            row[indices] = 1
     return wrong
 
 

@@ -95,6 +95,7 @@ def test_all_against_the_best_are_corrected_for_all_pairs():
 def test_mcnemar_by_the_majority_of_seeds():
     one = Series(dict.fromkeys((1, 2, 3), 0.9), {1: [1, 2, 9], 2: [1, 2], 3: [3, 1]}, 100)
     other = Series(dict.fromkeys((1, 2), 0.9), {1: [2, 5, 6, 7], 2: [2, 5, 6, 8]}, 100)
+    refused("seed 1 has errors beyond its 9 images", mcnemar, *(series._replace(count=9) for series in (one, other)))
     result = mcnemar(one, other)
     assert (result.only_a, result.only_b) == ([5, 6], [1])
     assert result.p_value == pytest.approx(stats.binomtest(1, 3).pvalue)

@@ -116,8 +116,8 @@ def test_a_signal_leaves_no_process_behind(environment, tmp_path, number, status
 
 
 def test_as_many_jobs_as_cores_and_memory_allow(monkeypatch):
-    monkeypatch.setattr(workers, "cores", lambda: list(range(16)))
-    for memory, arch, expected in ((64e9, "gap", 16), (5e9, "gap", 7), (5e9, "basic", 4), (1e8, "basic", 1)):
+    monkeypatch.setattr(workers, "cores", lambda: [*range(16)])
+    for memory, arch, expected in ((64e9, "gap", 16), (5e9, "basic", 4), (1e8, "basic", 1)):
         monkeypatch.setattr("distributed.system.MEMORY_LIMIT", memory)
         assert workers.default_jobs(["gap", arch]) == expected
 

@@ -81,9 +81,9 @@ def read_trials(path: Path) -> list[Trial]:
             continue
         try:
             trial = _trial(**require_known(path, {"version": 0, **record}))
+            key = settings(trial.config), json.dumps(trial.attempt, sort_keys=True), trial.dataset, trial.sha256
         except TypeError as error:
             raise InputError(f"results {str(path)!r} cannot be read ({error}); repair or remove the line") from error
-        key = settings(trial.config), json.dumps(trial.attempt, sort_keys=True), trial.dataset, trial.sha256
         if (first := lines_of.setdefault(key, number)) < number:
             _warn(path, number, f"has the trial of line {first} again and is left out; remove it")
         else:
@@ -119,13 +119,16 @@ def prepare_trials(path: Path) -> None:
 def append_trials(path: Path, *trials: Trial) -> None:
     """Adds all trials or none to a file that `prepare_trials` made; raises OSError if it cannot be written."""
     text = "".join(json.dumps(_written(trial)) + "\n" for trial in trials)
-    size = path.stat().st_size
+    size = None
     try:
-        with _naming(path), path.open("a", encoding="utf-8") as file:
-            file.write(text)
+        with _naming(path):
+            size = path.stat().st_size
+            with path.open("a", encoding="utf-8") as file:
+                file.write(text)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.truncate(path, size)
+        if size is not None:
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)
         error.add_note("what was there is intact: the same command continues after it")
         raise
 
