@@ -1,5 +1,7 @@
 """Differences of accuracy between series of seeds, and how sure they are."""
 
+import bisect
+import itertools
 from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Literal, NamedTuple
@@ -73,15 +75,9 @@ class Comparison(NamedTuple):
         The power is that of Student's t-test, by the noncentral t distribution: Cohen, "Statistical Power Analysis for
         the Behavioral Sciences", 1988.
 
-        Args:
-          difference: true difference, a fraction.
-          power: probability to find it.
-
-        Returns:
-          The number; None if no number of seeds is enough on as many images.
-
-        Raises:
-          InputError: If `difference` is not above 0, or `power` not between 0.05 and 1.
+        `difference` is the true one, a fraction; `power` is the probability to find it. Returns None if no number of
+        seeds is enough on as many images. Raises InputError if `difference` is not above 0, or `power` not between
+        0.05 and 1.
 
         Example:
           >>> mj.compare({1: 0.994, 2: 0.995, 3: 0.995}, {1: 0.993, 2: 0.994, 3: 0.993}).seeds_needed(0.0005)
@@ -92,9 +88,9 @@ class Comparison(NamedTuple):
         if not 0.05 < power < 1:
             raise InputError(f"power {shown(power)} cannot be used; choose more than 0.05 and less than 1")
 
-        def enough(n: float) -> bool:
-            parts = [variance / n for variance in self.seed_variances]
-            variance, df = _satterthwaite([*parts, self.image_variance], [n - 1] * len(parts) + [inf])
+        def enough(n: int) -> bool:
+            seed_variances = [variance / n for variance in self.seed_variances]
+            variance, df = _satterthwaite(seed_variances, [n - 1] * len(seed_variances), self.image_variance)
             if not variance:
                 return True
             shift, reach = difference / variance**0.5, scipy.special.stdtrit(df, (1 + LEVEL) / 2)
@@ -102,18 +98,9 @@ class Comparison(NamedTuple):
                 return True
             return 1 - scipy.special.nctdtr(df, shift, reach) + scipy.special.nctdtr(df, shift, -reach) >= power
 
-        if not enough(MOST_SEEDS):
-            return None
-        few, many = 1, 2
-        while not enough(many):
-            few, many = many, 2 * many
-        while many - few > 1:
-            middle = (few + many) // 2
-            if enough(middle):
-                many = middle
-            else:
-                few = middle
-        return many
+        seeds = range(2, MOST_SEEDS + 1)
+        least = bisect.bisect_left(seeds, True, key=enough)
+        return seeds[least] if least < len(seeds) else None
 
 
 def compare_series(
@@ -124,46 +111,51 @@ def compare_series(
         raise InputError(f"images {shown(images)} cannot be used; choose fixed or sampled")
     if a.scored and b.scored and a.scored != b.scored:
         raise InputError(f"one series was scored on {a.scored}, the other on {b.scored}; compare those of the same")
-    shared = sorted(a.accuracies.keys() & b.accuracies.keys())
-    if paired and len(shared) < 2:
-        raise InputError(f"the series share {len(shared)} of their seeds; pair two or more, or compare without pairs")
-    used = [shared, shared] if paired else [sorted(a.accuracies), sorted(b.accuracies)]
-    for seeds in used:
-        if len(seeds) < 2:
-            raise InputError("a series has fewer than two seeds, which have no spread; give two or more")
-    one, other = (np.array([each.accuracies[s] for s in seeds]) for each, seeds in zip((a, b), used, strict=True))
+    common = sorted(a.accuracies.keys() & b.accuracies.keys())
+    if paired and len(common) < 2:
+        raise InputError(f"the series share {len(common)} of their seeds; pair two or more, or compare without pairs")
+    if min(len(a.accuracies), len(b.accuracies)) < 2:
+        raise InputError("a series has fewer than two seeds, which have no spread; give two or more")
+    seeds = (common, common) if paired else (sorted(a.accuracies), sorted(b.accuracies))
+    one, other = (_accuracies(series, chosen) for series, chosen in zip((a, b), seeds, strict=True))
     groups = [one - other] if paired else [one, other]
-    seed_variances, dfs = [_variance(values) for values in groups], [len(values) - 1.0 for values in groups]
+    seed_variances = [_variance(group) for group in groups]
+    dfs = [len(group) - 1.0 for group in groups]
     image_variance = 0.0
     if images == "sampled":
-        image_variance, interactions = _image_parts(a, b, used, paired)
+        wrong_a, wrong_b = wrong_images(a, b, seeds)
+        image_variance, interactions = _image_variance(wrong_a, wrong_b, paired)
         # The variance over seeds is that of the interaction, or more. Where few seeds spread less, by chance, so small
         # a mean square has many degrees of freedom, by Satterthwaite; at most fourfold keeps small levels right.
         for i, least in enumerate(interactions):
             if seed_variances[i] < least:
                 dfs[i] *= (least / max(seed_variances[i], least / 2)) ** 2
                 seed_variances[i] = least
-    parts = [variance / len(values) for variance, values in zip(seed_variances, groups, strict=True)]
-    variance, df = _satterthwaite([*parts, image_variance], [*dfs, inf])
+    of_means = [variance / len(group) for variance, group in zip(seed_variances, groups, strict=True)]
+    variance, df = _satterthwaite(of_means, dfs, image_variance)
     difference, stderr = float(one.mean() - other.mean()), variance**0.5
     reach = _reach(stderr, df, LEVEL)
-    both = np.array([[series.accuracies[seed] for seed in shared] for series in (a, b)])
-    varied = len(shared) > 2 and np.ptp(both, 1).all()
+    pairs = np.stack([_accuracies(series, common) for series in (a, b)])
+    varied = len(common) > 2 and np.ptp(pairs, 1).all()
     return Comparison(
         difference,
-        difference - reach,
-        difference + reach,
-        float(2 * scipy.special.stdtr(df, -abs(difference) / stderr)) if stderr else 1.0,
-        paired,
-        images,
-        (len(one), len(other)),
-        stderr,
-        df,
-        tuple(seed_variances),
-        image_variance,
-        float(np.corrcoef(*both).flat[1]) if varied else None,
-        float(np.sign(np.subtract.outer(one, other)).mean() / 2 + 0.5),
+        low=difference - reach,
+        high=difference + reach,
+        p_value=float(2 * scipy.special.stdtr(df, -abs(difference) / stderr)) if stderr else 1.0,
+        paired=paired,
+        images=images,
+        seeds=(len(one), len(other)),
+        stderr=stderr,
+        df=df,
+        seed_variances=tuple(seed_variances),
+        image_variance=image_variance,
+        correlation=float(np.corrcoef(pairs)[0, 1]) if varied else None,
+        chance=float(np.sign(np.subtract.outer(one, other)).mean() / 2 + 0.5),
     )
+
+
+def _accuracies(series: Series, seeds: Sequence[int]) -> np.ndarray:
+    return np.array([series.accuracies[seed] for seed in seeds])
 
 
 def _reach(stderr: float, df: float, level: float) -> float:
@@ -176,48 +168,43 @@ def _variance(values: np.ndarray) -> float:
     return float(values.var(ddof=1)) if np.ptp(values) > 1e-9 else 0.0
 
 
-def _satterthwaite(variances: Sequence[float], dfs: Sequence[float]) -> tuple[float, float]:
-    """The sum of variances, and its degrees of freedom."""
-    total = sum(variances)
+def _satterthwaite(variances: Sequence[float], dfs: Sequence[float], known: float) -> tuple[float, float]:
+    """The sum of estimated variances and a known one, and its degrees of freedom."""
+    total = sum(variances) + known
     spread = sum(variance**2 / df for variance, df in zip(variances, dfs, strict=True))
     return total, min(total**2 / spread, 1e9) if spread else 1e9
 
 
-def _image_parts(a: Series, b: Series, used: Sequence[Sequence[int]], paired: bool) -> tuple[float, list[float]]:
+def _image_variance(one: np.ndarray, other: np.ndarray, paired: bool) -> tuple[float, list[float]]:
     """The variance of the difference that is due to images alone; the part of each seed variance that is interaction.
 
     The mean square of images has that of the interaction in it, which is subtracted: the variance over seeds has it.
     """
-    wrong, _, count = wrong_images(a, b, used)
-    by_image = wrong[0].mean(0) - wrong[1].mean(0)
-    squares = (by_image**2).sum() - by_image.sum() ** 2 / count
-    variance, interactions = squares / (count - 1) / count, []
-    for each in [wrong[0] - wrong[1]] if paired else wrong:
-        n = len(each)
-        of_images = (each.sum(0) ** 2).sum() / n
-        of_seeds = (each.sum(1) ** 2).sum() / count
-        residual = (each**2).sum() - of_images - of_seeds + each.sum() ** 2 / n / count
-        interactions.append(float(residual / ((n - 1) * (count - 1)) / count))
-        variance -= interactions[-1] / n
+    count = one.shape[1]
+    variance, interactions = (one.mean(0) - other.mean(0)).var(ddof=1) / count, []
+    for wrong in [one - other] if paired else [one, other]:
+        n = len(wrong)
+        residual = wrong - wrong.mean(0) - wrong.mean(1, keepdims=True) + wrong.mean()
+        interaction = float((residual**2).sum() / ((n - 1) * (count - 1)) / count)
+        variance -= interaction / n
+        interactions.append(interaction)
     return max(float(variance), 0.0), interactions
 
 
-def wrong_images(a: Series, b: Series, used: Sequence[Sequence[int]]) -> tuple[list[np.ndarray], np.ndarray, int]:
-    """For each series, 1 where a seed gets an image wrong, float [seeds, some images]; their indices; all images.
-
-    The images are those that some seed gets wrong.
-    """
+def wrong_images(a: Series, b: Series, seeds: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """For each series, 1 where one of its seeds gets an image wrong, float [seeds, images]."""
     if a.errors is None or b.errors is None or a.count is None or b.count is None:
         raise InputError('images "sampled" needs the errors of each seed by image, as trials have them; give trials')
     if a.count != b.count:
         raise InputError(f"one series was scored on {a.count:,} images, the other on {b.count:,}; give the same")
-    errors = [
-        series.errors[seed] for series, seeds in zip((a, b), used, strict=True) for seed in seeds if series.errors
-    ]
-    places, columns = np.unique(np.concatenate([np.asarray(each, int) for each in errors]), return_inverse=True)
-    wrong = np.zeros((len(errors), len(places)))
-    wrong[np.repeat(np.arange(len(errors)), [len(each) for each in errors]), columns] = 1
-    return [wrong[: len(used[0])], wrong[len(used[0]) :]], places, a.count
+    wrong = np.zeros((len(seeds[0]), a.count)), np.zeros((len(seeds[1]), a.count))
+    for table, errors, chosen in zip(wrong, (a.errors, b.errors), seeds, strict=True):
+        for row, seed in zip(table, chosen, strict=True):
+            indices = np.asarray(errors[seed], int)
+            if (indices >= a.count).any():
+                raise InputError(f"seed {seed} has errors beyond its {a.count:,} images; give indices below that")
+            row[indices] = 1
+    return wrong
 
 
 def against_best(
@@ -251,21 +238,20 @@ def against_best(
         raise InputError(f"{len(series)} series cannot be compared; give two or more")
     names = sorted(series, key=lambda name: -np.mean([*series[name].accuracies.values()]))
     pairs = {}
-    for i, name in enumerate(names):
-        for other in names[i + 1 :]:
-            try:
-                pairs[name, other] = compare_series(series[name], series[other], images=images, paired=paired)
-            except InputError as error:
-                raise InputError(f"{name} and {other}: {error}") from error
+    for name, other in itertools.combinations(names, 2):
+        try:
+            pairs[name, other] = compare_series(series[name], series[other], images=images, paired=paired)
+        except InputError as error:
+            raise InputError(f"{name} and {other}: {error}") from error
     corrected = dict(zip(pairs, _holm([pair.p_value for pair in pairs.values()]), strict=True))
-    best, found = names[0], {}
+    best, others = names[0], {}
     for name in series:
         if name != best:
             pair = pairs[best, name]
             reach = _reach(pair.stderr, pair.df, 1 - (1 - LEVEL) / len(pairs))
-            ends = {"low": pair.difference - reach, "high": pair.difference + reach}
-            found[name] = pair._replace(p_value=corrected[best, name], **ends)
-    return best, found
+            low, high = pair.difference - reach, pair.difference + reach
+            others[name] = pair._replace(p_value=corrected[best, name], low=low, high=high)
+    return best, others
 
 
 def _holm(p_values: Sequence[float]) -> list[float]:
@@ -313,8 +299,8 @@ def mcnemar(a: Series, b: Series) -> McNemar:
       >>> differences.mcnemar(one, other)
       McNemar(only_a=[5], only_b=[3, 7], p_value=1.0)
     """
-    wrong, places, _ = wrong_images(a, b, [sorted(a.accuracies), sorted(b.accuracies)])
-    missed = [each.mean(0) > 0.5 for each in wrong]
-    only_a, only_b = (places[one & ~other].tolist() for one, other in (missed[::-1], missed))
-    few, both = min(len(only_a), len(only_b)), len(only_a) + len(only_b)
-    return McNemar(only_a, only_b, min(1.0, 2 * float(scipy.special.bdtr(few, both, 0.5))))
+    wrong = wrong_images(a, b, [sorted(a.accuracies), sorted(b.accuracies)])
+    wrong_a, wrong_b = (table.mean(0) > 0.5 for table in wrong)
+    only_a, only_b = np.flatnonzero(wrong_b & ~wrong_a).tolist(), np.flatnonzero(wrong_a & ~wrong_b).tolist()
+    few, total = min(len(only_a), len(only_b)), len(only_a) + len(only_b)
+    return McNemar(only_a, only_b, min(1.0, 2 * float(scipy.special.bdtr(few, total, 0.5))))

@@ -143,10 +143,10 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
       '90% sure, 50% right, error 0.40'
     """
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    count = np.bincount(place, minlength=bins)
+    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    count = np.bincount(index, minlength=bins)
     some = count > 0
-    mean_confidence = np.bincount(place, confidence, bins)[some] / count[some]
-    accuracy = np.bincount(place, right, bins)[some] / count[some]
+    mean_confidence = np.bincount(index, confidence, bins)[some] / count[some]
+    accuracy = np.bincount(index, right, bins)[some] / count[some]
     error = float(np.abs(mean_confidence - accuracy) @ count[some] / len(labels))
     return Calibration(mean_confidence, accuracy, count[some], error)

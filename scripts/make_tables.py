@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Makes the tables of README.md, docs/ and the weights' cards, and the figures in results/, from results/.
+    """Makes the tables of README.md, docs/ and the weights' cards, and the figures in results/figures/, from results/.
 
     The figures need the extra figures.
 
@@ -76,10 +76,10 @@ TABLES: dict[str, Callable[[Path], Iterator[str]]] = {
     "claim": claims.claim_line,
     "sentences": claims.sentences,
     "comparisons": claims.simulated_table,
-    "speed": lambda results: speed_table(_records(results, *(f"benchmark-{arch}.json" for arch in ARCHS))),
-    "time": lambda results: time_table(_records(results, "time-to-target*.json")),
-    "time-devices": lambda results: time_table(_records(results, "*/time-to-target*.json")),
-    "tpu": lambda results: tpu_table(_records(results, *(f"tpu-{arch}.json" for arch in ARCHS))),
+    "speed": lambda results: speed_table(_records(results, *(f"speed/benchmark-{arch}.json" for arch in ARCHS))),
+    "time": lambda results: time_table(_records(results, "speed/time-to-target*.json")),
+    "time-devices": lambda results: time_table(_records(results, "speed/*/time-to-target*.json")),
+    "tpu": lambda results: tpu_table(_records(results, *(f"speed/tpu-{arch}.json" for arch in ARCHS))),
     **{f"layers-{arch}": lambda results, arch=arch: layers_table(arch) for arch in ARCHS},
     **{f"result-{arch}": partial(accuracy.result_table, arch) for arch in ARCHS},
     **{f"card-{name}": partial(card_table, name) for name in WEIGHTS},

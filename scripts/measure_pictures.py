@@ -33,7 +33,7 @@ class Options:
     Small digits are scikit-learn's 1,797 of 8x8, as pictures of 96x96. No digits are 500 each of letters, noise, shapes
     and Fashion-MNIST's test images, told from the folder's digits.
 
-    Example: python scripts/measure_pictures.py --pictures digits --fashion fashion-mnist --out results/pictures.json
+    Example: python scripts/measure_pictures.py --pictures digits --fashion fashion-mnist --out pictures.json
     """
 
     pictures: Path

@@ -15,7 +15,8 @@ from mnist_jax.runtime import environment
 from mnist_jax.series.comparing import series_of
 
 TEN = 10
-FILES = [Path(__file__).parents[1] / "results" / f"default-{arch}.jsonl" for arch in ("accurate", "bn_dropout")]
+SERIES = Path(__file__).parents[1] / "results" / "series"
+FILES = [SERIES / f"default-{arch}.jsonl" for arch in ("accurate", "bn_dropout")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Options:
     are drawn as there are, with replacement. So the true difference is that of the twenty. Equal recipes are both
     accurate; as pairs, both recipes with sides swapped at random.
 
-    Example: python scripts/simulate_comparisons.py --out results/comparisons.json
+    Example: python scripts/simulate_comparisons.py --out results/series/comparisons.json
     """
 
     out: Path
@@ -58,21 +59,16 @@ def main(options: Options) -> None:
         names = "coverage", "equal_coverage", "found", "equal_different", "any_of_ten_different"
         cases.append(how | {"seeds": seeds} | dict(zip(names, (counts / options.times).tolist(), strict=True)))
         print(json.dumps(cases[-1]), flush=True)
-    record = {
-        "cases": cases,
-        "difference": truth,
-        "comparisons": options.times,
-        "files": [path.name for path in FILES],
-        "environment": environment(),
-        "version": 1,
-    }
+    record = {"cases": cases, "difference": truth, "comparisons": options.times}
+    record |= {"files": [path.name for path in FILES], "environment": environment(), "version": 1}
     options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _pools(both: list[Series]) -> tuple[int, list[np.ndarray]]:
     """The number of images, and whether each seed gets each one wrong that any does, bool [seeds, some images]."""
-    wrong, _, count = wrong_images(*both, [sorted(each.accuracies) for each in both])
-    return count, [each > 0 for each in wrong]
+    wrong = wrong_images(*both, [sorted(series.accuracies) for series in both])
+    some = np.concatenate(wrong).any(0)
+    return len(some), [table[:, some] > 0 for table in wrong]
 
 
 def _seeds(pools: list[np.ndarray], rng: np.random.Generator, seeds: int) -> list[np.ndarray]:

@@ -51,7 +51,7 @@ def test_tables_take_ratios_round_by_round():
 
 def estimated(program, seeds, arch, config, mesh, layers):
     """The estimate of a program: as it was recorded, where it and the compiler are the same, else compiled anew."""
-    record = json.loads((ROOT / "results" / f"tpu-{arch}.json").read_text(encoding="utf-8"))
+    record = json.loads((ROOT / "results" / "speed" / f"tpu-{arch}.json").read_text(encoding="utf-8"))
     lowered = estimate_tpu.lower_program(program, config, mesh, seeds, estimate_tpu.LAYERS[layers])
     found = record["programs"][f"{program} of {seeds} seeds" if seeds else program][layers]
     same = all(record["environment"][name] == importlib.metadata.version(name) for name in ("jaxlib", "libtpu"))

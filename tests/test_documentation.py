@@ -67,7 +67,7 @@ def test_the_tests_files_and_functions_they_name_exist():
     assert not [name for name in named if f"def {name}(" not in defined]
     folders = "mnist_jax|scripts|tests|results|notebooks|docs"
     named = set(re.findall(rf"(?<![\w/])(?:{folders})/[\w/.-]*\w", "".join(DOCUMENTS.values())))
-    examples = {"results/search-ARCH.jsonl", "docs/_build"}
+    examples = {"results/search/ARCH.jsonl", "docs/_build"}
     assert len(named) >= 20
     assert not [name for name in named - examples if not (ROOT / name).exists()]
     rows = re.findall(r"\| `(mnist_jax/\S+)` \| `(\w+)` \|", DOCUMENTS["CONTRIBUTING.md"])
@@ -127,7 +127,7 @@ def test_commands_work_in_their_order(call, mnist, tmp_path):
         arguments = [word.replace("RUN_DIR", run_dir) for word in given]
         arguments = [re.sub("^arch=.*", "arch=4-pool-4,4-pool-5", word) for word in arguments]
         arguments = [str(PREPARED) if word == "DIR" else word for word in arguments]
-        arguments = [str(ROOT / word) if word.startswith(("docs/", "results/default-")) else word for word in arguments]
+        arguments = [str(ROOT / word) if word.startswith(("docs/", "results/")) else word for word in arguments]
         if name in shorter and not {"--resume", "--help"} & {*arguments}:
             arguments += shorter[name]
         if name == "evaluate" and "--arch" in arguments:

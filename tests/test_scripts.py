@@ -107,15 +107,21 @@ def fruit(folder, seed=0):
 
 def test_reproduce_appends_each_seed_and_continues(call, tmp_path):
     """A file keeps the name of its data, not its place; other data of that name and other settings are refused."""
-    out = Path("results/fruit-default-4-pool-s4.jsonl")
+    name = "fruit-default-4-pool-s4p-=2.jsonl"
+    new, out = Path("results/series") / name.replace("=", "r"), Path("results") / name
 
     def reproduce(folder, *more, seed=0):
         data = fruit(tmp_path / folder / "fruit", seed)
-        return call("reproduce", "--dataset", data, *ON_FRUIT, "--jobs", "1", "--seeds", "2", *more)
+        layout = ["--arch", "4-pool-s4p-=2"]
+        return call("reproduce", "--dataset", data, *ON_FRUIT, *layout, "--jobs", "1", "--seeds", "2", *more)
 
-    assert "1 seed: " in reproduce("here", "--seeds", "1")[1]
-    (first,) = out.read_text().splitlines()
+    printed = reproduce("here", "--seeds", "1")[1]
+    assert f"appending to {new}\n" in printed
+    assert "1 seed: " in printed
+    (first,) = new.read_text().splitlines()
+    new.rename(out)  # As version 0.2 named it.
     printed = reproduce("there")[1]
+    assert f"appending to {out}\n" in printed
     lines = out.read_text().splitlines()
     trials = [json.loads(line) for line in lines]
     assert lines[0] == first
@@ -292,6 +298,8 @@ def test_a_run_from_before_is_of_mnist(call, trained, tmp_path):
     Path("run/dataset.json").unlink()
     config = json.loads(Path("run/config.json").read_text())
     del config["dataset"]
-    Path("run/config.json").write_text(json.dumps(config | {"low_resolution": 20, "low_resolution_epochs": 1}))
+    Path("run/config.json").write_text(json.dumps(config | {"low_resolution": 20, "low_resolution_epochs": 0}))
     assert call("evaluate", "run")[1].startswith("gap: test accuracy")
     assert_refused(call("evaluate", "run", "--dataset", fruit(tmp_path / "fruit")), "apple, pear")
+    Path("run/config.json").write_text(json.dumps(config | {"low_resolution_epochs": 1}))
+    assert_refused(call("evaluate", "run"), "low_resolution_epochs")

@@ -34,7 +34,7 @@ def test_a_file_has_one_writer_at_a_time(tmp_path, monkeypatch, number):
         without_flock(monkeypatch, number)
     path = tmp_path / "new" / "trials.jsonl"
     for _ in range(2):  # It is free again.
-        with records.only_writer(path), records.only_writer(path.with_name("other.jsonl")), records.only_writer(None):
+        with records.only_writer(path), records.only_writer(path.with_name("other.jsonl")):
             said = rf"trials.jsonl' is being written by process {os.getpid()} on .*; wait for it or stop it, or name"
             with pytest.raises(BusyError, match=said), records.only_writer(path):
                 pass

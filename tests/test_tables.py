@@ -2,7 +2,6 @@
 
 import json
 import re
-import statistics
 
 import make_tables
 import pytest
@@ -14,8 +13,6 @@ from tables.exercise import PUBLIC, layers_table
 import mnist_jax
 from mnist_jax import ARCHS, layers_of, make_model
 from mnist_jax.runs.weights import PRETRAINED
-from mnist_jax.series import records
-from mnist_jax.statistics import seed_statistics
 
 TEXTS = {path: path.read_text("utf-8") for path in make_tables.pages(ROOT)}
 FIGURES = ["ladder-light", "ladder-dark", "frontier-light", "frontier-dark", "errors-light", "errors-dark"]
@@ -29,15 +26,15 @@ def test_the_tables_are_made_from_the_results():
 
 def test_the_figures_are_drawn_from_the_results():
     for name in FIGURES:
-        path = ROOT / "results" / f"{name}.png"
-        assert f"results/{path.name}" in "".join(TEXTS.values())
+        path = ROOT / "results" / "figures" / f"{name}.png"
+        assert f"results/figures/{path.name}" in "".join(TEXTS.values())
         with Image.open(path) as image:
             assert image.text["Source"] == figures.sources_hash(ROOT / "results"), "make_tables.py draws it again"
 
 
 def test_figures_are_written_beside_their_sources(tmp_path):
     pytest.importorskip("adjustText", reason="the extra figures is not installed")
-    write(tmp_path / "default-gap.jsonl", line(1, 0.99, 0.98), line(2, 0.97, 0.995))
+    write(tmp_path / "series/default-gap.jsonl", line(1, 0.99, 0.98), line(2, 0.97, 0.995))
     written = figures.write_figures(tmp_path)
     assert [path.stem for path in written] == FIGURES
     for path in written:
@@ -45,50 +42,34 @@ def test_figures_are_written_beside_their_sources(tmp_path):
             assert image.text["Source"] == figures.sources_hash(tmp_path)
 
 
-def test_smaller_distortions_suit_fashion_mnist():
-    """On held-out images, as the page of results says."""
-    reached = {0: [], 7: []}
-    for trial in records.read_trials(ROOT / "results" / "search-fashion-mnist.jsonl"):
-        assert (trial.config["arch"], trial.config["held_out"], trial.dataset) == ("small", 10_000, "fashion-mnist")
-        reached[trial.config["rotation"]].append(trial.history[-1].test_accuracy)
-    assert (len(reached[0]), len(reached[7])) == (2, 2)
-    assert min(reached[0]) > max(reached[7])
-
-
 def test_the_frontier_has_ours_and_the_public_runs_by_size(tmp_path):
     for arch in ("gap", "basic", "4-pool-s6"):  # Of 9,752, 194,884 and 166 parameters.
-        write(tmp_path / f"default-{arch}.jsonl", line(1, 0.99), line(2, 0.98))
+        write(tmp_path / f"series/default-{arch}.jsonl", line(1, 0.99, arch=arch), line(2, 0.98, arch=arch))
     rows = list(accuracy.frontier_table(tmp_path))[2:]
     sizes = [int(row.split("|")[1].replace(",", "")) for row in rows]
     assert sizes == sorted([166, 9752, *(parameters for parameters, *_ in PUBLIC)])
     assert rows[0] == "| 166 | 98.50 ± 0.71 | | | `4-pool-s6` | 2 | 1 | 98.00 to 99.00 |"
     assert rows[1] == "| 575 | | 98.00 | 98.50 | hexhowells, neural golfing | 1 |  | |"
-    (tmp_path / "default-4-pool-s6.jsonl").unlink()
+    (tmp_path / "series/default-4-pool-s6.jsonl").unlink()
     assert list(accuracy.frontier_table(tmp_path))[2].startswith("| 575 | | 98.00 | none so small |")
 
 
-def test_seed_statistics_closed_form():
-    accuracies = [0.994, 0.995, 0.993, 0.996]
-    std = statistics.stdev(accuracies)
-    assert seed_statistics(accuracies) == pytest.approx((4, 0.9945, std, std / 2, 0.993, 0.996, 0.75))
-    assert seed_statistics([0.99]) == (1, 0.99, None, None, 0.99, 0.99, 0.0)
-
-
 def write(path, *lines):
+    path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
 
 
-def line(seed, *accuracies, errors=()):
+def line(seed, *accuracies, errors=(), arch="gap"):
     history = [
         {"epoch": i, "train_loss": 0.1, "train_accuracy": 0.98, "test_loss": 0.1, "test_accuracy": a, "seconds": 1.0}
         for i, a in enumerate(accuracies, 1)
     ]
-    trial = {"config": {"seed": seed}, "history": history, "train_loss": 0.1, "train_accuracy": 0.99}
+    trial = {"config": {"arch": arch, "seed": seed}, "history": history, "train_loss": 0.1, "train_accuracy": 0.99}
     return json.dumps(trial | {"errors": list(errors), "seconds": 30.0, "environment": {}})
 
 
 def test_the_ladder_quotes_the_last_epoch_over_seeds(tmp_path):
-    write(tmp_path / "reference-gap.jsonl", line(1, 0.99, 0.98), line(2, 0.97, 0.995))
+    write(tmp_path / "series/reference-gap.jsonl", line(1, 0.99, 0.98), line(2, 0.97, 0.995))
     table = list(accuracy.ladder_table(tmp_path))
     gap = table.index("| `gap` | notebook | 98.28 | 9,752 | 1 | 15 | | | | 98.28 | 98.17 | -0.11 | |")
     assert table[gap + 1] == (
@@ -102,14 +83,15 @@ def test_the_ladder_quotes_the_last_epoch_over_seeds(tmp_path):
 
 def test_errors_are_counted_over_seeds_and_trials_over_settings(tmp_path):
     errors = ([1, 2, 3], [2, 3, 4], [3])
-    write(tmp_path / "default-gap.jsonl", *(line(seed, 0.99, errors=wrong) for seed, wrong in enumerate(errors, 1)))
+    lines = [line(seed, 0.99, errors=wrong) for seed, wrong in enumerate(errors, 1)]
+    write(tmp_path / "series/default-gap.jsonl", *lines)
     table = list(accuracy.errors_table(tmp_path))
     assert table[2:] == ["| `gap` | default | 3 | 2.3 | 1.7 | 0.0 | 0.7 | 1 | 2 | 4 |"]
     settings = ((0.1, 1), (0.1, 2), (0.2, 1))
     tried = [{"config": {"recipe": "fast", "arch": "gap", "learning_rate": r, "seed": s}} for r, s in settings]
-    write(tmp_path / "search-gap.jsonl", *(json.dumps(trial | {"seconds": 900.0}) for trial in tried))
+    write(tmp_path / "search/gap.jsonl", *(json.dumps(trial | {"seconds": 900.0}) for trial in tried))
     attempt = tried[0] | {"seconds": 900.0, "attempt": {"sam_rho": 0.05}}
-    write(tmp_path / "attempts-gap.jsonl", json.dumps(attempt))
+    write(tmp_path / "search/attempts-gap.jsonl", json.dumps(attempt))
     assert list(accuracy.trials_table(tmp_path))[2:] == ["| `gap` | 3 | 4 | 1.0 |"]
 
 
@@ -144,9 +126,8 @@ def test_every_file_of_weights_has_its_card_and_loads_as_it_says(mnist, monkeypa
         path.stem for path in PRETRAINED.glob("*.safetensors")
     }
     for arch in ARCHS:
-        (errors,) = (
-            x.errors for x in records.read_trials(ROOT / f"results/default-{arch}.jsonl") if x.config["seed"] == 1
-        )
+        seeds = accuracy.seeds_of(ROOT / "results", arch)
+        (errors,) = (seed.errors for seed in seeds if seed.config["seed"] == 1)
         card = CARDS.partition(f"<!-- table: card-{arch} -->")[2].partition("<!-- end -->")[0]
         assert f"| test images, these weights | {100 - len(errors) / 100:.2f}% of 10,000 right |" in card
     (code,) = re.findall(r"```python\n(.*?)```", CARDS, re.DOTALL)

@@ -87,7 +87,7 @@ def test_weights_of_another_network_shape_dtype_name_or_hash_or_with_a_nan(tmp_p
 @pytest.mark.parametrize("arch", ARCHS)
 def test_shipped_weights_are_seed_1_of_the_default_recipe(arch, mnist):
     """They get all test images wrong that the results of that seed name, and none other of the first 500."""
-    trials = records.read_trials(ROOT / "results" / f"default-{arch}.jsonl")
+    trials = records.read_trials(ROOT / "results" / "series" / f"default-{arch}.jsonl")
     (errors,) = (trial.errors for trial in trials if trial.config["seed"] == 1)
     places = sorted({*errors, *range(500)})
     found = wrong(load_pretrained(arch), Split(*(array[places] for array in mnist.test)))

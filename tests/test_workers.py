@@ -10,14 +10,16 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from unittest.mock import Mock
 
-import jax
 import psutil
 import pytest
-from conftest import PREPARED, ROOT, begin, free_port, wait_for
+from conftest import PREPARED, ROOT, begin, free_port, refused, wait_for
 from safetensors.numpy import load_file
 
 from mnist_jax import make_config
+from mnist_jax.cli.options import Workers
+from mnist_jax.cli.series import outcomes
 from mnist_jax.errors import LostError
 from mnist_jax.series import records, workers
 from mnist_jax.series.workers import Task, train
@@ -44,25 +46,18 @@ def read(path):
 
 @pytest.fixture(scope="module")
 def alone(environment):
-    """Six seeds, one after the other, on one core."""
+    """Four seeds, one after the other, on one core: trials and variables."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NPROC", "1")
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as worker:
-            return {seed: worker.submit(train, Task(CONFIG, (seed,))).result()[0] for seed in range(1, 7)}
-
-
-def workers_of(pid):
-    """Its worker processes that are alive."""
-    return [
-        child
-        for child in psutil.Process(pid).children(recursive=True)
-        if child.status() != psutil.STATUS_ZOMBIE and "spawn_main" in str(child.cmdline())
-    ]
+            return {seed: worker.submit(train, Task(CONFIG, (seed,))).result()[0] for seed in range(1, 5)}
 
 
 def test_at_once_or_with_a_worker_killed_or_stopped_between_it_is_the_same(alone, call, monkeypatch, tmp_path):
-    """Two workers, of which one is killed in its first trial; then one is enough for the rest."""
+    """One seed was trained before; then two workers share a core, of which one is killed in its first trial."""
     out, killed, run_at_once = tmp_path / "seeds.jsonl", [], workers.run_at_once
+    records.prepare_trials(out)
+    records.append_trials(out, alone[1][0])
 
     def killing(tasks, client, wanted, stop, tell):
         def kill_one():
@@ -74,30 +69,17 @@ def test_at_once_or_with_a_worker_killed_or_stopped_between_it_is_the_same(alone
         return run_at_once(tasks, client, wanted, kill_one, tell)
 
     monkeypatch.setattr(workers, "run_at_once", killing)
-    flags = [*FLAGS, "--out", out, "--weights-dir", tmp_path]
-    status, printed, err = call("reproduce", *flags, "--seeds", 5, "--jobs", 2)
+    monkeypatch.setattr(workers, "cores", lambda: [0])
+    flags = [*FLAGS, "--out", out, "--weights-dir", tmp_path, "--seeds", 4, "--jobs", 2]
+    status, printed, err = call("reproduce", *flags)
     assert (status, err, len(killed)) == (0, "", 1)
     assert printed.count("a worker is lost; Dask trains again what it had begun\n") == 1
-    assert len(re.findall(r"^seed \d  test accuracy", printed, re.MULTILINE)) == 5
+    assert sorted(re.findall(r"^seed (\d)  test accuracy", printed, re.MULTILINE)) == ["2", "3", "4"]
     assert not {"\x1b", "\r"} & set(printed)
-    monkeypatch.setattr(workers, "run_at_once", run_at_once)
-    monkeypatch.setattr(workers, "cores", lambda: [0])  # One core for two workers, and so one for each.
-    assert call("reproduce", *flags, "--seeds", 6, "--jobs", 2)[0] == 0
     assert read(out) == {seed: comparable(trial) for seed, (trial, _) in alone.items()}
-    for seed in (1, 6):
-        weights = load_file(tmp_path / f"reference-4-pool-4-{seed}.safetensors")
-        kernel = alone[seed][1]["params"]["conv1"]["kernel"]
-        assert any((array == kernel).all() for array in weights.values() if array.shape == kernel.shape)
-
-
-def test_a_later_trial_compiles_nothing():
-    compiled = []
-    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
-    train(Task(CONFIG, (1,)))
-    assert any("backend_compile" in name for name in compiled)
-    compiled.clear()
-    train(Task(CONFIG, (2,)))
-    assert not [name for name in compiled if "backend_compile" in name]
+    weights = load_file(tmp_path / "reference-4-pool-4-4.safetensors")
+    kernel = alone[4][1]["params"]["conv1"]["kernel"]
+    assert any((array == kernel).all() for array in weights.values() if array.shape == kernel.shape)
 
 
 def test_a_trial_that_diverges_stops_nobody_and_without_dask_they_run_one_by_one(call, monkeypatch, tmp_path):
@@ -119,10 +101,11 @@ def test_a_signal_leaves_no_process_behind(environment, tmp_path, number, status
     out = tmp_path / "seeds.jsonl"
     flags = [*FLAGS, "--out", out, "--seeds", 1000, "--jobs", 2]
     process = begin(environment, "reproduce", *flags, start_new_session=True)
-    wait_for(lambda: len(workers_of(process.pid)) == 2, process)
+    children = psutil.Process(process.pid).children
+    wait_for(lambda: sum("spawn_main" in str(child.cmdline()) for child in children(recursive=True)) == 2, process)
     if number == signal.SIGINT:
         wait_for(lambda: out.exists() and out.read_text(), process)
-    begun = psutil.Process(process.pid).children(recursive=True)
+    begun = children(recursive=True)
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     _, err = process.communicate(timeout=20)
     assert process.returncode == status
@@ -133,57 +116,60 @@ def test_a_signal_leaves_no_process_behind(environment, tmp_path, number, status
 
 
 def test_as_many_jobs_as_cores_and_memory_allow(monkeypatch):
-    monkeypatch.setattr(workers, "cores", lambda: list(range(16)))
-    for memory, arch, expected in ((64e9, "gap", 16), (5e9, "gap", 7), (5e9, "basic", 4), (1e8, "basic", 1)):
+    monkeypatch.setattr(workers, "cores", lambda: [*range(16)])
+    for memory, arch, expected in ((64e9, "gap", 16), (5e9, "basic", 4), (1e8, "basic", 1)):
         monkeypatch.setattr("distributed.system.MEMORY_LIMIT", memory)
         assert workers.default_jobs(["gap", arch]) == expected
 
 
-SHOWN = re.findall(r"^(.*\b8786\b.*)$", (ROOT / "docs/trainings.md").read_text(encoding="utf-8"), re.MULTILINE)
-
-
 @contextlib.contextmanager
 def dask(directory, environment, count):
-    """A scheduler and n workers on loopback by the documentation's commands; the flags of the one that uses them."""
+    """A scheduler and n workers by the documentation's commands: the flags that use them, the address, a process."""
+    lines = re.findall(r"^(.*\b8786\b.*)$", (ROOT / "docs/trainings.md").read_text(encoding="utf-8"), re.MULTILINE)
     port = str(free_port())
-    lines = [line.replace("HOST:8786", f"localhost:{port}").replace("8786", port) for line in SHOWN]
+    lines = [line.replace("HOST:8786", f"localhost:{port}").replace("8786", port) for line in lines]
     start, join, use = (shlex.split(line, comments=True) for line in lines)
     join[join.index("--nworkers") + 1] = str(count)
     with contextlib.ExitStack() as stack:
-        processes = []
         for command in (start, join) if count else (start,):
             log = stack.enter_context((directory / f"{command[1]}.log").open("w"))
             command = [sys.executable, "-m", "dask", *command[1:], "--no-dashboard"]
             process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=directory)
             stack.callback(process.wait)
             stack.callback(process.terminate)
-            processes.append(process)
-        yield use[2:], *processes
+        yield use[2:], f"localhost:{port}", process
 
 
 def test_a_cluster_with_another_version_or_data_is_refused_by_name(alone, environment, call, tmp_path, monkeypatch):
+    """Before the work, and so is a worker that comes later, by its first task."""
     out, mine = tmp_path / "seeds.jsonl", workers.identity(CONFIG)
-    with dask(tmp_path, environment, 1) as (flags, *_):
+    others = {"mnist-jax": ("sources", lambda: "another"), "data": ("dataset", lambda _: Mock(sha256="another"))}
+    with dask(tmp_path, environment, 1) as (flags, address, _):
         wait_for(lambda: "Registered" in (tmp_path / "worker.log").read_text())
-        for name in mine:
+        for name, patched in others.items():
             with monkeypatch.context() as patch:
-                patch.setattr(workers, "_identity", lambda *_, name=name: {**mine, name: "another"})
+                patch.setattr(workers, *patched)
                 status, printed, err = call("reproduce", *flags, *FLAGS, "--out", out)
             assert (status, printed) == (2, "")
             message = f"has {name} {mine[name]}, but this process another; give both the same"
             assert re.fullmatch(rf"error: worker tcp://\S+ {message}\n", err)
+        with workers.cluster_workers(address, CONFIG) as client:
+            tasks = workers.run_at_once([Task(CONFIG, (1,))], client, {"data": "another"}, bool, print)
+            refused("worker tcp://.* has data", next, tasks)
         assert call("reproduce", *flags, *FLAGS, "--seeds", 2, "--out", out)[::2] == (0, "")
         assert read(out) == {seed: comparable(alone[seed][0]) for seed in (1, 2)}
 
 
 def test_a_scheduler_that_is_lost_or_was_never_there(environment, tmp_path, monkeypatch):
-    with dask(tmp_path, environment, 0) as (flags, scheduler):
-        process = begin(environment, "reproduce", *FLAGS, *flags, "--out", tmp_path / "seeds.jsonl")
-        assert process.stdout.readline() == f"scheduler '{flags[1]}' has no workers yet; waiting for the first\n"
-        scheduler.kill()
-        _, err = process.communicate(timeout=30)
-    assert process.returncode == 5
-    assert err == "error: the scheduler is lost; the same command continues after the finished trials\n"
     monkeypatch.setattr(workers, "_CONNECT_SECONDS", 1)
-    with pytest.raises(LostError, match=f"scheduler '{flags[1]}' cannot be reached"):
-        workers.cluster_workers(flags[1], CONFIG).__enter__()
+    said, task = [], Task(CONFIG, (1,))
+    with dask(tmp_path, environment, 0) as (_, address, scheduler):
+        wait_for(lambda: "Scheduler at" in (tmp_path / "scheduler.log").read_text())
+        with (
+            outcomes([task], Workers(scheduler=address), scheduler.kill, said.append) as ended,
+            pytest.raises(LostError, match="the scheduler is lost; the same command continues"),
+        ):
+            next(ended)
+    assert said == [f"scheduler '{address}' has no workers yet; waiting for the first"]
+    with pytest.raises(LostError, match=f"scheduler '{address}' cannot be reached"):
+        workers.cluster_workers(address, CONFIG).__enter__()

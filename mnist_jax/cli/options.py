@@ -151,7 +151,7 @@ class CompareOptions:
     Run directories: accuracy against parameters, the curves, runs that differ in their seed alone as one with a band,
     and the images that all of them get wrong. The figure is written beside the page as PNG.
 
-    Example: mnist-jax compare results/default-accurate.jsonl results/default-bn_dropout.jsonl
+    Example: mnist-jax compare results/series/default-accurate.jsonl results/series/default-bn_dropout.jsonl
     """
 
     runs: Paths
@@ -190,7 +190,7 @@ class SearchOptions:
     seeds: int = 1
     """Number of seeds per combination, from 1001 on; the final runs use other seeds."""
     log: Path | None = None
-    """File to append to. If not given: results/search-ARCH.jsonl, or search-layouts.jsonl for layouts."""
+    """File to append to. If not given: results/search/ARCH.jsonl, or layouts.jsonl there for layouts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +210,8 @@ class ReproduceOptions:
     seeds: int = 5
     """Number of seeds, from --seed on."""
     out: Path | None = None
-    """File to append to. If not given: results/RECIPE-ARCH.jsonl, or DATA-RECIPE-ARCH.jsonl for other data."""
+    """File to append to. If not given: results/series/RECIPE-ARCH.jsonl, or
+    DATA-RECIPE-ARCH.jsonl there for other data. The file has the network, so `=` in a layout is written `r`."""
     together: int | None = None
     """Number of seeds that one program trains. If not given: one on a CPU, all on a GPU or TPU."""
     weights_dir: Path | None = None

@@ -1,4 +1,4 @@
-"""Trains a recipe over many seeds and keeps every seed's history in `results/`."""
+"""Trains a recipe over many seeds and keeps every seed's history in `results/series/`."""
 
 import dataclasses
 from pathlib import Path
@@ -7,7 +7,7 @@ import jax
 
 from mnist_jax.cli.options import ReproduceOptions
 from mnist_jax.cli.program import counted
-from mnist_jax.cli.series import run_trials
+from mnist_jax.cli.series import default_file, run_trials
 from mnist_jax.data import Dataset
 from mnist_jax.errors import DivergedError, InputError, require_whole
 from mnist_jax.objective import TARGET_ACCURACY
@@ -24,8 +24,10 @@ def main(options: ReproduceOptions) -> None:
     require_whole(options.seeds, "seeds", 1)
     require_whole(1 if options.together is None else options.together, "together", 1)
     config, data = options.config, dataset(options.config)  # Ahead of the first training, whether it can be had.
-    named = f"{config.recipe}-{config.arch}.jsonl"
-    out = options.out or Path("results") / (named if data.name == "mnist" else f"{data.name}-{named}")
+    name = f"{config.recipe}-{config.arch}.jsonl"
+    if data.name != "mnist":
+        name = f"{data.name}-{name}"
+    out = options.out or default_file("series", name, name)
     with records.only_writer(out):
         train_missing(options, out, data)
 
@@ -57,14 +59,15 @@ def train_missing(options: ReproduceOptions, out: Path, data: Dataset) -> None:
         lines = []
         for seed, (trial, variables) in zip(task.seeds, result, strict=True):
             if options.weights_dir:
-                path = options.weights_dir / f"{config.recipe}-{config.arch}-{seed}.safetensors"
+                network = config.arch.replace("=", "r")
+                path = options.weights_dir / f"{config.recipe}-{network}-{seed}.safetensors"
                 weights.save_weights(path, make_setup(config, data).with_variables(variables))
             records.append_trials(out, trial)
             finished[seed] = trial
             lines.append(f"seed {seed}  test accuracy {trial.history[-1].test_accuracy:.2%}  {trial.seconds:.0f} s")
         return "\n".join(lines), mean_text(last_epoch([finished[i] for i in seeds if i in finished]))
 
-    run_trials(tasks, options.workers, record)
+    run_trials(tasks, options.workers, out, record)
     if diverged:
         raise DivergedError("; ".join(diverged))
     chosen = [finished[seed] for seed in seeds]

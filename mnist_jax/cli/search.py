@@ -1,4 +1,4 @@
-"""Tries settings on held-out training images and keeps every trial in `results/`."""
+"""Tries settings on held-out training images and keeps every trial in `results/search/`."""
 
 import ast
 import dataclasses
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_jax.cli.options import SearchOptions
-from mnist_jax.cli.series import run_trials
+from mnist_jax.cli.series import default_file, run_trials
 from mnist_jax.data import Dataset
 from mnist_jax.errors import DivergedError, InputError, require_whole
 from mnist_jax.models import ARCHS
@@ -35,7 +35,7 @@ def main(options: SearchOptions) -> None:
         config = dataclasses.replace(base, **dict(zip(settings, values, strict=True)))
         configs[label(config, settings)] = config
     named = base.arch if "arch" not in settings and base.arch in ARCHS else "layouts"
-    log = options.log or Path("results") / f"search-{named}.jsonl"
+    log = options.log or default_file("search", f"{named}.jsonl", f"search-{named}.jsonl")
     with records.only_writer(log):
         records.prepare_trials(log)  # Ahead of the first training, whether it can be written.
         data = dataset(base)  # Whether it can be had.
@@ -72,7 +72,7 @@ def run_missing(
         records.append_trials(log, trial)
         return f"{name}  seed {task.config.seed}: {outcome}", f"{name}: {note}"
 
-    run_trials(tasks, options.workers, record)
+    run_trials(tasks, options.workers, log, record)
     return trials
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import inf
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +19,13 @@ from mnist_jax.series import workers
 from mnist_jax.series.workers import Result, Task
 from mnist_jax.signals import catch_signals
 from mnist_jax.training import Stopped
+
+
+def default_file(folder: str, name: str, old_name: str) -> Path:
+    """The file of `results/` to append to where no flag names one; a file of version 0.2, if there is one."""
+    # `=` in a layout means something to a shell, and `/` is in names such as emnist/letters.
+    file, old = Path("results", folder, name.replace("=", "r").replace("/", "-")), Path("results", old_name)
+    return old if old.exists() and not file.exists() else file
 
 
 @contextlib.contextmanager
@@ -58,11 +66,13 @@ def outcomes(
 def run_trials(
     tasks: Sequence[Task],
     options: Workers,
+    out: Path,
     record: Callable[[Task, Result | DivergedError], tuple[str, str]],
 ) -> None:
     """Trains all tasks under a progress bar, and prints what `record` returns: a text, and a note for the bar.
 
-    Raises LostError at the end if a task was given up. After SIGINT or SIGTERM the process exits, its workers first.
+    The first line says that `record` appends to `out`. Raises LostError at the end if a task was given up. After SIGINT or
+    SIGTERM the process exits, its workers first.
     """
     console, lost = LastingConsole(highlight=False, soft_wrap=True), []
     columns = ("trials", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "{task.fields[note]}")
@@ -72,6 +82,7 @@ def run_trials(
                 outcomes(tasks, options, partial(bool, received), console.print) as ended,
                 Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=inf) as bar,
             ):
+                console.print(f"appending to {out}")
                 row = bar.add_task("", total=len(tasks), note="")
                 bar.advance(row, 0)  # The clock of the first trial starts here.
                 for task, outcome in ended:

@@ -23,9 +23,6 @@ PLACES = ("dataset", "data_source", "data_dir", "run_dir")
 # Settings with which a training may be continued otherwise: they change where it reads and writes, and how it scores.
 MAY_CHANGE = (*PLACES, "eval_batch_size")
 
-# Settings of earlier versions, with the values that had no effect.
-RETIRED = {"low_resolution": 20, "low_resolution_epochs": 0}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:

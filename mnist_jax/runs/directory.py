@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.errors import InputError, require_path
-from mnist_jax.recipes.config import RETIRED, Config, make_config
+from mnist_jax.recipes.config import Config, make_config
 from mnist_jax.runs import locks
 from mnist_jax.runs.files import TEMPORARY, write_text
 from mnist_jax.runs.weights import load_weights
@@ -96,8 +96,14 @@ def load_config(run_dir: Path) -> Config:
 
 
 def config_of(settings: dict[str, Any]) -> Config:
-    """Makes the config of a run of any version; settings that were retired are dropped."""
-    return make_config(**{name: value for name, value in dict(settings).items() if name not in RETIRED})
+    """Reads the config of a run of any version; raises InputError if it uses a setting that was removed."""
+    return make_config(**without_retired(dict(settings)))
+
+
+def without_retired(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as written, without those that were removed and had no effect."""
+    retired = () if settings.get("low_resolution_epochs") else ("low_resolution", "low_resolution_epochs")
+    return {name: value for name, value in settings.items() if name not in retired}
 
 
 def require_same_data(run_dir: Path, data: Dataset, remedy: str = "give the run its own data") -> None:

@@ -1,7 +1,6 @@
 """What is compared: series of trials, files of them, or plain accuracies; and the result in words."""
 
 import collections
-import json
 import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -58,10 +57,10 @@ def compare(a: Source, b: Source, *, images: Literal["fixed", "sampled"] = "fixe
 def series_of(source: Source) -> Series:
     """A series from trials, a file or accuracies; raises InputError as `compare`."""
     if isinstance(source, str | os.PathLike):
-        found = read_series(require_path(source, "results"))
-        if len(found) > 1:
-            raise InputError(f"results {str(source)!r} hold {len(found)} settings; give the trials of one")
-        return next(iter(found.values()))
+        series = list(read_series(require_path(source, "results")).values())
+        if len(series) > 1:
+            raise InputError(f"results {str(source)!r} hold {len(series)} settings; give the trials of one")
+        return series[0]
     if isinstance(source, Mapping):
         for seed, accuracy in source.items():
             plain = plain_number(accuracy, float)
@@ -81,48 +80,40 @@ def _series_of_array(array: np.ndarray) -> Series:
         accuracies = dict(enumerate(array.mean(1).tolist()))
         return Series(accuracies, errors, array.shape[1], f"{array.shape[1]:,} images")
     if array.dtype.kind != "f" or array.ndim != 1 or not ((array >= 0) & (array <= 1)).all():
-        found = f"{array.dtype} {list(array.shape)}"
-        raise InputError(f"{found} cannot be compared; give accuracies [seeds] from 0 to 1, or bool [seeds, images]")
+        kind = f"{array.dtype} {list(array.shape)}"
+        raise InputError(f"{kind} cannot be compared; give accuracies [seeds] from 0 to 1, or bool [seeds, images]")
     return Series(dict(enumerate(array.tolist())))
 
 
 def read_series(path: Path) -> dict[str, Series]:
-    """The series of a file of trials, one for each of its settings, by the file's name and what tells them apart.
+    """The series of a file of trials, one for each of its settings, by the file's name and what differs.
 
     A setting of which a seed diverged is left out where there are others. Raises InputError as `read_trials`, and if
     there is none.
     """
-    trials = read_trials(path)
-    if not trials:
+    groups: dict[frozenset[tuple[str, Any]], list[Trial]] = {}
+    for trial in read_trials(path):
+        attempt = frozenset((name, str(value)) for name, value in (trial.attempt or {}).items())
+        groups.setdefault(settings(trial.config, seed=0) | attempt, []).append(trial)
+    if not groups:
         raise InputError(f"results {str(path)!r} hold no trial; name a file that reproduce or search wrote")
-    groups: dict[object, list[Trial]] = {}
-    for trial in trials:
-        key = settings(trial.config, seed=0, run_dir=None), json.dumps(trial.attempt, sort_keys=True)
-        groups.setdefault(key, []).append(trial)
-    whole = {key: each for key, each in groups.items() if all(trial.history for trial in each)} or groups
-    told = [_told(each[0]) for each in whole.values()]
+    whole = {key: trials for key, trials in groups.items() if all(trial.history for trial in trials)} or groups
     return {
-        ", ".join([path.stem, *label]): _series(each, f"results {str(path)!r}")
-        for label, each in zip(_labels(told), whole.values(), strict=True)
+        ", ".join([path.stem, *label]): _series(trials, f"results {str(path)!r}")
+        for label, trials in zip(_labels([*whole]), whole.values(), strict=True)
     }
 
 
-def _told(trial: Trial) -> list[tuple[str, str]]:
-    """The settings of a trial, and what was attempted beside them."""
-    named = sorted(settings(trial.config, seed=0, run_dir=None), key=str)
-    attempted = sorted((trial.attempt or {}).items())
-    return [(name, str(value)) for name, value in (*named, *attempted)]
-
-
-def _labels(told: Sequence[list[tuple[str, str]]]) -> list[list[str]]:
-    """What tells settings apart, in words: all that varies or, of much, what most have not."""
-    times = collections.Counter(item for each in told for item in each)
-    varied = {name for name, value in times if times[name, value] < len(told)}
-    most = {item for item in times if times[item] > len(told) / 2} if len(varied) > 3 else set()
-    labels = [
-        [f"{name} {value}" for name, value in each if name in varied and (name, value) not in most] for each in told
-    ]
-    return [label or ["as most"] * bool(most) for label in labels]
+def _labels(groups: Sequence[frozenset[tuple[str, Any]]]) -> list[list[str]]:
+    """What tells groups of settings apart, in words: all that varies or, of much, what most have not."""
+    times = collections.Counter(item for group in groups for item in group)
+    varied = {name for (name, _), count in times.items() if count < len(groups)}
+    most = {item for item in times if times[item] > len(groups) / 2} if len(varied) > 3 else set()
+    labels = []
+    for group in groups:
+        label = [f"{name} {value}" for name, value in sorted(group - most, key=str) if name in varied]
+        labels.append(label or ["as most"] * bool(most))
+    return labels
 
 
 def _series(trials: Sequence[Trial], name: str) -> Series:
@@ -139,15 +130,16 @@ def _series(trials: Sequence[Trial], name: str) -> Series:
     hashes = {trial.sha256 for trial in trials if trial.sha256}
     if len(scored) > 1 or len(hashes) > 1:
         raise InputError(f"{name} has trials on different data; give those of the same images")
-    seed = max(errors, key=lambda seed: len(errors[seed]), default=None)
-    count = round(len(errors[seed]) / (1 - accuracies[seed])) if seed is not None and errors[seed] else None
-    known = count is not None and all(
-        abs(len(errors[seed]) - count * (1 - accuracy)) < 0.5 for seed, accuracy in accuracies.items()
-    )
-    ((dataset, held_out),) = scored or {("", 0)}
+    if not trials:
+        return Series({})
+    # A trial has the images that it gets wrong, but not how many there are.
+    worst = min(accuracies, key=lambda seed: accuracies[seed])
+    count = round(len(errors[worst]) / (1 - accuracies[worst])) if errors[worst] else 0
+    known = count and all(round(count * (1 - accuracies[seed])) == len(errors[seed]) for seed in errors)
+    ((dataset, held_out),) = scored
     words = f"{held_out:,} held-out" if held_out else f"{count:,} test" if count else "the test"
-    text = f"{words} images of {dataset}" + "".join(f" ({each[:8]})" for each in hashes if dataset != "mnist")
-    return Series(accuracies, errors if known else None, count if known else None, text if trials else None)
+    text = f"{words} images of {dataset}" + "".join(f" ({sha256[:8]})" for sha256 in hashes if dataset != "mnist")
+    return Series(accuracies, errors if known else None, count if known else None, text)
 
 
 def sentence(a: tuple[str, Series], b: tuple[str, Series], result: Comparison, pairs: int = 1) -> str:
@@ -156,30 +148,28 @@ def sentence(a: tuple[str, Series], b: tuple[str, Series], result: Comparison, p
     `a` and `b` are names and series; `pairs` is the number of pairs that Holm's method corrected for.
     """
     (name, one), (other_name, other) = a, b
-    shared = one.accuracies.keys() & other.accuracies.keys()
-    means = [
-        statistics.fmean(each.accuracies[seed] for seed in (shared if result.paired else each.accuracies))
-        for each in (one, other)
-    ]
-    count = [f"{n} {'pairs' if result.paired else 'seeds'}" for n in result.seeds]
-    first, second = (f"{100 * mean:.3f}%, {n}" for mean, n in zip(means, count, strict=True))
-    fixed = result.images == "fixed"
-    test = "a mixed model of seeds and images" if not fixed else "paired t-test" if result.paired else "Welch's t-test"
-    corrected = f", corrected by Holm's method for {pairs} pairs" if pairs > 1 else ""
-    together = "simultaneous " if pairs > 1 else ""
-    told = (
-        f"({together}95% confidence interval {interval(result)}, {p_text(result.p_value)}{corrected}, {test}; "
-        f"{'seeds are random, images fixed' if fixed else 'seeds and images are random'})."
+    seeds = one.accuracies.keys(), other.accuracies.keys()
+    if result.paired:
+        seeds = (seeds[0] & seeds[1],) * 2
+    first, second = (
+        f"{100 * statistics.fmean(series.accuracies[seed] for seed in used):.3f}%, {len(used)} "
+        + ("pairs" if result.paired else "seeds")
+        for series, used in zip((one, other), seeds, strict=True)
     )
+    test, random = "a mixed model of seeds and images", "seeds and images are random"
+    if result.images == "fixed":
+        test, random = "paired t-test" if result.paired else "Welch's t-test", "seeds are random, images fixed"
+    kind, corrected = "95% confidence interval", ""
+    if pairs > 1:
+        kind, corrected = f"simultaneous {kind}", f", corrected by Holm's method for {pairs} pairs"
+    evidence = f"({kind} {interval(result)}, {p_text(result.p_value)}{corrected}, {test}; {random})."
     where = f"On {one.scored}, " if one.scored else ""
     by = f"{100 * abs(result.difference):.3f} percentage points"
+    subject, than = f"{where}{name} (mean accuracy {first})", f"{other_name} ({second})"
     if result.p_value < 0.05:
         more = "more" if result.difference > 0 else "less"
-        return f"{where}{name} (mean accuracy {first}) is {more} accurate than {other_name} ({second}) by {by} {told}"
-    return (
-        f"{where}{name} (mean accuracy {first}) and {other_name} ({second}) cannot be told apart: "
-        f"they differ by {by} {told}"
-    )
+        return f"{subject} is {more} accurate than {than} by {by} {evidence}"
+    return f"{subject} and {than} cannot be told apart: they differ by {by} {evidence}"
 
 
 def interval(result: Comparison) -> str:

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError
-from mnist_jax.recipes.config import ARCH_RECIPES, PLACES, RECIPES, RETIRED, Config
+from mnist_jax.recipes.config import ARCH_RECIPES, PLACES, RECIPES, Config
 from mnist_jax.runs import locks
-from mnist_jax.runs.directory import VERSION, require_known
+from mnist_jax.runs.directory import VERSION, require_known, without_retired
 from mnist_jax.training import EpochMetrics
 
 
@@ -67,39 +67,38 @@ def read_trials(path: Path) -> list[Trial]:
 
     Another line that was cut off is skipped too, and so is a trial that an earlier line has; a warning names them.
 
-    Raises InputError if a line is not a trial, or its version is newer than this package.
+    Raises OSError if the file cannot be read, InputError if a line is not a trial, or newer than this package.
     """
     trials: list[Trial] = []
     lines_of: dict[Any, int] = {}
-    try:
-        for number, line in enumerate(_whole(path.read_bytes()).splitlines() if path.exists() else (), 1):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                _warn(path, number, "was cut off and is left out; remove it")
-                continue
+    lines = _whole(path.read_bytes()).splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            _warn(path, number, "was cut off and is left out; remove it")
+            continue
+        try:
             trial = _trial(**require_known(path, {"version": 0, **record}))
             attempt = json.dumps(trial.attempt, sort_keys=True)
             key = settings(trial.config), attempt, trial.dataset, trial.sha256
-            if (first := lines_of.setdefault(key, number)) < number:
-                _warn(path, number, f"has the trial of line {first} again and is left out; remove it")
-            else:
-                trials.append(trial)
-    except TypeError as error:
-        raise InputError(f"results {str(path)!r} cannot be read ({error}); repair or remove the line") from error
+        except TypeError as error:
+            raise InputError(f"results {str(path)!r} cannot be read ({error}); repair or remove the line") from error
+        if (first := lines_of.setdefault(key, number)) < number:
+            _warn(path, number, f"has the trial of line {first} again and is left out; remove it")
+        else:
+            trials.append(trial)
     return trials
 
 
 @contextlib.contextmanager
-def only_writer(path: Path | None) -> Iterator[None]:
-    """Locks a file of results, if there is one, against other processes that write it.
+def only_writer(path: Path) -> Iterator[None]:
+    """Locks a file of results against other processes that write it.
 
     Raises BusyError if another process does, OSError if the file cannot be written.
     """
-    with contextlib.ExitStack() as stack:
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locks.hold(path.parent, f".{path.name}", f"results {str(path)!r}"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locks.hold(path.parent, f".{path.name}", f"results {str(path)!r}"):
         yield
 
 
@@ -133,12 +132,12 @@ def append_trials(path: Path, *trials: Trial) -> None:
 def settings(config: Mapping[str, Any], **changes: Any) -> frozenset[tuple[str, Any]]:
     """The settings of a trial, for comparison, without those of `PLACES`.
 
-    Settings newer than the trial have its recipe's values. Settings that were removed keep the values written.
+    Settings newer than the trial have its recipe's values. Settings that were removed count if they had an effect.
     """
     recipe, arch = config.get("recipe", "default"), config.get("arch", "bn_dropout")
     today = {field.name: field.default for field in dataclasses.fields(Config)}
     today |= RECIPES.get(recipe, {}) | ARCH_RECIPES.get((recipe, arch), {})
-    return frozenset(placeless({**RETIRED, **today, **config, **changes}).items())
+    return frozenset(placeless({**today, **without_retired(config), **changes}).items())
 
 
 def placeless(config: Config | Mapping[str, Any]) -> dict[str, Any]:

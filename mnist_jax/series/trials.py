@@ -35,23 +35,22 @@ def run(
     trials = []
     for seed, history, state in zip(seeds, histories, states, strict=True):
         final = jax.device_get(state.variables)
+        trained = setup.with_variables(final)
+        train_loss, train_accuracy = evaluate(trained, data.train).mean()
+        wrong = predict(trained, data.test.images).argmax(-1) != data.test.labels
         trial = Trial(
             config=placeless(config) | {"seed": seed},
             parameters=sum(layer.params for layer in layers),
             multiply_adds=sum(layer.multiply_adds for layer in layers),
             history=tuple(history),
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            errors=tuple(np.flatnonzero(wrong).tolist()),
             seconds=seconds,
             environment=environment(),
             together=together,
             dataset=data.name,
             sha256=data.sha256,
-            **_scores(setup.with_variables(final), data),
         )
         trials.append((trial, final))
     return trials
-
-
-def _scores(trained, data):
-    loss, accuracy = evaluate(trained, data.train).mean()
-    wrong = predict(trained, data.test.images).argmax(-1) != data.test.labels
-    return {"train_loss": loss, "train_accuracy": accuracy, "errors": tuple(np.flatnonzero(wrong).tolist())}

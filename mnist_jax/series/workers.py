@@ -1,36 +1,28 @@
 """Many trainings: one after the other in this process, or at once by Dask's workers, here or on a cluster."""
 
-import atexit
-import collections
 import contextlib
 import functools
-import gc
 import importlib.util
 import logging
 import math
 import os
 import signal
 import time
-import uuid
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from multiprocessing import resource_tracker
 from typing import Any, NamedTuple, TypeAlias
 
-import jax
-
 from mnist_jax.data import Dataset
-from mnist_jax.errors import DivergedError, InputError, LostError, StorageError
+from mnist_jax.errors import DivergedError, InputError, LostError
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.values import load_data, part_of
-from mnist_jax.runtime import cores, sources, use_compilation_cache
+from mnist_jax.runtime import cores, sources
 from mnist_jax.series import trials
 from mnist_jax.series.records import Trial
 
 MISSING = "distributed is not installed: pip install 'mnist-jax[cluster]'"
 _CONNECT_SECONDS = 10
-_LOST = "the scheduler is lost; the same command continues after the finished trials"
 
 
 class Task(NamedTuple):
@@ -46,14 +38,13 @@ Outcome: TypeAlias = Result | DivergedError | LostError
 
 def train(task: Task, stop: Callable[[], bool] = lambda: False) -> Result:
     """Trains and scores a task; stops and raises as `fit`."""
-    config, seeds = task
-    return trials.run(config, seeds, dataset(config), stop)
+    return trials.run(task.config, task.seeds, dataset(task.config), stop)
 
 
 def dataset(config: Config) -> Dataset:
     """The data that a config trains on and scores, loaded once per process; raises as `load_data` and `part_of`."""
-    place = {name: getattr(config, name) for name in ("dataset", "data_source", "data_dir", "held_out")}
-    return _dataset(Config(**place))
+    names = ("dataset", "data_source", "data_dir", "held_out")
+    return _dataset(Config(**{name: getattr(config, name) for name in names}))
 
 
 @functools.cache
@@ -83,36 +74,26 @@ def run_at_once(
 ) -> Iterator[tuple[Task, Outcome]]:
     """Trains a task on each worker of a Dask client at a time; yields each with its outcome, in the order of finishing.
 
-    Dask begins a task anew when its worker is lost, up to three times. The outcome is then a LostError.
-
-    Args:
-      tasks: what to train.
-      client: of `local_workers` or `cluster_workers`.
-      wanted: `identity` that every worker must have; empty for workers of this machine.
-      stop: called ten times a second.
-      tell: called with a line when a worker is lost.
+    Dask begins a task anew when its worker is lost, up to three times. The outcome is then a LostError. `client` is of
+    `local_workers` or `cluster_workers`, and `wanted` the `identity` that every worker must have, empty for workers of
+    this machine. `stop` is called ten times a second, `tell` with a line when a worker is lost.
 
     Raises KeyboardInterrupt if `stop` returns true, LostError if the scheduler is lost, InputError if a worker of a
     cluster has another version of the package or other data.
     """
     import distributed
 
-    waiting, running, known = collections.deque(tasks), {}, set()
-    series = f"mnist_jax-{uuid.uuid4()}"
-    asked = -math.inf
+    waiting, running, workers, asked = [*tasks], {}, set(), -math.inf
     try:
         while waiting or running:
             if time.monotonic() - asked > 1:  # Asked ten times a second, the scheduler takes 5% of a core.
-                workers, asked = set(client.nthreads()), time.monotonic()
-                if known - workers and running:
+                before, workers, asked = workers, set(client.nthreads()), time.monotonic()
+                if running and before - workers:
                     tell("a worker is lost; Dask trains again what it had begun")
-                known = workers
-            while waiting and len(running) < len(known):
-                task = waiting.popleft()
-                key = f"{series}-{len(tasks) - len(waiting)}"
-                running[client.submit(_train, task, wanted, key=key)] = task
-            finished = [future for future in running if future.done()]
-            for future in finished:
+            while waiting and len(running) < len(workers):
+                task = waiting.pop(0)
+                running[client.submit(_train, task, wanted, pure=False)] = task
+            for future in [future for future in running if future.done()]:
                 try:
                     outcome = future.result()
                 except DivergedError as error:
@@ -122,12 +103,9 @@ def run_at_once(
                 yield running.pop(future), outcome
             if stop():
                 raise KeyboardInterrupt
-            if not finished:
-                time.sleep(0.1)
-    except StorageError:  # An OSError of this process, not of the scheduler.
-        raise
+            time.sleep(0.1)
     except (CancelledError, OSError) as error:
-        raise LostError(_LOST) from error
+        raise LostError("the scheduler is lost; the same command continues after the finished trials") from error
 
 
 def _train(task, wanted):
@@ -135,10 +113,7 @@ def _train(task, wanted):
     import distributed
 
     worker: Any = distributed.get_worker()
-    if "NPROC" not in os.environ:  # XLA's number of threads, before JAX is used.
-        os.environ["NPROC"] = str(worker.state.nthreads)
-        if jax.config.values["jax_compilation_cache_dir"]:
-            use_compilation_cache()
+    os.environ.setdefault("NPROC", str(worker.state.nthreads))  # XLA's number of threads, before JAX is used.
     if wanted:
         _require_same(worker.address, identity(task.config), wanted)
     elif hasattr(os, "sched_setaffinity"):  # Kept to its cores, a worker of this machine takes 6% less time.
@@ -148,14 +123,11 @@ def _train(task, wanted):
     return train(task, stop=lambda: this.state != "executing")
 
 
-# Workers --------------------------------------------------------------------------------------------------------------
-
-
 def default_jobs(archs: Sequence[str]) -> int:
     """One training per core, or fewer if memory, or a container's limit, is short."""
     from distributed.system import MEMORY_LIMIT
 
-    each = max(1.2e9 if arch == "basic" else 0.7e9 for arch in archs)  # Bytes of a worker.
+    each = 1.2e9 if "basic" in archs else 0.7e9  # Bytes of a worker.
     return max(1, min(len(cores()), int(MEMORY_LIMIT / each)))
 
 
@@ -167,53 +139,16 @@ def local_workers(count: int) -> Iterator[Any]:
 
     _silence()
     # In place of Dask's own settings, which would take the allocator's from the package.
-    environment = {
-        "NPROC": str(max(1, len(cores()) // count)),
-        "JAX_ENABLE_COMPILATION_CACHE": str(jax.config.values["jax_enable_compilation_cache"]).lower(),
-        "DASK_LOGGING__DISTRIBUTED": "critical",
-    }
+    environment = {"NPROC": str(max(1, len(cores()) // count)), "DASK_LOGGING__DISTRIBUTED": "critical"}
     with dask.config.set({"distributed.nanny.pre-spawn-environ": environment}), _without_sigint():
         cluster = distributed.LocalCluster(
             n_workers=count,
             threads_per_worker=1,
-            processes=True,
             memory_limit=0,
             dashboard_address="127.0.0.1:0",  # Without a dashboard it would want the port of every other cluster.
         )
     with cluster, distributed.Client(cluster, set_as_default=False) as client:
-        client.run(atexit.register, gc.freeze)  # Else each looks through JAX's objects once more at its end.
         yield client
-
-
-@contextlib.contextmanager
-def cluster_workers(address: str, config: Config) -> Iterator[Any]:
-    """A Dask client of a scheduler's workers.
-
-    Raises LostError if the scheduler cannot be reached; InputError if `distributed` is not installed, or a worker has
-    another version of this package or other data than this process.
-    """
-    if importlib.util.find_spec("distributed") is None:
-        raise InputError(f"--scheduler cannot be used: {MISSING}")
-    import distributed.versions
-
-    _silence()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)  # Trials record versions.
-            client: Any = distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise LostError(f"scheduler {address!r} cannot be reached ({reason}); is it running there?") from error
-    with client:
-        for worker, found in client.run(identity, config, on_error="return").items():
-            _require_same(worker, found, identity(config))
-        yield client
-
-
-def _silence() -> None:
-    """Dask's log would repeat errors that are told in one line."""
-    for name in ("distributed", "distributed.client"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager
@@ -228,9 +163,37 @@ def _without_sigint() -> Iterator[None]:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextlib.contextmanager
+def cluster_workers(address: str, config: Config) -> Iterator[Any]:
+    """A Dask client of a scheduler's workers.
+
+    Raises LostError if the scheduler cannot be reached; InputError if `distributed` is not installed, or a worker has
+    another version of this package or other data than this process.
+    """
+    if importlib.util.find_spec("distributed") is None:
+        raise InputError(f"--scheduler cannot be used: {MISSING}")
+    import distributed
+
+    _silence()
+    try:
+        client: Any = distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise LostError(f"scheduler {address!r} cannot be reached ({error}); is it running there?") from error
+    with client:
+        for worker, found in client.run(identity, config, on_error="return").items():
+            _require_same(worker, found, identity(config))
+        yield client
+
+
+def _silence() -> None:
+    """Dask's log would repeat errors that are told in one line."""
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def _require_same(worker, found, wanted):
     if isinstance(found, Exception):
-        raise InputError(f"worker {worker} cannot take part: {' '.join(str(found).split())[:300]}") from found
+        raise InputError(f"worker {worker} cannot take part ({found}); install the same there") from found
     for name, value in wanted.items():
         if found[name] != value:
             raise InputError(f"worker {worker} has {name} {found[name]}, but this process {value}; give both the same")
@@ -238,9 +201,4 @@ def _require_same(worker, found, wanted):
 
 def identity(config: Config) -> dict[str, str]:
     """Version and sources of this package, and hash of the data: equal for all workers of a series."""
-    return _identity(Config(dataset=config.dataset, data_source=config.data_source, data_dir=config.data_dir))
-
-
-@functools.cache
-def _identity(config):
-    return {"mnist-jax": sources(), "data": load_data(config).sha256[:12]}
+    return {"mnist-jax": sources(), "data": dataset(config).sha256[:12]}

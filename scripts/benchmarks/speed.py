@@ -46,7 +46,7 @@ class Options:
     own; ratios are taken round by round. Run it with nothing else running. PyTorch computes where JAX does.
     JAX_PLATFORMS=cpu computes on the CPU.
 
-    Example: python scripts/benchmarks/speed.py --arch gap --json results/benchmark-gap.json
+    Example: python scripts/benchmarks/speed.py --arch gap --json results/speed/benchmark-gap.json
     """
 
     arch: str = "bn_dropout"
@@ -191,7 +191,7 @@ CONTENDERS: dict[str, Callable[..., Contender]] = {
 def measure(config: Config, contenders: Sequence[str], rounds: int, steps: int, threads: int) -> dict[str, Any]:
     """Times contenders, keys of `CONTENDERS`, in turns of `steps` training steps on `threads` cores.
 
-    Returns the record of `results/benchmark-ARCH.json`. A contender's seconds have one value per round, of as many
+    Returns the record of a file `benchmark-ARCH.json`. A contender's seconds have one value per round, of as many
     networks as its `seeds`.
     """
     workers, found, spawn = {}, {}, multiprocessing.get_context("spawn")

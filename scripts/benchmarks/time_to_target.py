@@ -28,7 +28,7 @@ class Options:
     images; the start of its process is not counted. They take turns; run it with nothing else running. A network that
     is not in the notebooks is timed against the last of theirs, bn_dropout. Needs PyTorch.
 
-    Example: python scripts/benchmarks/time_to_target.py --arch swift --json results/time-to-target-swift.json
+    Example: python scripts/benchmarks/time_to_target.py --arch swift --json results/speed/time-to-target-swift.json
     """
 
     arch: str = "bn_dropout"

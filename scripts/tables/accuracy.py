@@ -28,11 +28,19 @@ class Point(NamedTuple):
 
 def frontier(results: Path) -> list[Point]:
     """The networks below 10,000 parameters that have a file `default-ARCH.jsonl` or `patient-ARCH.jsonl`; by size."""
-    paths = [path for recipe in ("default", "patient") for path in results.glob(f"{recipe}-*.jsonl")]
-    named = [(*path.stem.split("-", 1), read_trials(path)) for path in paths]
-    points = [Point(arch, parameters_of(arch), seeds, recipe) for recipe, arch, seeds in named if seeds]
+    points = []
+    for recipe in ("default", "patient"):
+        for path in results.glob(f"series/{recipe}-*.jsonl"):
+            if seeds := read_trials(path):
+                arch = seeds[0].config["arch"]
+                points.append(Point(arch, parameters_of(arch), seeds, recipe))
     points = [point for point in points if point.parameters < PARAMETER_LIMIT]
     return sorted(points, key=lambda point: (point.parameters, point.arch, point.recipe))
+
+
+def seeds_of(results: Path, arch: str, recipe: str = "default") -> list[Trial]:
+    """The trials of a network by its name; none if there is no file."""
+    return read_trials(results / "series" / f"{recipe}-{arch}.jsonl")
 
 
 def parameters_of(arch: str) -> int:
@@ -49,7 +57,7 @@ def percent(accuracies: Sequence[float]) -> str:
 
 def front_table(results: Path) -> Iterator[str]:
     """The three networks that push a limit each, and the command that trains one."""
-    groups = {arch: read_trials(results / f"default-{arch}.jsonl") for arch in ("swift", "small", "accurate")}
+    groups = {arch: seeds_of(results, arch) for arch in ("swift", "small", "accurate")}
     environments = [seed.environment or {} for seeds in groups.values() for seed in seeds]
     ((cpu, cores),) = {(each["cpu"], each["cpu_cores"]) for each in environments}
     columns = f"test accuracy, % | seeds | parameters | epochs | seconds, {cores} core of {cpu}"
@@ -77,7 +85,7 @@ def ladder_table(results: Path) -> Iterator[str]:
                 f"| {best:.2f} | {train:.2f} | {train - last:+.2f} | |"
             )
         for recipe in RECIPES:
-            seeds = read_trials(results / f"{recipe}-{arch}.jsonl")
+            seeds = seeds_of(results, arch, recipe)
             if not seeds:
                 continue
             result = seed_statistics(last_epoch(seeds))
@@ -109,7 +117,8 @@ def errors_table(results: Path) -> Iterator[str]:
         "| network | recipe | seeds | wrong, mean of a seed | by every network | by this one | by the seed "
         "| wrong in every seed | in more than half | in any |"
     )
-    errors = {(arch, recipe): _errors(results / f"{recipe}-{arch}.jsonl") for arch in ARCHS for recipe in RECIPES}
+    runs = [(arch, recipe) for arch in ARCHS for recipe in RECIPES]
+    errors = {run: [seed.errors for seed in seeds_of(results, *run)] for run in runs}
     times = {key: error_counts(wrong) for key, wrong in errors.items() if len(wrong) > 1}
     often = {key: {i for i, count in times[key].items() if 2 * count > len(errors[key])} for key in times}
     by_all = set.intersection(*([images for (_, recipe), images in often.items() if recipe == "default"] or [set()]))
@@ -122,10 +131,6 @@ def errors_table(results: Path) -> Iterator[str]:
             f"| `{arch}` | {recipe} | {seeds} | {' | '.join(f'{part / seeds:.1f}' for part in parts)} "
             f"| {' | '.join(map(str, numbers))} |"
         )
-
-
-def _errors(path: Path) -> list[tuple[int, ...]]:
-    return [seed.errors for seed in read_trials(path)]
 
 
 def frontier_table(results: Path) -> Iterator[str]:
@@ -154,7 +159,7 @@ def other_data_table(results: Path) -> Iterator[str]:
     """The networks on other data than MNIST, with the recipe `default` for MNIST."""
     yield from head("| data | network | parameters | seeds | epochs | test, last epoch | min to max | train |")
     for arch in ARCHS:
-        for path in sorted(results.glob(f"*-default-{arch}.jsonl")):
+        for path in sorted(results.glob(f"series/*-default-{arch}.jsonl")):
             if seeds := read_trials(path):
                 one, last, train = seeds[0], last_epoch(seeds), [seed.train_accuracy for seed in seeds]
                 yield (
@@ -168,9 +173,9 @@ def devices_table(results: Path) -> Iterator[str]:
     yield from head(
         "| network | trained on | seeds | in one program | test, last epoch | min to max | at 99.40 or above |"
     )
-    for path in sorted(results.glob("*/default-*.jsonl")):
+    for path in sorted(results.glob("series/*/default-*.jsonl")):
         arch = path.stem.removeprefix("default-")
-        for seeds in filter(None, map(read_trials, (path, results / path.name))):
+        for seeds in filter(None, map(read_trials, (path, path.parents[1] / path.name))):
             environment, result = seeds[0].environment or {}, seed_statistics(last_epoch(seeds))
             device = environment["devices"][0] if environment["platform"] != "cpu" else environment["cpu"]
             yield (
@@ -180,10 +185,11 @@ def devices_table(results: Path) -> Iterator[str]:
 
 
 def trials_table(results: Path) -> Iterator[str]:
-    """The cost of choosing settings and layouts, from `search-ARCH.jsonl` and `attempts-ARCH.jsonl`."""
+    """The cost of choosing settings and layouts, from `ARCH.jsonl` and `attempts-ARCH.jsonl`."""
     yield from head("| network | settings tried | trainings | hours |")
     for arch in (*ARCHS, "layouts", "patient", "fashion-mnist"):
-        ran = [trial for name in ("search", "attempts") for trial in read_trials(results / f"{name}-{arch}.jsonl")]
+        files = (results / "search" / f"{name}.jsonl" for name in (arch, f"attempts-{arch}"))
+        ran = [trial for file in files for trial in read_trials(file)]
         if ran:
             tried = {(settings(trial.config, seed=0), json.dumps(trial.attempt)) for trial in ran}
             hours = sum(trial.seconds for trial in ran) / 3600
@@ -192,7 +198,7 @@ def trials_table(results: Path) -> Iterator[str]:
 
 def pictures_table(results: Path) -> Iterator[str]:
     """How each network reads pictures by people, small digits, rows, and what is no digit."""
-    measured = json.loads((results / "pictures.json").read_text("utf-8"))
+    measured = json.loads((results / "tried" / "pictures.json").read_text("utf-8"))
     yield from head(
         "| weights | right, % (95% over people) | photographs, % | 8x8 digits, % | rows of 100 | sure and wrong "
         "| calibration error, % | no digit?, AUROC | MNIST as files, % |"
@@ -209,6 +215,6 @@ def pictures_table(results: Path) -> Iterator[str]:
 
 def run_text(results: Path) -> Iterator[str]:
     """The lines that `scripts/train.py` prints per epoch, for seed 1 of `swift`."""
-    trials = read_trials(results / "default-swift.jsonl")
+    trials = seeds_of(results, "swift")
     history = next(trial.history for trial in trials if trial.config["seed"] == 1)
     yield from ("```", *(epoch_line(metrics, len(history), "test") for metrics in history), "```")

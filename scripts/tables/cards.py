@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tables.accuracy import seeds_of
+
 from mnist_jax.models import ARCHS
 from mnist_jax.runs.weights import READER, load_pretrained
-from mnist_jax.series.records import last_epoch, read_trials
+from mnist_jax.series.records import last_epoch
 from mnist_jax.statistics import seed_statistics
 from mnist_jax.summary import count_params
 
@@ -19,12 +21,12 @@ def card_table(name: str, results: Path) -> Iterator[str]:
 
     Args:
       name: that of the file in `pretrained/`, without its ending.
-      results: folder with `default-ARCH.jsonl` and `pictures.json`.
+      results: folder with `series/default-ARCH.jsonl` and `tried/pictures.json`.
     """
     arch = "accurate" if name == READER else name
-    seeds = read_trials(results / f"default-{arch}.jsonl")
+    seeds = seeds_of(results, arch)
     (trial,) = (seed for seed in seeds if seed.config["seed"] == 1)
-    found = json.loads((results / "pictures.json").read_text("utf-8"))["networks"][name]
+    found = json.loads((results / "tried" / "pictures.json").read_text("utf-8"))["networks"][name]
     people, (low, high) = found["people"], found["people"]["interval"]
     last = seed_statistics(last_epoch(seeds))
     spread = "1 seed" if last.std is None else f"standard deviation {100 * last.std:.2f}, {last.n} seeds"

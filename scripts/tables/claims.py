@@ -4,11 +4,13 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.timings import head
+
 from mnist_jax.differences import Series, compare_series
 from mnist_jax.models import ARCHS
 from mnist_jax.series.comparing import interval, p_text, sentence, series_of
 
-# What the pages call different, A and B by their files in `results/`.
+# What the pages call different, A and B by their files in `results/series/`.
 CLAIMS = (
     ("default-accurate", "default-bn_dropout"),
     ("default-bn_dropout", "default-swift"),
@@ -44,8 +46,7 @@ def claim_line(results: Path) -> Iterator[str]:
 
 def claims_table(results: Path) -> Iterator[str]:
     """Every difference that the pages speak of, in percentage points, with both kinds of uncertainty."""
-    yield "| A | B | seeds | A less B, points | 95%, these images | p | 95%, digits like them | p |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield from head("| A | B | seeds | A less B, points | 95%, these images | p | 95%, digits like them | p |")
     for claim in CLAIMS:
         (a, one), (b, other) = _claimed(claim, results)
         fixed, sampled = (compare_series(one, other, images=images) for images in ("fixed", "sampled"))
@@ -56,26 +57,24 @@ def claims_table(results: Path) -> Iterator[str]:
 
 def means_table(results: Path) -> Iterator[str]:
     """The mean accuracy of every network's seeds, in percent, with both kinds of uncertainty."""
-    yield "| network | seeds | mean | 95%, these 10,000 images | 95%, digits like them |"
-    yield "|---|---|---|---|---|"
+    yield from head("| network | seeds | mean | 95%, these 10,000 images | 95%, digits like them |")
     for arch in ARCHS:
-        series = series_of(results / f"default-{arch}.jsonl")
+        series = series_of(results / "series" / f"default-{arch}.jsonl")
         if len(series.accuracies) < 2:
             continue
         perfect = Series({1: 1.0, 2: 1.0}, {1: (), 2: ()}, series.count, series.scored)
         found = [compare_series(series, perfect, images=images) for images in ("fixed", "sampled")]
         cells = (f"{100 + 100 * each.low:.2f} to {100 + 100 * each.high:.2f}" for each in found)
-        yield (f"| `{arch}` | {len(series.accuracies)} | {100 + 100 * found[0].difference:.2f} | {' | '.join(cells)} |")
+        yield f"| `{arch}` | {len(series.accuracies)} | {100 + 100 * found[0].difference:.2f} | {' | '.join(cells)} |"
 
 
 def simulated_table(results: Path) -> Iterator[str]:
     """How often each verdict was right in the simulated comparisons, in percent."""
-    found = json.loads((results / "comparisons.json").read_text("utf-8"))
-    yield (
+    found = json.loads((results / "series" / "comparisons.json").read_text("utf-8"))
+    yield from head(
         "| random | paired | seeds a side | the interval has the truth | the difference is found "
         "| two equal recipes called different | any of ten |"
     )
-    yield "|---|---|---|---|---|---|---|"
     for case in found["cases"]:
         names = ("coverage", "found", "equal_different", "any_of_ten_different")
         cells = " | ".join(f"{100 * case[name]:.1f}" for name in names)
@@ -87,4 +86,4 @@ def _claimed(claim: Sequence[str], results: Path) -> Iterator[tuple[str, Series]
     """The names and the series of a claim."""
     for file in claim:
         recipe, _, arch = file.partition("-")
-        yield arch if recipe == "default" else f"{arch}, {recipe}", series_of(results / f"{file}.jsonl")
+        yield arch if recipe == "default" else f"{arch}, {recipe}", series_of(results / "series" / f"{file}.jsonl")

@@ -12,7 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
-from tables.accuracy import PUBLIC, frontier, parameters_of
+from tables.accuracy import PUBLIC, frontier, parameters_of, seeds_of
 
 from mnist_jax.data import load_dataset
 from mnist_jax.models import ARCHS
@@ -20,7 +20,7 @@ from mnist_jax.objective import TARGET_ACCURACY
 from mnist_jax.reports import figures, themes
 from mnist_jax.runs.weights import load_pretrained
 from mnist_jax.scoring import predict
-from mnist_jax.series.records import last_epoch, read_trials
+from mnist_jax.series.records import last_epoch
 from mnist_jax.statistics import error_counts
 from mnist_jax.training import EpochMetrics
 
@@ -28,16 +28,12 @@ Points = tuple[int, Sequence[float]]  # Parameters, and accuracies of seeds as f
 
 
 def write_figures(results: Path) -> list[Path]:
-    """Draws README's figures from the files in `results`, light and dark, and writes them there.
+    """Draws README's figures from the files in `results`, light and dark, and writes them to its `figures/`.
 
     Each carries the hash of what it was drawn from, `sources_hash`.
     """
     seeds = {
-        arch: {
-            recipe: group
-            for recipe in ("reference", "default")
-            if (group := read_trials(results / f"{recipe}-{arch}.jsonl"))
-        }
+        arch: {recipe: group for recipe in ("reference", "default") if (group := seeds_of(results, arch, recipe))}
         for arch in ARCHS
     }
     networks = {
@@ -62,7 +58,8 @@ def write_figures(results: Path) -> list[Path]:
         guess = max(set(range(10)) - {int(test.labels[index])}, key=logits.__getitem__)
         captions.append(f"{test.labels[index]} as {guess}, {times[index]}/{len(counted)}")
     errors = partial(figures.digits, test.images[often], captions)
-    written = []
+    folder, written = results / "figures", []
+    folder.mkdir(exist_ok=True)
     for name, draw, colors in (
         ("ladder-light", ladder, themes.LIGHT),
         ("ladder-dark", ladder, themes.DARK),
@@ -71,14 +68,15 @@ def write_figures(results: Path) -> list[Path]:
         ("errors-light", errors, themes.LIGHT),
         ("errors-dark", errors, themes.DARK),
     ):
-        written.append(results / f"{name}.png")
+        written.append(folder / f"{name}.png")
         written[-1].write_bytes(themes.png(draw, colors, {"Source": sources_hash(results)}))
     return written
 
 
 def sources_hash(results: Path) -> str:
     """SHA-256 of all that the figures show: the files in `results`, and `tables.PUBLIC`."""
-    paths = sorted(path for recipe in ("reference", "default", "patient") for path in results.glob(f"{recipe}-*.jsonl"))
+    recipes = ("reference", "default", "patient")
+    paths = sorted(path for recipe in recipes for path in results.glob(f"series/{recipe}-*.jsonl"))
     quoted = json.dumps(PUBLIC).encode()
     return hashlib.sha256(b"".join([*(path.read_bytes() for path in paths), quoted])).hexdigest()
 
