@@ -41,17 +41,17 @@ def load_rows(paths: tuple[Path, ...]) -> tuple[dict[Path, digits.Row], int]:
     for path in paths:
         try:
             files += images.find_images(path)
-        except InputError as error:
+        except (InputError, OSError) as error:
             refused += complain(error)
     for file in files:
         try:
             rows[file] = images.load_row(file)
-        except InputError as error:
+        except (InputError, OSError) as error:
             refused += complain(error)
     return rows, refused
 
 
-def complain(error: InputError) -> int:
+def complain(error: InputError | OSError) -> int:
     """Prints a refusal, and counts it."""
     print(f"error: {error}", file=sys.stderr)
     return 1

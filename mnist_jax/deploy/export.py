@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from mnist_jax.deploy.images import MAX_PIXELS
+from mnist_jax.data.pictures import MAX_PIXELS
 from mnist_jax.deploy.reading import Doubt
 from mnist_jax.errors import InputError, refusing, shown
 from mnist_jax.layers import FLAX
