@@ -102,8 +102,7 @@ def test_mean_and_deviation_are_those_of_the_training_images(scale):
 def test_one_channel_is_standardized_to_the_bit(mnist):
     images = mnist.test.images[:100]
     same(standardize(images, mnist.mean, mnist.deviation), (jnp.asarray(images, jnp.float32) / 255 - 0.1307) / 0.3081)
-    same(to_float(images), jnp.asarray(images, jnp.float32))
-    np.testing.assert_allclose(to_float(images[:9] / 255), images[:9], rtol=1e-6)
+    np.testing.assert_allclose(to_float(images / 255), images, rtol=1e-6)
 
 
 def test_hash_is_of_arrays_and_classes():
@@ -193,13 +192,10 @@ def test_tfds_not_prepared_or_truncated(tmp_path, monkeypatch, name):
     refused(f"(?i)TFDS cannot read '?{name}", load)
 
 
-PATHS = ["no/", "no.npz", "./no", "~/no", "~no/no", "/no", "C:no", Path("no")]
-
-
 @pytest.mark.parametrize(
     ("dataset", "options", "match"),
     [
-        *((name, {}, "name a folder") for name in PATHS),
+        *((name, {}, "name a folder") for name in ("no/", "no.npz", "./no", "~/no", "/no", "C:no", Path("no"))),
         *((name, {}, f"TFDS has no data set '{name}'.*write '{name}/'") for name in ("no", "no/config")),
         ("mnist", {"source": "torch"}, "unknown data source 'torch'; choose from bundled, tfds"),
         ("mnist", {"data_dir": "d"}, "data dir 'd' is only read by data source 'tfds'; choose that"),

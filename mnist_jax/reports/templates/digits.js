@@ -1,5 +1,5 @@
-// From a picture to a digit as MNIST has them: the steps of mnist_jax/deploy/digits.py and images.py, where their
-// reasons are. A picture is { h, w, data }, row after row: grey from 0 for black to 255, ink from 0 to 1.
+// From a picture to a digit as MNIST has them: the steps of mnist_jax/deploy/digits.py and data/pictures.py, where
+// their reasons are. A picture is { h, w, data }, row after row: grey from 0 for black to 255, ink from 0 to 1.
 const BOX = 20, SIZE = 28, FINE = 4 * BOX, FAINT = 8, THIN = 0.1, SMALL = 0.04, NEAR = 0.25, EDGE = 0.2, LONGEST = 600;
 
 const clip = (v, least, most) => Math.min(Math.max(v, least), most);
