@@ -1,4 +1,4 @@
-"""Writes how the logits of shipped weights lie, which tells what is no digit."""
+"""Writes the statistics of the shipped weights' logits, by which pictures that may not be a digit are found."""
 
 import dataclasses
 import json
@@ -27,12 +27,12 @@ class Options:
 
 def main(options: Options) -> None:
     """Calibrates and writes."""
-    images, labels = (each[-10_000:] for each in load_dataset("mnist").train)
-    doubts = {}
+    images, labels = (array[-10_000:] for array in load_dataset("mnist").train)
+    statistics = {}
     for name in (*ARCHS, READER):
         doubt = calibrate(predict(load_pretrained(name), images), labels)
-        doubts[name] = {key: np.round(value, 5).tolist() for key, value in doubt._asdict().items()}
-    options.out.write_text(json.dumps(doubts) + "\n", encoding="utf-8")
+        statistics[name] = {key: np.round(value, 5).tolist() for key, value in doubt._asdict().items()}
+    options.out.write_text(json.dumps(statistics) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Measures how pictures are read: a folder by people, rows, small digits, and what is no digit."""
+"""Measures how pictures are read: a folder by people, rows, small digits, and what may not be a digit."""
 
 import dataclasses
 import io
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from PIL import Image, ImageDraw, ImageFont
 from mnist_jax import ARCHS, evaluate, load_dataset, load_pretrained, predict
 from mnist_jax.cli import run
 from mnist_jax.data import Split
-from mnist_jax.deploy import images, people, reading
+from mnist_jax.deploy import images, reading
 from mnist_jax.deploy.digits import Row, to_digit, to_row
 from mnist_jax.errors import InputError
 from mnist_jax.runs.weights import READER
 from mnist_jax.runtime import environment
+from mnist_jax.statistics import calibration
 from mnist_jax.steps import Trained
 
 COUNT, SEED = 500, 24
@@ -31,7 +33,7 @@ class Options:
     """Measures how every shipped network reads pictures, and writes it as JSON; it needs scikit-learn.
 
     Small digits are scikit-learn's 1,797 of 8x8, as pictures of 96x96. No digits are 500 each of letters, noise, shapes
-    and Fashion-MNIST's test images, told from the folder's digits.
+    and Fashion-MNIST's test images.
 
     Example: python scripts/measure_pictures.py --pictures digits --fashion fashion-mnist --out pictures.json
     """
@@ -47,42 +49,46 @@ class Options:
 def main(options: Options) -> None:
     """Reads all pictures once, lets every network answer, and writes."""
     test, rng = load_dataset("mnist").test, np.random.default_rng(SEED)
-    pictures = people.find_pictures(options.pictures, tuple("0123456789"))
+    pictures = images.find_pictures(options.pictures, tuple("0123456789"))
+    kinds = [picture.person.rstrip("0123456789") for picture in pictures]
     begun = time.perf_counter()
-    shown = [_row(picture.file) for picture in pictures]
+    rows = [_row(picture.file) for picture in pictures]
     seconds = time.perf_counter() - begun
-    rows = [generated_row(rng, test.images, test.labels) for _ in range(100)]
-    pairs = [to_row(grey.astype(float)) for grey, _ in rows]
+    read = [row for row in rows if row]
+    digits = np.stack([row.digits[0] for row in read])
+    numbers = [generated_row(rng, test.images, test.labels) for _ in range(100)]
+    number_rows = [to_row(grey.astype(float)) for grey, _ in numbers]
     others = {kind: _digits([make(rng) for _ in range(COUNT)]) for kind, make in KINDS.items()}
     others["fashion"] = _digits(list(load_dataset(str(options.fashion)).test.images[:COUNT, :, :, 0]))
     files = np.stack([to_digit(_through_png(image)) for image in test.images[..., 0]])
     small, labels = _small_digits()
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name in (*ARCHS, READER):
         trained, doubt = load_pretrained(name), reading.load_doubts()[name]
-        given = [row for row in shown if row]
-        answers = iter(reading.read(trained, given, doubt))
-        answers = [next(answers) if row else None for row in shown]
-        score = people.score(pictures, answers)
-        kinds = {kind: _part(pictures, answers, kind) for kind in sorted({_kind(picture) for picture in pictures})}
-        said = [answer.text for answer in reading.read(trained, pairs, doubt)]
-        digits = np.stack([row.digits[0] for row in given])
-        found[name] = {
-            "people": score.as_dict(),
-            "kinds": kinds,
+        iterator = iter(reading.read(trained, read, doubt))
+        answers = [next(iterator) if row else None for row in rows]
+        right = [a is not None and a.text == p.label for a, p in zip(answers, pictures, strict=True)]
+        texts = [answer.text for answer in reading.read(trained, number_rows, doubt)]
+        inside = doubt.of(predict(trained, digits))
+        outside = {kind: doubt.of(predict(trained, strange)) for kind, strange in others.items()}
+        results[name] = {
+            "people": score(pictures, answers),
+            "kinds": {
+                kind: {"count": kinds.count(kind), "accuracy": float(np.mean(np.array(right)[np.equal(kinds, kind)]))}
+                for kind in sorted(set(kinds))
+            },
             "test_accuracy": _accuracy(trained, test),
             "test_accuracy_of_files": _accuracy(trained, Split(files, test.labels)),
             "small_digits": _accuracy(trained, Split(small, labels)),
-            "rows_read": sum(text == wanted for text, (_, wanted) in zip(said, rows, strict=True)),
-            "auroc": _told_apart(trained, doubt, digits, others),
-            "digits_called_none": float((doubt.of(predict(trained, digits)) > doubt.limit).mean()),
-            "others_called_none": float(
-                np.mean([doubt.of(predict(trained, each)) > doubt.limit for each in others.values()])
-            ),
+            "rows_read": sum(text == wanted for text, (_, wanted) in zip(texts, numbers, strict=True)),
+            "auroc": {kind: _auroc(inside, scores) for kind, scores in outside.items()}
+            | {"all": _auroc(inside, np.concatenate(list(outside.values())))},
+            "digits_called_none": float((inside > doubt.limit).mean()),
+            "others_called_none": float(np.mean([scores > doubt.limit for scores in outside.values()])),
         }
-        print(name, json.dumps(found[name] | {"people": score.accuracy}), flush=True)
+        print(name, json.dumps(results[name]), flush=True)
     record = {
-        "networks": found,
+        "networks": results,
         "seed": SEED,
         "pictures_a_second": len(pictures) / seconds,
         "environment": environment(("pillow", "scipy", "scikit-learn")),
@@ -91,22 +97,37 @@ def main(options: Options) -> None:
     options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
+def score(pictures: Sequence[images.Picture], answers: Sequence[reading.Answer | None]) -> dict[str, Any]:
+    """Scores answers, in the order of the pictures; None stands for no answer, which is wrong.
+
+    The 95% interval of the accuracy resamples people, because pictures of one person are alike. `confusions` are class,
+    wrong answer and count; `sure_and_wrong` counts wrong answers with a probability of 0.9 or more.
+    """
+    texts = [answer.text if answer else "-" for answer in answers]
+    labels = [picture.label for picture in pictures]
+    right = np.array(texts) == labels
+    confidence = np.array([answer.confidence if answer else 0.0 for answer in answers])
+    _, person = np.unique([picture.person for picture in pictures], return_inverse=True)
+    counts, rights = np.bincount(person), np.bincount(person, right)
+    drawn = np.random.default_rng(0).integers(len(counts), size=(10_000, len(counts)))
+    wrong = Counter(pair for pair in zip(labels, texts, strict=True) if pair[0] != pair[1])
+    return {
+        "pictures": len(pictures),
+        "accuracy": float(right.mean()),
+        "interval": np.percentile(rights[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5]).tolist(),
+        "people": len(counts),
+        "confusions": [(*pair, count) for pair, count in wrong.most_common()],
+        "sure_and_wrong": int(((confidence >= 0.9) & ~right).sum()),
+        "calibration_error": calibration(confidence[:, None], np.where(right, 0, 1), bins=10).error,
+    }
+
+
 def _row(path: Path) -> Row | None:
     try:
         return images.load_row(path)
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"note: {error}", file=sys.stderr)
         return None
-
-
-def _kind(picture: people.Picture) -> str:
-    return picture.person.rstrip("0123456789")
-
-
-def _part(pictures, answers, kind):
-    """Accuracy and number of the pictures of one kind: people whose names are alike but for a number."""
-    right = [a is not None and a.text == p.label for p, a in zip(pictures, answers, strict=True) if _kind(p) == kind]
-    return {"count": len(right), "accuracy": sum(right) / len(right)}
 
 
 def _digits(greys):
@@ -134,16 +155,10 @@ def _accuracy(trained: Trained, split: Split) -> float:
     return evaluate(trained, split).mean()[1]
 
 
-def _told_apart(trained, doubt, digits, others):
+def _auroc(inside: np.ndarray, outside: np.ndarray) -> float:
     from sklearn.metrics import roc_auc_score
 
-    inside = doubt.of(predict(trained, digits))
-    outside = {name: doubt.of(predict(trained, each)) for name, each in others.items()}
-    outside["all"] = np.concatenate(list(outside.values()))
-    return {
-        name: float(roc_auc_score([0] * len(inside) + [1] * len(each), [*inside, *each]))
-        for name, each in outside.items()
-    }
+    return float(roc_auc_score([0] * len(inside) + [1] * len(outside), [*inside, *outside]))
 
 
 # Generated pictures ---------------------------------------------------------------------------------------------------

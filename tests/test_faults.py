@@ -19,6 +19,7 @@ from conftest import PREPARED, ROOT, assert_refused, begin, damage, part, refuse
 
 from mnist_jax import Config, make_config, save_weights
 from mnist_jax.cli import flags, options
+from mnist_jax.cli.program import called
 from mnist_jax.runs import checkpoints, directory
 from mnist_jax.runs.session import session
 

@@ -51,7 +51,7 @@ def test_the_tour_runs_from_top_to_bottom(mnist, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "parameters: 9,910 (fewer than 10,000), met" in said
     assert re.findall(r"^375 .*%$", said, re.MULTILINE)
-    assert re.findall(r"^. .*no digit\?$", said, re.MULTILINE)
+    assert re.findall(r"^. .*may not be a digit$", said, re.MULTILINE)
     assert {name: len(values) for name, values in names["accuracies"].items()} == {"cross-entropy": 5, "focal loss": 5}
     assert sum(map(len, figures)) == 7
     for cell, drawn in zip(CELLS["tour"], figures, strict=True):

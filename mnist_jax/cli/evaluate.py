@@ -8,10 +8,9 @@ from mnist_jax.cli.options import EvaluateOptions
 from mnist_jax.cli.predict import load_rows
 from mnist_jax.cli.program import load_trained
 from mnist_jax.data import load_dataset
-from mnist_jax.deploy import people, reading
+from mnist_jax.deploy import images, reading
 from mnist_jax.errors import InputError
 from mnist_jax.runs import directory
-from mnist_jax.runs.files import write_text
 from mnist_jax.runs.weights import READER
 from mnist_jax.scoring import evaluate
 from mnist_jax.steps import Trained
@@ -19,8 +18,6 @@ from mnist_jax.steps import Trained
 
 def main(options: EvaluateOptions) -> None:
     """Loads, scores and prints."""
-    if options.page and not options.pictures:
-        raise InputError(f"page {str(options.page)!r} is of the errors of --pictures; name a folder of those too")
     if options.pictures:
         score_pictures(options, options.pictures)
         return
@@ -43,24 +40,25 @@ def main(options: EvaluateOptions) -> None:
 
 
 def score_pictures(options: EvaluateOptions, folder: Path) -> None:
-    """Reads every picture, scores the answers, prints and writes the page."""
+    """Reads every picture; prints those that are misread, and how many are right, by person and in all."""
     name = options.arch or ("" if options.run_dir else READER)
     trained: Trained = load_trained(options.run_dir, name or None)
-    pictures = people.find_pictures(folder, trained.classes)
-    rows, _ = load_rows(picture.file for picture in pictures)
-    answered = reading.read(trained, list(rows.values())) if rows else []
-    by_file = dict(zip(rows, answered, strict=True))
-    answers = [by_file.get(picture.file) for picture in pictures]
-    score = people.score(pictures, answers)
+    pictures = images.find_pictures(folder, trained.classes)
+    rows, _ = load_rows(tuple(picture.file for picture in pictures))
+    read = reading.read(trained, list(rows.values())) if rows else []
+    answers = dict(zip(rows, read, strict=True))
+    counts = {picture.person: [0, 0] for picture in pictures}
+    for file, person, label in pictures:
+        answer = answers.get(file)
+        counts[person][0] += 1
+        counts[person][1] += bool(answer and answer.text == label)
+        if answer and answer.text != label and not options.json:
+            print("; ".join([f"{file}: {answer.text}  {answer.confidence:.1%}", *answer.remarks]))
+    right = sum(count for _, count in counts.values())
     if options.json:
-        print(json.dumps({"weights": name or str(options.run_dir)} | score.as_dict()))
-    else:
-        for person, (count, right) in score.people.items():
-            print(f"{person}: {right} of {count}")
-        low, high = score.interval
-        print(f"all {score.pictures} by {len(score.people)} people: {score.accuracy:.2%} (95% {low:.2%} to {high:.2%})")
-        confusions = ", ".join(f"{label} as {answer} {count}x" for label, answer, count in score.confusions)
-        print(f"taken: {confusions}" if confusions else "no confusions")
-        print(f"sure (90%) and wrong: {score.sure_and_wrong}; calibration error {score.calibration_error:.2%}")
-    if options.page:
-        write_text(options.page, people.page(name or str(options.run_dir), pictures, answers, rows, score))
+        result = {"weights": name or str(options.run_dir), "pictures": len(pictures), "right": right, "people": counts}
+        print(json.dumps(result))
+        return
+    for person, (count, correct) in counts.items():
+        print(f"{person}: {correct} of {count}")
+    print(f"all {len(pictures)} by {len(counts)} people: {right / len(pictures):.2%}")

@@ -72,8 +72,8 @@ class EvaluateOptions:
 
     A run is scored on its own data, unless --dataset names other data with the same classes.
 
-    With --pictures, scores pictures of single digits, PERSON/LABEL_*.png, for each person and in all:
-    accuracy with a 95% interval over people, the confusions, and how often the network was sure and wrong.
+    With --pictures, scores pictures of single digits, PERSON/LABEL_*.png: names those that are misread, and says how
+    many are right, by person and in all.
 
     Example: mnist-jax evaluate --arch bn_dropout
     """
@@ -84,8 +84,6 @@ class EvaluateOptions:
     """In place of a run: a network whose shipped weights to score. With --pictures, if not given: accurate-held-out."""
     pictures: Path | None = None
     """Score the pictures in this folder instead of test images."""
-    page: Path | None = None
-    """With --pictures: write a page of the errors, beside what the network saw."""
     json: bool = False
     """Print one JSON object instead of a sentence."""
     dataset: str | None = None
@@ -108,9 +106,9 @@ class PredictOptions:
     paths: Paths
     """Files and folders."""
     arch: str | None = None
-    """A network whose shipped weights to use. If not given: accurate-held-out, whose doubt is calibrated."""
+    """A network whose shipped weights to use. If not given: accurate-held-out."""
     run_dir: Path | None = None
-    """Use the weights of this run instead; it never remarks "no digit?"."""
+    """Use the weights of this run instead; it never remarks "may not be a digit"."""
     show: bool = False
     """Print the 28x28 pixels that the network sees."""
     json: bool = False

@@ -71,8 +71,8 @@ def run_trials(
 ) -> None:
     """Trains all tasks under a progress bar, and prints what `record` returns: a text, and a note for the bar.
 
-    The first line says that `record` appends to `out`. Raises LostError at the end if a task was given up. After SIGINT or
-    SIGTERM the process exits, its workers first.
+    The first line says that `record` appends to `out`. Raises LostError at the end if a task was given up. After SIGINT
+    or SIGTERM the process exits, its workers first.
     """
     console, lost = LastingConsole(highlight=False, soft_wrap=True), []
     columns = ("trials", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "{task.fields[note]}")

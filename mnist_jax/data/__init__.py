@@ -23,8 +23,8 @@ def load_dataset(
     """Loads a data set by name or path.
 
     A path is a `Path`, or text that ends in "/" or ".npz" or begins with ".", "~", "/" or a drive letter. It leads to a
-    folder with the four IDX files, a folder of pictures `train/LABEL/*.png` and `test/LABEL/*.png`, or an npz file with
-    `x_train`, `y_train`, `x_test` and `y_test`. All other text is a name.
+    folder with the four IDX files, a folder of pictures `train/LABEL/*.png` and `test/LABEL/*.png`, also of other
+    formats, or an npz file with `x_train`, `y_train`, `x_test` and `y_test`. All other text is a name.
 
     Args:
       dataset: "mnist", another name in TensorFlow Datasets ("fashion_mnist", "emnist/letters"), or a path.
@@ -36,6 +36,7 @@ def load_dataset(
 
     Raises:
       InputError: the data is missing, damaged or does not fit, or an option does not apply.
+      OSError: a file cannot be read.
 
     Example:
       >>> mj.load_dataset("mnist")

@@ -7,7 +7,7 @@ import json
 import math
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -67,19 +67,19 @@ class Dataset:
         classes = tuple(map(str, self.classes))
         if len(set(classes)) < max(2, len(classes)):
             raise InputError(f"classes are {shown(classes)}; give two or more different names")
-        train, test = (_checked(name, getattr(self, name), len(classes)) for name in ("train", "test"))
-        found = [f"{images.dtype} {list(images.shape[1:])}" for images, _ in (train, test)]
-        if found[0] != found[1]:
-            raise InputError(f"train images are {found[0]}, test images {found[1]}; give both one shape and one scale")
+        train, test = _splits(self.train, self.test, len(classes))
+        kinds = [f"{split.images.dtype} {list(split.images.shape[1:])}" for split in (train, test)]
+        if kinds[0] != kinds[1]:
+            raise InputError(f"train images are {kinds[0]}, test images {kinds[1]}; give both one shape and one scale")
         channels = train.images.shape[-1]
         try:
             moments = np.array((self.mean, self.deviation), np.float64)
         except (TypeError, ValueError):  # No numbers, or of different lengths.
             moments = np.empty((0, 0))
         if moments.shape not in ((2, 1), (2, channels)) or not np.isfinite(moments).all() or moments[1].min() <= 0:
-            found = f"mean is {shown(self.mean)}, deviation {shown(self.deviation)}"
-            raise InputError(f"{found}; give tuples of {channels} finite numbers, or of one, with deviations above 0")
-        mean, deviation = (tuple(values.tolist()) for values in moments)
+            given = f"mean is {shown(self.mean)}, deviation {shown(self.deviation)}"
+            raise InputError(f"{given}; give tuples of {channels} finite numbers, or of one, with deviations above 0")
+        mean, deviation = map(tuple, moments.tolist())
         fields = {"train": train, "test": test, "mean": mean, "deviation": deviation, "classes": classes}
         for field, value in fields.items():
             object.__setattr__(self, field, value)
@@ -115,9 +115,10 @@ class Dataset:
           >>> mj.Dataset.from_arrays((x[:3], y[:3]), (x[3:], y[3:]), classes=("ant", "bee", "cat"))
           Dataset('arrays', train=3, test=3, image_shape=(8, 8, 1), classes=3)
         """
-        splits = _checked("train", train), _checked("test", test)
+        splits = _splits(train, test)
         if classes is None:
-            classes = list(map(str, range(1 + max(int(labels.max()) for _, labels in splits))))
+            largest = max(int(split.labels.max()) for split in splits)
+            classes = list(map(str, range(largest + 1)))
         return cls(*splits, *_moments(splits[0].images), tuple(classes), name)
 
     @property
@@ -155,16 +156,16 @@ def as_images(images: ArrayLike) -> UInt8[np.ndarray, "N H W C"] | Float[np.ndar
     except ValueError as error:
         raise InputError("images differ in shape; give one array [N, H, W] or [N, H, W, C]") from error
     array = array[..., None] if array.ndim == 3 else array
-    if array.ndim != 4 or 0 in array.shape[1:]:
-        raise InputError(
-            f"images have shape {list(np.shape(array))}; give [N, H, W] or [N, H, W, C], with H, W and C above 0"
-        )
-    if array.shape[1] in (1, 3) and array.shape[3] > 4:
-        found = f"images have shape {list(array.shape)}, channels first"
-        raise InputError(f"{found}; give channels last, np.moveaxis(images, 1, -1)")
+    shape = list(array.shape)
+    if array.ndim != 4 or 0 in shape[1:]:
+        raise InputError(f"images have shape {shape}; give [N, H, W] or [N, H, W, C], with H, W and C above 0")
+    if shape[1] in (1, 3) and shape[3] > 4:
+        raise InputError(f"images have shape {shape}, channels first; give channels last, np.moveaxis(images, 1, -1)")
     integer = jnp.issubdtype(array.dtype, jnp.integer)
     if not integer and not jnp.issubdtype(array.dtype, jnp.floating):
         raise InputError(f"images are {array.dtype}; {_SCALES}")
+    if np.ma.is_masked(images):
+        raise InputError("images have masked pixels; fill them")
     if array.size and array.dtype != np.uint8:
         low, high = array.min(), array.max()
         if not (low >= 0 and high <= (255 if integer else 1)):  # Neither is true of NaN.
@@ -239,19 +240,14 @@ def hold_out(data: Dataset, size: int) -> Dataset:
     require(data, Dataset, "data", "make a Dataset of it, by Dataset.from_arrays")
     (images, labels), given, size = data.train, size, plain_number(size, int) or 0
     if not 0 < size < len(labels):
-        found = f"{shown(given)} of {len(labels)} training images"
-        raise InputError(f"cannot hold out {found}; choose 1 to {len(labels) - 1}")
+        what = f"{shown(given)} of {len(labels)} training images"
+        raise InputError(f"cannot hold out {what}; choose 1 to {len(labels) - 1}")
     missing = np.setdiff1d(labels, labels[-size:])
     if len(missing):
-        names = ", ".join(data.classes[label] for label in missing[:3])
-        names += ", ..." if len(missing) > 3 else ""
-        warnings.warn(
-            f"the last {size} training examples lack {len(missing)} of {len(data.classes)} classes ({names}); "
-            "shuffle the training examples first",
-            stacklevel=2,
-        )
-    train = Split(images[:-size], labels[:-size])
-    test = Split(images[-size:], labels[-size:])
+        names = ", ".join(data.classes[label] for label in missing[:3]) + (", ..." if len(missing) > 3 else "")
+        lacking = f"lack {len(missing)} of {len(data.classes)} classes ({names})"
+        warnings.warn(f"the last {size} training examples {lacking}; shuffle the examples first", stacklevel=2)
+    train, test = Split(images[:-size], labels[:-size]), Split(images[-size:], labels[-size:])
     return dataclasses.replace(data, train=train, test=test)
 
 
@@ -260,31 +256,35 @@ def raw_bytes(array: np.ndarray) -> memoryview:
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data
 
 
-def as_split(images: ArrayLike, labels: ArrayLike, num_classes: int) -> Split:
-    """Checks images, as `as_images` takes them, and integer labels [N] or [N, 1] in 0..num_classes-1.
+def as_split(images: ArrayLike, labels: ArrayLike, num_classes: int = _MAX_CLASSES, name: str = "split") -> Split:
+    """Checks images, as `as_images` takes them, and as many integer labels [N] or [N, 1] in 0..num_classes-1.
 
     Raises InputError for arrays that do not fit.
     """
-    return _checked("split", (images, labels), num_classes)
-
-
-def _checked(name: str, pair: tuple[ArrayLike, ArrayLike], num_classes: int = _MAX_CLASSES) -> Split:
-    """Images as `as_images` returns them, and labels in 0..num_classes-1: equal numbers, at least one."""
-    require(pair, tuple | list, name, "give a pair (images, labels)")
     try:
-        images, labels = as_images(pair[0]), np.asarray(pair[1])
+        images, array = as_images(images), np.asarray(labels)
     except InputError as error:
         raise InputError(f"{name} {error}") from error
-    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
-    if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
-        found = f"{labels.dtype} {list(labels.shape)}"
+    array = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+    if array.ndim != 1 or not jnp.issubdtype(array.dtype, jnp.integer):
+        found = f"{array.dtype} {list(array.shape)}"
         raise InputError(f"{name} labels are {found}; give integers [N], labels.argmax(-1) if they are one-hot")
-    if len(images) != len(labels) or not len(labels):
-        raise InputError(f"{name} has {len(images)} images and {len(labels)} labels; give images and one label each")
-    if labels.min() < 0 or labels.max() >= num_classes:
-        found = f"{name} labels go from {labels.min()} to {labels.max()}"
+    if np.ma.is_masked(labels):
+        raise InputError(f"{name} labels are masked; leave out images without a label")
+    if len(images) != len(array) or not len(array):
+        raise InputError(f"{name} has {len(images)} images and {len(array)} labels; give images and one label each")
+    if array.min() < 0 or array.max() >= num_classes:
+        found = f"{name} labels go from {array.min()} to {array.max()}"
         raise InputError(f"{found}; number the classes from 0 to at most {num_classes - 1}")
-    return Split(images, labels.astype(np.int32))
+    return Split(images, array.astype(np.int32))
+
+
+def _splits(train: Any, test: Any, num_classes: int = _MAX_CLASSES) -> tuple[Split, Split]:
+    splits = []
+    for name, pair in (("train", train), ("test", test)):
+        require(pair, tuple | list, name, "give a pair (images, labels)")
+        splits.append(as_split(pair[0], pair[1], num_classes, name))
+    return splits[0], splits[1]
 
 
 def _moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -295,8 +295,6 @@ def _moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
         squares = np.einsum("nhwc,nhwc->c", images, images, dtype=np.int64, casting="unsafe").tolist()
         roots = [math.sqrt(count * square - one * one) for one, square in zip(sums, squares, strict=True)]
         return tuple(one / (255 * count) for one in sums), tuple(root / (255 * count) or 1.0 for root in roots)
-    mean = images.mean(axes, dtype=np.float64)
-    parts = np.array_split(images, len(images) // 1024 + 1)  # The differences take eight bytes a pixel.
-    variance = sum(((part - mean) ** 2).sum(axes) for part in parts) / count
+    mean, deviation = images.mean(axes, dtype=np.float64), images.std(axes, dtype=np.float64)
     constant = images.min(axes) == images.max(axes)
-    return tuple(mean.tolist()), tuple(np.where(constant, 1, np.sqrt(variance)).tolist())
+    return tuple(mean.tolist()), tuple(np.where(constant, 1, deviation).tolist())

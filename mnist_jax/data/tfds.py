@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mnist_jax.data.arrays import Dataset, Split
-from mnist_jax.data.bundled import as_mnist, verify
+from mnist_jax.data.bundled import FULL_SIZE, as_mnist, verify
 from mnist_jax.errors import InputError, refusing
 
 _MNIST = "mnist:3.0.1"
@@ -34,12 +34,11 @@ def load_tfds(name: str, data_dir: str | Path | None = None) -> Dataset:
     logging.getLogger("absl").setLevel(logging.ERROR)  # Else it recommends another decoder at every start.
 
     full_name = _MNIST if name == "mnist" else name
-    if data_dir is not None and not Path(data_dir).is_dir():
-        remedy = f"name one that holds {full_name.replace(':', '/')}"
-        raise InputError(f"data dir {str(data_dir)!r} is not a directory; {remedy}")
-    remedy = "; prepare it again there" + (", or use data source 'bundled'" if name == "mnist" else "")
     title = "MNIST" if name == "mnist" else repr(name)
-    with refusing(f"TFDS cannot read {title} in {data_dir or 'its default directory'}: ", remedy):
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise InputError(f"data dir {str(data_dir)!r} is not a directory; name one that holds {title}, prepared")
+    where = f"TFDS cannot read {title} in {data_dir or 'its default directory'} ("
+    with refusing(where, "); prepare it again there" + (", or use data source 'bundled'" if name == "mnist" else "")):
         try:
             builder: Any = tfds.builder(full_name, data_dir=data_dir, file_format="array_record")
         except tfds.core.DatasetNotFoundError as error:
@@ -55,17 +54,15 @@ def load_tfds(name: str, data_dir: str | Path | None = None) -> Dataset:
         for key in ("train", "test"):
             # A batched read is several times faster than reading example by example.
             examples = source[key].__getitems__(range(len(source[key])))
-            splits[key] = Split(
-                np.stack([example[image] for example in examples]),
-                np.array([example[label] for example in examples], np.int32),
-            )
+            images = np.stack([example[image] for example in examples])
+            if builder.name == "emnist":
+                images = images.swapaxes(1, 2).copy()
+            splits[key] = Split(images, np.array([example[label] for example in examples], np.int32))
     if name == "mnist":
         for key, split in splits.items():
-            verify(split, key, builder.info.splits[key].num_examples, source=f"TFDS data {builder.data_dir}")
+            if builder.info.splits[key].num_examples == FULL_SIZE[key]:
+                verify(split, key, source=f"TFDS data {builder.data_dir}")
         return as_mnist(**splits)
-    if builder.name == "emnist":
-        for key, (images, labels) in splits.items():
-            splits[key] = Split(images.swapaxes(1, 2).copy(), labels)
     try:
         data = Dataset.from_arrays(**splits, classes=builder.info.features[label].names, name=name)
         used = np.union1d(data.train.labels, data.test.labels)
@@ -77,26 +74,25 @@ def load_tfds(name: str, data_dir: str | Path | None = None) -> Dataset:
 
 
 def _features(builder: Any, kinds: Any, name: str) -> tuple[str, str]:
-    """Names of the image and label features; if there are several, the supervised keys of TFDS."""
-    features, supervised = builder.info.features, builder.info.supervised_keys or ()
-    found = []
-    for kind in (kinds.Image, kinds.ClassLabel):
-        names = [key for key, feature in features.items() if isinstance(feature, kind)]
-        found.append(names if len(names) == 1 else [key for key in names if key in supervised])
-    if any(len(names) != 1 for names in found) or None in features[found[0][0]].shape:
+    """Names of the image and label features, which are the supervised keys of TFDS."""
+    features: dict[str, Any] = dict(builder.info.features.items())
+    names = builder.info.supervised_keys or ("", "")
+    image: Any = features.get(names[0])
+    label: Any = features.get(names[1])
+    if not isinstance(image, kinds.Image) or not isinstance(label, kinds.ClassLabel) or not all(image.shape):
         remedy = "choose one with an image of fixed size and a class label"
         raise InputError(f"TFDS data set {name!r} has the features {', '.join(features)}; {remedy}")
-    return found[0][0], found[1][0]
+    return names
 
 
 def _require_preparable(builder: Any, title: str) -> None:
     """Raises InputError at once without TensorFlow or network, where TFDS would retry for minutes."""
-    where = f"{title} is not prepared as array_record in {builder.data_dir}"
-    remedy = ("use data source 'bundled', or " if title == "MNIST" else "or ") + "name a data dir where it is prepared"
+    what = f"{title} is not prepared as array_record in {builder.data_dir}"
+    remedy = "name a data dir where it is" + (", or use data source 'bundled'" if title == "MNIST" else "")
     if importlib.util.find_spec("tensorflow") is None:
-        raise InputError(f"{where} and preparing it needs TensorFlow: pip install 'mnist-jax[tfds]', {remedy}")
+        raise InputError(f"{what}, and preparing it needs TensorFlow; pip install 'mnist-jax[tfds]', or {remedy}")
     for origin in list(builder.url_infos)[:1]:
         try:
             urllib.request.urlopen(origin, timeout=_OFFLINE_AFTER_SECONDS).close()
         except OSError as error:
-            raise InputError(f"{where} and its origin cannot be reached ({error}): go online, {remedy}") from error
+            raise InputError(f"{what}, and its origin cannot be reached ({error}); go online, or {remedy}") from error

@@ -82,15 +82,11 @@ def to_row(grey: np.ndarray) -> Row | None:
     groups = _groups(ink, parts)
     if len(groups) < 2:
         groups = [_main_part(ink, parts)]
-    edges = [np.flatnonzero((group > 0).any(0))[[0, -1]] for group in groups]
-    gaps = [right[0] - left[1] - 1 for left, right in itertools.pairwise(edges)]
+    columns = [np.flatnonzero((group > 0).any(0)) for group in groups]
+    gaps = [right[0] - left[-1] - 1 for left, right in itertools.pairwise(columns)]
     tight = bool(gaps) and min(gaps) < _TIGHT * len(_crop(ink))
-    return Row(tuple(map(fit_box, groups)), tight or any(map(_wide, groups)))
-
-
-def _wide(ink):
-    height, width = _crop(ink).shape
-    return width > _WIDE * height
+    wide = any(width > _WIDE * height for height, width in (_crop(group).shape for group in groups))
+    return Row(tuple(map(fit_box, groups)), tight or wide)
 
 
 def in_mnist_form(grey: np.ndarray) -> bool:
@@ -149,73 +145,61 @@ def _otsu(values):
 
 
 def _parts(ink):
-    """Connected parts: their labels from 1, and each one's box (slices) and area, reduced at the picture's edge."""
+    """Connected parts: their labels from 1, their boxes int [parts, 2, 2], and areas, reduced at the picture's edge.
+
+    A box has its rows, from start to stop, and its columns.
+    """
     labeled: Any = ndimage.label(ink > 0, np.ones((3, 3)))
     labels, count = labeled
-    boxes = ndimage.find_objects(labels)
+    boxes = np.array([[(side.start, side.stop) for side in box] for box in ndimage.find_objects(labels)])
     areas = np.bincount(labels.ravel(), ink.ravel(), count + 1)[1:]
-    at_edge = [_at_edge(box, ink.shape) for box in boxes]
+    at_edge = (boxes[..., 0] == 0).any(1) | (boxes[..., 1] == ink.shape).any(1)
     return labels, boxes, np.where(at_edge, _EDGE * areas, areas)
 
 
-def _at_edge(box, shape):
-    """Whether a box touches an edge of the picture."""
-    return any(side.start == 0 or side.stop == length for side, length in zip(box, shape, strict=True))
-
-
-def _length(side):
-    return side.stop - side.start
-
-
-def _overlap(side, other):
-    """The overlap of two ranges in pixels; negative for a gap."""
-    return min(side.stop, other.stop) - max(side.start, other.start)
-
-
-def _near(box, other, gap):
-    return all(_overlap(*sides) > -gap for sides in zip(box, other, strict=True))
+def _overlap(boxes, other):
+    """The overlap in pixels of ranges [..., 2]; negative for a gap."""
+    return np.minimum(boxes[..., 1], other[..., 1]) - np.maximum(boxes[..., 0], other[..., 0])
 
 
 def _main_part(ink, parts):
     """The ink of the largest connected part and of parts near it, without specks."""
     labels, boxes, areas = parts
-    main = int(areas.argmax())
-    near = _NEAR * max(map(_length, boxes[main]))
-    large = np.flatnonzero(areas >= _SMALL * areas[main])
-    mine = [i for i in large if _near(boxes[i], boxes[main], near)]
-    return _only(mine, labels, ink)
+    main = areas.argmax()
+    gap = _NEAR * np.ptp(boxes[main], axis=1).max()
+    near = (_overlap(boxes, boxes[main]) > -gap).all(1)
+    return _only(near & (areas >= _SMALL * areas[main]), labels, ink)
 
 
 def _groups(ink, parts):
     """The ink of each digit of a row: parts beside the largest and similarly tall, each with the parts near it."""
     labels, boxes, areas = parts
-    main = int(areas.argmax())
-    height, standing = boxes[main][0], []
-    for i, (rows, _) in enumerate(boxes):
-        alike = _TALL <= _length(rows) / _length(height) <= 1 / _TALL
-        beside = _overlap(rows, height) >= 0.5 * min(_length(rows), _length(height))
-        if alike and beside and areas[i] >= _SMALL * areas[main]:
-            standing.append(i)
-    groups: list[tuple[list[int], slice]] = []
-    for i in sorted(standing, key=lambda i: boxes[i][1].start):
-        columns = boxes[i][1]
-        members, before = groups[-1] if groups else ([], slice(0, 0))
-        narrower = min(_length(columns), _length(before))
-        if groups and _overlap(columns, before) > _OVER * narrower:
-            groups[-1] = [*members, i], slice(before.start, max(before.stop, columns.stop))
+    main = areas.argmax()
+    heights = np.ptp(boxes[:, 0], axis=1)
+    ratios = heights / heights[main]
+    large = areas >= _SMALL * areas[main]
+    beside = _overlap(boxes[:, 0], boxes[main, 0]) >= 0.5 * np.minimum(heights, heights[main])
+    standing = large & beside & (ratios >= _TALL) & (ratios <= 1 / _TALL)
+    groups, spans = [], []  # The parts of each digit, and its columns.
+    for i in sorted(np.flatnonzero(standing), key=lambda i: boxes[i, 1, 0]):
+        columns = boxes[i, 1]
+        if groups and _overlap(columns, spans[-1]) > _OVER * min(np.ptp(columns), np.ptp(spans[-1])):
+            groups[-1].append(i)
+            spans[-1] = np.maximum(spans[-1], [0, columns[1]])
         else:
-            groups.append(([i], columns))
-    for i in {i for i in range(len(boxes)) if areas[i] >= _SMALL * areas[main]} - set(standing):
-        members, _ = max(groups, key=lambda group: _overlap(group[1], boxes[i][1]))
-        if any(_near(boxes[i], boxes[other], _NEAR * _length(height)) for other in members):
+            groups.append([i])
+            spans.append(columns)
+    for i in np.flatnonzero(large & ~standing):
+        members = groups[np.argmax([_overlap(boxes[i, 1], span) for span in spans])]
+        if (_overlap(boxes[members], boxes[i]) > -_NEAR * heights[main]).all(1).any():
             members.append(i)
-    return [_only(members, labels, ink) for members, _ in groups]
+    return [_only(members, labels, ink) for members in groups]
 
 
 def _only(members, labels, ink):
     """The ink of some parts; a look-up is faster than `np.isin`."""
     kept = np.zeros(labels.max() + 1)
-    kept[np.array(members) + 1] = 1
+    kept[1:][members] = 1
     return ink * kept[labels]
 
 

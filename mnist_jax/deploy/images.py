@@ -1,22 +1,16 @@
-"""Finds picture files, opens them safely, and converts them to grey."""
+"""Finds picture files, and reads digits off them."""
 
-import functools
-import importlib
-import importlib.util
-import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
 
+from mnist_jax.data.pictures import open_image, suffixes
 from mnist_jax.deploy.digits import Row, to_digit, to_row
-from mnist_jax.errors import InputError, refusing, require_path
+from mnist_jax.errors import InputError, require_path
 
 T = TypeVar("T")
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "HEIF")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".pgm", ".ppm", ".avif", ".heic")
-MAX_PIXELS = 25_000_000
 _LONGEST = 600  # Pixels of the long side; more takes longer and shows no more of a digit.
 
 
@@ -39,11 +33,34 @@ def find_images(path: Path) -> list[Path]:
     path = require_path(path, "image")
     if not path.is_dir():
         return [path]
-    with refusing(f"folder {str(path)!r} cannot be read (", "); name another"):
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
-    if not found:
-        raise InputError(f"folder {str(path)!r} holds no {', '.join(SUFFIXES)} file; name another")
-    return found
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes() and file.is_file())
+    if not files:
+        raise InputError(f"folder {str(path)!r} holds no pictures; name another")
+    return files
+
+
+class Picture(NamedTuple):
+    """A picture of one digit: its file, the person who drew it, and its class."""
+
+    file: Path
+    person: str
+    label: str
+
+
+def find_pictures(folder: Path, classes: Sequence[str]) -> list[Picture]:
+    """Finds the pictures `PERSON/LABEL_*.png` of a folder, or `LABEL_*.png` of one person.
+
+    Raises InputError if there are none, or a name does not begin with a class.
+    """
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes() and file.is_file())
+    if not files:
+        raise InputError(f"folder {str(folder)!r} holds no pictures; give one with PERSON/LABEL_*.png")
+    pictures = [Picture(file, file.parent.name, file.stem.partition("_")[0]) for file in files]
+    for picture in pictures:
+        if picture.label not in classes:
+            remedy = f"name it LABEL_*, where LABEL is one of {', '.join(classes)}"
+            raise InputError(f"the name of {str(picture.file)!r} does not say what it shows; {remedy}")
+    return pictures
 
 
 def load_image(path: Path) -> np.ndarray:
@@ -57,13 +74,14 @@ def load_image(path: Path) -> np.ndarray:
 
     Raises:
       InputError: as `load_grey`, or the picture shows nothing.
+      OSError: as `load_grey`.
 
     Example:
       >>> seven = images.load_image(Path("seven.png"))
       >>> int(mj.predict(mj.load_pretrained("accurate-held-out"), seven[None]).argmax())
       7
     """
-    return _found(path, to_digit(load_grey(path)))
+    return _not_blank(to_digit(load_grey(path)), path)
 
 
 def load_row(path: Path) -> Row:
@@ -77,24 +95,26 @@ def load_row(path: Path) -> Row:
 
     Raises:
       InputError: as `load_image`.
+      OSError: as `load_image`.
 
     Example:
       >>> len(images.load_row(Path("seven.png")).digits)
       1
     """
-    return _found(path, to_row(load_grey(path)))
+    return _not_blank(to_row(load_grey(path)), path)
 
 
-def _found(path: Path, shown: T | None) -> T:
-    if shown is None:
+def _not_blank(digits: T | None, path: Path) -> T:
+    if digits is None:
         raise InputError(f"image {str(path)!r} shows nothing; give a digit that stands out from its background")
-    return shown
+    return digits
 
 
 def load_grey(path: Path) -> np.ndarray:
-    """Loads a picture in grey, the first frame of several, turned as its EXIF says.
+    """Loads a picture in grey, as `mnist_jax.data.pictures.open_image` opens it.
 
-    Transparent pixels take the color of the paper. HEIC needs pillow-heif.
+    That takes the first frame of several, turns it as its EXIF says, and gives transparent pixels the color of the
+    paper.
 
     Args:
       path: a PNG, JPEG, WebP, GIF, TIFF, BMP, PPM, AVIF or HEIC file of up to 25 million pixels.
@@ -103,70 +123,12 @@ def load_grey(path: Path) -> np.ndarray:
       float [H, W], 0 for black to 255, reduced to at most 600 pixels on the long side.
 
     Raises:
-      InputError: the file is not a regular file, cannot be read, has another format, or is too large.
+      InputError: the file is not a regular file, damaged, of another format, or too large.
+      OSError: the file is missing or cannot be read.
 
     Example:
       >>> images.load_grey(Path("seven.png")).shape
       (112, 112)
     """
-    path, wanted = require_path(path, "image"), "give a PNG, JPEG, WebP, GIF, TIFF or BMP file"
-    if path.exists() and not path.is_file():  # Reading a named pipe would block.
-        raise InputError(f"image {str(path)!r} is not a regular file; {wanted}")
-    formats = _formats()
-    if path.suffix.lower() == ".heic" and "HEIF" not in formats:
-        wanted = "pip install pillow-heif"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Of large pictures, because MAX_PIXELS is lower, and of odd metadata.
-            with Image.open(path, formats=formats) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise InputError(
-                        f"image {str(path)!r} has {image.width}x{image.height} pixels; "
-                        f"make it smaller, up to {MAX_PIXELS:,} in all"
-                    )
-                grey = _grey(ImageOps.exif_transpose(image))
-    except InputError:
-        raise
-    except Image.DecompressionBombError:
-        raise InputError(f"image {str(path)!r} is too large; make it smaller, up to {MAX_PIXELS:,} pixels") from None
-    except Exception as error:  # Decoders of damaged files raise errors of any kind.
-        reason = getattr(error, "strerror", None) or "it is not an intact picture"
-        raise InputError(f"image {str(path)!r} cannot be read: {reason}; {wanted}") from error
-    factor = -(-max(grey.shape) // _LONGEST)
-    if factor == 1:
-        return grey
-    reduced = Image.fromarray(grey.astype(np.float32)).reduce(factor)
-    return np.asarray(reduced, np.float64)
-
-
-@functools.cache
-def _formats() -> list[str]:
-    """The formats that this installation can read."""
-    if importlib.util.find_spec("pillow_heif"):
-        importlib.import_module("pillow_heif").register_heif_opener()
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
-
-
-def _grey(image: Image.Image) -> np.ndarray:
-    """Converts to grey, float [H, W], 0 for black to 255.
-
-    Transparent pixels take the paper's color. If most of the picture is opaque, that is the median of the opaque
-    pixels. Otherwise these are the drawing, and the paper is white for a dark drawing, black for a light one.
-    """
-    if image.mode.startswith("I"):  # Pillow would clip 16 bits.
-        return np.asarray(image, np.float64) / 257
-    if image.mode == "F":  # A TIFF of floats in [0, 1] or [0, 255].
-        values = np.nan_to_num(np.asarray(image, np.float64))
-        return values * 255 if values.max() <= 1 else np.clip(values, 0, 255)
-    if not image.has_transparency_data:
-        return np.asarray(image.convert("L"), np.float64)
-    image = image.convert("RGBA")
-    opacity = np.asarray(image.getchannel("A"), np.float64) / 255
-    grey = np.asarray(image.convert("RGB").convert("L"), np.float64)
-    opaque = opacity > 0.5
-    if opaque.mean() > 0.5:
-        paper = np.median(grey[opaque])
-    else:
-        paper = 255 if (grey * opacity).sum() < 128 * opacity.sum() else 0
-    return grey * opacity + (1 - opacity) * paper
+    image = open_image(require_path(path, "image")).convert("L").convert("F")
+    return np.asarray(image.reduce(-(-max(image.size) // _LONGEST)), np.float64)

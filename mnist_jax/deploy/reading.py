@@ -1,4 +1,4 @@
-"""Reads pictures with a network: digits, their probabilities, and remarks of doubt."""
+"""Reads pictures with a network: digits, their probabilities, and remarks on what is uncertain."""
 
 import functools
 import json
@@ -26,7 +26,7 @@ class Doubt(NamedTuple):
       means: mean logits of each class, float [classes, classes].
       precision: inverse of their covariance within a class, float [classes, classes].
       spread: standard deviation of the largest logit.
-      limit: doubts above it mean that a picture shows no digit.
+      limit: above it, a picture may not be a digit.
     """
 
     means: Any
@@ -35,7 +35,7 @@ class Doubt(NamedTuple):
     limit: float
 
     def of(self, logits: Float[np.ndarray, "N classes"]) -> Float[np.ndarray, " N"]:
-        """Computes the doubt that logits are of a digit: the distance to the nearest class minus the largest logit.
+        """Scores how unlike a digit's logits are: the distance to the nearest class minus the largest logit.
 
         The distance is that of Lee, Lee, Lee, Shin, "A simple unified framework for detecting out-of-distribution
         samples", 2018; the largest logit is that of Hendrycks et al., "Scaling out-of-distribution detection", 2022.
@@ -52,7 +52,7 @@ class Doubt(NamedTuple):
 
 
 def calibrate(logits: Float[np.ndarray, "N classes"], labels: Int[np.ndarray, " N"]) -> Doubt:
-    """Calibrates the doubt of a network on held-out images, with the limit above 99% of them.
+    """Calibrates the statistics of a network on held-out images, with the limit above 99% of them.
 
     Args:
       logits: float [N, classes].
@@ -77,10 +77,10 @@ def calibrate(logits: Float[np.ndarray, "N classes"], labels: Int[np.ndarray, " 
 
 @functools.cache
 def load_doubts() -> dict[str, Doubt]:
-    """Loads the doubts of the package's weights, written by `scripts/calibrate.py`.
+    """Loads the statistics of the package's weights, written by `scripts/calibrate.py`.
 
     Returns:
-      The doubts by name of the weights.
+      A `Doubt` by name of the weights.
 
     Example:
       >>> sorted(reading.load_doubts())
@@ -95,7 +95,7 @@ class Answer(NamedTuple):
     Attributes:
       text: the classes from left to right, such as "7" or "427".
       probabilities: probability of each class for each digit, float32 [digits, classes].
-      remarks: reasons for doubt, in words.
+      remarks: what is uncertain, in words.
     """
 
     text: str
@@ -114,7 +114,7 @@ def read(trained: Trained, rows: Sequence[Row], doubt: Doubt | None = None) -> l
     Args:
       trained: the network, a `Trained`.
       rows: one or more, as `to_row` or `load_row` return them.
-      doubt: detects pictures of something else, from `load_doubts`; None for no such remarks.
+      doubt: tells pictures that may not be a digit, from `load_doubts`; None for no such remarks.
 
     Returns:
       One `Answer` per row.
@@ -128,20 +128,23 @@ def read(trained: Trained, rows: Sequence[Row], doubt: Doubt | None = None) -> l
     logits = predict(trained, np.concatenate([np.stack(row.digits) for row in rows]))
     probabilities = softmax(logits, axis=-1)
     strange = np.zeros(len(logits), bool) if doubt is None else doubt.of(logits) > doubt.limit
-    ends = np.cumsum([len(row.digits) for row in rows])[:-1]
-    each = zip(rows, np.split(probabilities, ends), np.split(strange, ends), strict=True)
-    return [answer_of(trained.classes, row, mine, bool(none.any())) for row, mine, none in each]
+    answers, start = [], 0
+    for row in rows:
+        end = start + len(row.digits)
+        answers.append(_answer(trained.classes, row, probabilities[start:end], strange[start:end]))
+        start = end
+    return answers
 
 
-def answer_of(
-    classes: tuple[str, ...], row: Row, probabilities: Float[np.ndarray, "digits classes"], strange: bool
-) -> Answer:
-    """Makes the answer of a row from the probabilities of its digits; `strange` if one of them may be no digit."""
+def _answer(classes: tuple[str, ...], row: Row, probabilities: np.ndarray, strange: np.ndarray) -> Answer:
+    """The answer to a row, from the probabilities of its digits, and whether each may not be a digit."""
     remarks = []
     for shares in probabilities:
         second, first = np.argsort(shares)[-2:]
         if shares[second] >= _NEAR:
             remarks.append(f"{classes[first]} or {classes[second]} ({shares[second]:.1%})")
-    remarks += ["no digit?"] if strange else []
-    remarks += ["uncertain where a digit ends"] if row.uncertain else []
-    return Answer("".join(classes[shares.argmax()] for shares in probabilities), probabilities, tuple(remarks))
+    if strange.any():
+        remarks.append("may not be a digit")
+    if row.uncertain:
+        remarks.append("digits may be split wrongly")
+    return Answer("".join(classes[label] for label in probabilities.argmax(-1)), probabilities, tuple(remarks))

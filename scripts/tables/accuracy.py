@@ -201,7 +201,7 @@ def pictures_table(results: Path) -> Iterator[str]:
     measured = json.loads((results / "tried" / "pictures.json").read_text("utf-8"))
     yield from head(
         "| weights | right, % (95% over people) | photographs, % | 8x8 digits, % | rows of 100 | sure and wrong "
-        "| calibration error, % | no digit?, AUROC | MNIST as files, % |"
+        "| calibration error, % | not a digit, AUROC | MNIST as files, % |"
     )
     for name, found in measured["networks"].items():
         people, (low, high) = found["people"], found["people"]["interval"]

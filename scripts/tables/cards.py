@@ -47,7 +47,7 @@ def card_table(name: str, results: Path) -> Iterator[str]:
         f"right (95% interval over people: {100 * low:.1f} to {100 * high:.1f}) |"
     )
     yield f"| 8x8 digits | {100 * found['small_digits']:.1f}% right |"
-    yield f'| "no digit?" | area under the curve {found["auroc"]["all"]:.3f} |'
+    yield f'| "may not be a digit" | area under the curve {found["auroc"]["all"]:.3f} |'
 
 
 def _recipe(config: dict[str, Any]) -> str:

@@ -1,5 +1,5 @@
-// From a picture to a digit as MNIST has them: the steps of mnist_jax/deploy/digits.py and images.py, where their
-// reasons are. A picture is { h, w, data }, row after row: grey from 0 for black to 255, ink from 0 to 1.
+// From a picture to a digit as MNIST has them: the steps of mnist_jax/deploy/digits.py and data/pictures.py, where
+// their reasons are. A picture is { h, w, data }, row after row: grey from 0 for black to 255, ink from 0 to 1.
 const BOX = 20, SIZE = 28, FINE = 4 * BOX, FAINT = 8, THIN = 0.1, SMALL = 0.04, NEAR = 0.25, EDGE = 0.2, LONGEST = 600;
 
 const clip = (v, least, most) => Math.min(Math.max(v, least), most);
@@ -13,17 +13,22 @@ function quantile(values, q) {
 
 // A grey picture, of 600 pixels at most, of the bytes of a canvas. What is transparent takes the color of the paper.
 function greyOf(rgba, w, h) {
-  const n = w * h, data = new Float32Array(n);
-  let full = 0, opaque = 0, opacity = 0, light = 0;
+  const n = w * h, data = new Float32Array(n), alpha = i => rgba[4 * i + 3];
+  const mix = (r, g, b) => (19595 * r + 38470 * g + 7471 * b + 0x8000) >> 16;
+  let opaque = 0, opacity = 0, light = 0;
   for (let i = 0; i < n; i++) {
-    data[i] = (19595 * rgba[4 * i] + 38470 * rgba[4 * i + 1] + 7471 * rgba[4 * i + 2] + 0x8000) >> 16;
-    const alpha = rgba[4 * i + 3];
-    full += alpha === 255; opaque += alpha > 127; opacity += alpha; light += alpha * data[i];
+    data[i] = mix(rgba[4 * i], rgba[4 * i + 1], rgba[4 * i + 2]);
+    opaque += alpha(i) > 127; opacity += alpha(i); light += alpha(i) * data[i];
   }
-  if (full < n) {
+  if (opacity < 255 * n) {
     const drawing = light < 128 * opacity ? 255 : 0;
-    const paper = opaque > n / 2 ? median(data.filter((v, i) => rgba[4 * i + 3] > 127)) : drawing;
-    for (let i = 0; i < n; i++) data[i] = paper + (data[i] - paper) * rgba[4 * i + 3] / 255;
+    const seen = c => data.map((_, i) => rgba[4 * i + c]).filter((_, i) => alpha(i) > 127);
+    const [r, g, b] = [0, 1, 2].map(c => opaque > n / 2 ? Math.floor(median(seen(c))) : drawing);
+    const over = (v, color, a) => Math.floor((v * a + color * (255 - a)) / 255 + 0.5);
+    for (let i = 0; i < n; i++) {
+      const a = alpha(i);
+      data[i] = mix(over(rgba[4 * i], r, a), over(rgba[4 * i + 1], g, a), over(rgba[4 * i + 2], b, a));
+    }
   }
   return reduce({ h, w, data }, Math.ceil(Math.max(h, w) / LONGEST));
 }

@@ -54,9 +54,9 @@ function crop(x, n) {
   return { h, w, c: x.c, data: out };
 }
 
-function total(x) {
+function mean(x) {
   const out = new Float32Array(x.c);
-  for (let i = 0; i < x.data.length; i++) out[i % x.c] += x.data[i];
+  for (let i = 0; i < x.data.length; i++) out[i % x.c] += x.data[i] / (x.h * x.w);
   return { h: 1, w: 1, c: x.c, data: out };
 }
 
@@ -69,7 +69,7 @@ function predict(network, picture, maps = []) {
     else if (step.kind === "depthwise") x = depthwise(x, step);
     else if (step.kind === "pool") x = pool(x);
     else if (step.kind === "crop") x = crop(x, step.padding);
-    else if (step.kind === "sum") x = total(x);
+    else if (step.kind === "mean") x = mean(x);
     else if (step.kind === "relu") { x = { ...x, data: x.data.map(v => Math.max(v, 0)) }; maps.push({ ...x, name }); }
     else x = { ...x, data: x.data.map((v, i) => v * step.weights[i % x.c] + step.weights[x.c + i % x.c]) };
   }
