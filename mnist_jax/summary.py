@@ -23,7 +23,7 @@ def abstract_variables(model: nn.Module, image_shape: tuple[int, int, int] = IMA
     return jax.eval_shape(partial(plain(model).init, train=False), jax.random.key(0), images)
 
 
-def plain(model: nn.Module) -> nn.Module:
+def plain(model: nn.Module) -> Any:
     """A network with the same variables and operations that other programs know, traced sooner: in Flax's layers."""
     ours = isinstance(model, Network)
     return model.clone(layers=FLAX, kernel_init=nn.initializers.zeros) if ours else model
@@ -112,7 +112,7 @@ def layers_of(model: nn.Module, image_shape: tuple[int, int, int] = IMAGE_SHAPE)
     sizes = _sizes(model, variables, images)
     for key, layer in rows.items():
         rows[key] = layer._replace(**sizes.pop(layer.name, {})) if key in range(len(calls)) else layer
-    return [*rows.values(), *(Layer(name, "parameters", (), **size) for name, size in sizes.items())]
+    return [*rows.values(), *(Layer(name, "parameters", ())._replace(**size) for name, size in sizes.items())]
 
 
 # Functions that are called once, not repeated as by a scan.
@@ -188,7 +188,7 @@ def _after(equation: Any, values: Sequence[Any]) -> _Seen:
             on_channels = params["dimension_numbers"] == (((atoms[0].aval.ndim - 1,), (0,)), ((), ()))
         stays = name in _IN_PLACE.split() or on_channels
         if not stays or any(atom.aval.shape[1:3] != shape[1:3] for atom in atoms):
-            seen = [_Seen(*(mask.any(0, keepdims=True) for mask in masks)) for masks in seen]
+            seen = [_Seen(*(np.logical_or.reduce(mask, 0, keepdims=True) for mask in masks)) for masks in seen]
     return _Seen(*(reduce(np.logical_or, masks) for masks in zip(*seen, strict=True)))
 
 
@@ -214,7 +214,7 @@ def _slide(mask: np.ndarray, length: int, stride: int, dilation: int, padding: t
     starts = np.arange(-padding[0], len(mask) + padding[1] - (length - 1) * dilation, stride)
     places = starts[:, None] + dilation * np.arange(length)
     inside = (places >= 0) & (places < len(mask))
-    return (mask[places.clip(0, len(mask) - 1)] & inside[..., None]).any(1)
+    return np.logical_or.reduce(mask[places.clip(0, len(mask) - 1)] & inside[..., None], 1)
 
 
 def _extent(mask: np.ndarray) -> int:

@@ -45,7 +45,7 @@ def compare_runs(options: CompareOptions) -> None:
         print(f"note: {remark}", file=sys.stderr)
     with writing(options.out, "--out"):
         comparison.write_comparison(options.runs, part_of(directory.load_config(first), data), options.out)
-    print(f"{options.out}: {counted(len(options.runs), 'run')}; the figure is in {options.out.with_suffix('.png')}")
+    print(f"{options.out}: {counted(len(options.runs), 'run')}")
 
 
 def compare_files(options: CompareOptions) -> None:

@@ -15,7 +15,7 @@ class TrainOptions:
 
     The objective: 99.4% test accuracy, fewer than 10,000 parameters, fewer than 15 epochs, no fully connected
     layer. Writes to a run directory config.json, metrics.jsonl (a line per epoch), checkpoints, summary.json and
-    weights.safetensors; to look at, report.html, and its pictures as PNG in figures/.
+    weights.safetensors; to look at, report.html.
 
     Ctrl-C or SIGTERM ends the training after the current step, saves it, and prints the command that continues it. A
     second one exits at once.
@@ -147,7 +147,7 @@ class CompareOptions:
     seeds as dots and a forest plot.
 
     Run directories: accuracy against parameters, the curves, runs that differ in their seed alone as one with a band,
-    and the images that all of them get wrong. The figure is written beside the page as PNG.
+    and the images that all of them get wrong.
 
     Exit status: 0 done, 2 bad input, 4 cannot write.
 
