@@ -146,8 +146,8 @@ class CompareOptions:
     setting in a file is one series. Several are compared with the best, corrected by Holm's method. The page has the
     seeds as dots and a forest plot.
 
-    Run directories: accuracy against parameters, the curves, runs that differ in their seed alone as one with a band,
-    and the images that all of them get wrong.
+    Run directories: accuracies and parameters, the curves, runs that differ in their seed alone as one with a band, and
+    the images that all of them get wrong.
 
     Exit status: 0 done, 2 bad input, 4 cannot write.
 

@@ -114,14 +114,8 @@ def _training(groups: Mapping[str, Sequence[Run]], scored: str) -> Section:
         percent = f"{accuracy.mean:.2f}{spread}", f"{accuracy.min:.2f}", f"{accuracy.max:.2f}", f"{training:.2f}"
         parameters, epochs = members[0].parameters, len(members[0].history)
         table.append((name, *percent, f"{parameters:,}", f"{epochs}", seeds, f"{seconds:.0f}"))
-    counts = [members[0].parameters for members in groups.values()]
+    caption = "Mean over the epochs, and a band from the lowest to the highest seed. In brackets: seeds."
     with figures.style():
-        pictures = [
-            picture(figures.sizes(counts, series, TARGET_ACCURACY), "Mean, lowest and highest seed by parameters."),
-            picture(
-                figures.accuracies(series, TARGET_ACCURACY),
-                "Mean over the epochs, and a band from the lowest to the highest seed. In brackets: seeds.",
-            ),
-        ]
+        curves = picture(figures.accuracies(series, TARGET_ACCURACY), caption)
     lines = [f"Accuracies are those on {scored} images in the last epoch, mean ± standard deviation.", WHILE_TRAINING]
-    return Section(lines=lines, pictures=pictures, table=table)
+    return Section(lines=lines, pictures=[curves], table=table)

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
 from mnist_jax.differences import Comparison
 from mnist_jax.statistics import Calibration
@@ -67,12 +67,11 @@ def losses(series: Mapping[str, np.ndarray]) -> Figure:
 
 def accuracies(series: Mapping[str, np.ndarray], target: float) -> Figure:
     """Accuracies over the epochs, fractions [seeds, epochs] by name, and a line at a target."""
-    percent = {name: 100 * each for name, each in series.items()}
-    figure, axis = _curves(percent, "accuracy, %")
-    axis.axhline(100 * target, color=GREEN, ls="--", lw=1)
-    values = np.concatenate([each.ravel() for each in percent.values()])
-    lowest = min(each[:, -1].min() for each in percent.values())
-    by_error(axis, "y", max(100 - 4 * (100 - lowest), values.min()), max(values.max(), 100 * target))
+    figure, axis = _curves(series, "accuracy, %")
+    axis.axhline(target, color=GREEN, ls="--", lw=1)
+    values = np.concatenate([each.ravel() for each in series.values()])
+    lowest = min(each[:, -1].min() for each in series.values())
+    by_error(axis, "y", max(1 - 4 * (1 - lowest), values.min()), max(values.max(), target))
     return figure
 
 
@@ -105,21 +104,15 @@ def curve(axis: Any, number: int, seeds: np.ndarray, label: str) -> None:
         axis.fill_between(epochs, seeds.min(0), seeds.max(0), color=look["color"], alpha=0.2, lw=0)
 
 
-def by_error(axis: Any, which: str, low: float, high: float) -> None:
-    """Draws accuracies in percent, from the lowest to the highest, on the logarithm of the error: 99 to 99.9 is far."""
-    limits = 100 - max(100 - low, 0.04) * 1.2, 100 - max(100 - high, 0.04) / 1.2
-    getattr(axis, f"set_{which}scale")(
-        "function",
-        functions=(
-            lambda share: -np.log10(np.maximum(100 - share, 1e-3)),
-            lambda place: 100 - 10.0**-place,
-        ),
-    )
-    ticks = [0, 50, 80, 90, 95, 98, 99, 99.2, 99.4, 99.6, 99.8, 99.9]
-    inside = [tick for tick in ticks if limits[0] < tick < limits[1]]
-    getattr(axis, f"{which}axis").set_major_locator(FixedLocator(inside) if len(inside) > 2 else MaxNLocator(5))
-    getattr(axis, f"{which}axis").set_major_formatter("{x:g}")
-    axis.set(**{f"{which}lim": (max(limits[0], 0), limits[1])})
+def by_error(axes: Any, which: str, low: float, high: float) -> None:
+    """Makes axis "x" or "y" one of accuracies, fractions from the lowest to the highest, by their errors' logarithm."""
+    low, high = max(1 - 1.2 * max(1 - low, 4e-4), 0.005), 1 - max(1 - high, 4e-4) / 1.2
+    axes.set(**{f"{which}scale": "logit", f"{which}lim": (low, high)})
+    ticks = [tick for tick in (0.02, 0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.994, 0.996, 0.998) if low < tick < high]
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_locator(FixedLocator(ticks) if len(ticks) > 2 else MaxNLocator(5))
+    axis.set_major_formatter(lambda share, _: f"{100 * share:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def seed_range(seeds: np.ndarray) -> tuple[float, list[list[float]]]:
@@ -127,28 +120,6 @@ def seed_range(seeds: np.ndarray) -> tuple[float, list[list[float]]]:
     last = seeds[:, -1]
     mean = last.mean()
     return mean, [[mean - last.min()], [last.max() - mean]]
-
-
-def sizes(parameters: Sequence[int], series: Mapping[str, np.ndarray], target: float) -> Figure:
-    """Accuracies of the last epoch, in the looks of `accuracies`, against parameters."""
-    figure, axis = new_axis(5.2, 3.6)
-    last = [100 * target]
-    for i, (count, seeds) in enumerate(zip(parameters, series.values(), strict=True)):
-        mean, reach = seed_range(100 * seeds)
-        look = {"fmt": _MARKERS[i % len(_MARKERS)], "color": _CYCLE[i % len(_CYCLE)]}
-        axis.errorbar(count, mean, reach, capsize=4, **look)
-        last += [*(100 * seeds[:, -1])]
-    axis.axhline(100 * target, color=GREEN, ls="--", lw=1)
-    by_error(axis, "y", min(last), max(last))
-    axis.set(xlabel="parameters", ylabel="accuracy, %, last epoch")
-    axis.margins(x=0.15)
-    axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    if max(parameters) > 3 * min(parameters):
-        axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.xaxis.set_major_formatter("{x:,.0f}")
-    return figure
 
 
 def reliability(result: Calibration) -> Figure:

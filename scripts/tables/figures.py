@@ -46,13 +46,12 @@ def write_figures(results: Path) -> list[Path]:
         if any(groups.values()):
             accuracies = {recipe: accuracies_of(group) for recipe, group in groups.items() if group}
             networks[arch] = parameters_of(arch), accuracies
-    points: dict[str, dict[str, Any]] = {"default": {}, "patient": {}}
+    points: dict[str, dict[str, Points]] = {"default": {}, "patient": {}}
     for point in frontier(results):
         points[point.recipe][point.arch] = point.parameters, last_epoch(point.seeds)
-    public, patient = [(parameters, accuracy) for parameters, accuracy, *_ in PUBLIC], [*points["patient"].values()]
     drawings = {
         "ladder": partial(draw_ladder, networks, TARGET_ACCURACY),
-        "frontier": partial(draw_frontier, points["default"], public, TARGET_ACCURACY, patient),
+        "frontier": partial(draw_frontier, points["default"], points["patient"], TARGET_ACCURACY),
         "errors": partial(draw_errors, read_trials(results / "default-bn_dropout.jsonl")),
     }
     written = []
@@ -100,14 +99,14 @@ def draw_ladder(networks: Mapping[str, tuple[int, Mapping[str, np.ndarray]]], ta
     """
     figure = Figure(figsize=(10, 4.6))
     left, right = figure.add_axes((0.13, 0.12, 0.34, 0.8)), figure.add_axes((0.55, 0.12, 0.435, 0.8))
-    last = [100 * target]
+    last = [target]
     for i, (_, recipes) in enumerate(networks.values()):
         for recipe, accuracies in recipes.items():
-            mean, reach = figures.seed_range(100 * accuracies)
-            last += [*100 * accuracies[:, -1]]
+            mean, reach = figures.seed_range(accuracies)
+            last += [*accuracies[:, -1]]
             left.errorbar(mean, i, xerr=reach, capsize=4, **LOOKS[recipe])
         if "default" in recipes:
-            figures.curve(right, i, 100 * recipes["default"], list(networks)[i])
+            figures.curve(right, i, recipes["default"], list(networks)[i])
     for recipe, look in LOOKS.items():
         left.errorbar([], [], [], label=recipe, **look)
     names = [f"{name}\n{parameters:,}" for name, (parameters, _) in networks.items()]
@@ -115,41 +114,39 @@ def draw_ladder(networks: Mapping[str, tuple[int, Mapping[str, np.ndarray]]], ta
     left.set(
         xlabel="test accuracy, %, last epoch", title="mean, lowest and highest seed", ylim=(len(names) - 0.5, -0.5)
     )
-    left.axvline(100 * target, color=figures.GREEN, ls="--", lw=1)
+    left.axvline(target, color=figures.GREEN, ls="--", lw=1)
     left.legend(loc="lower left", title="recipe")
     figures.by_error(left, "x", min(last), max(last))
-    right.axhline(100 * target, color=figures.GREEN, ls="--", lw=1)
+    right.axhline(target, color=figures.GREEN, ls="--", lw=1)
     right.set(xlabel="epoch", ylabel="test accuracy, %", title="default: mean, lowest to highest seed")
     right.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     right.legend(loc="lower right", ncols=2)
-    figures.by_error(right, "y", min(95, *last), max(last))
+    figures.by_error(right, "y", min(0.95, *last), max(last))
     return figure
 
 
-def draw_frontier(
-    ours: Mapping[str, Points], public: Sequence[tuple[int, float]], target: float, patient: Sequence[Points] = ()
-) -> Figure:
-    """Accuracy against parameters: means of seeds, from the lowest to the highest, beside single runs of others.
+def draw_frontier(ours: Mapping[str, Points], patient: Mapping[str, Points], target: float) -> Figure:
+    """Accuracy against parameters: means of seeds, from the lowest to the highest, beside the public runs.
 
     Args:
       ours: parameters and each seed's accuracy, a fraction, of networks by name; layouts stay without one.
-      public: parameters and accuracy in percent of single runs at their best epoch, in hollow marks.
+      patient: the same of networks trained for longer.
       target: where to draw a line, a fraction.
-      patient: parameters and accuracies, as in `ours`, of networks trained for longer.
     """
-    (figure, axis), means, taken = figures.new_axis(10, 4.6), [], [*public]
-    axis.plot(*zip(*public, strict=True), "s", color=figures.ORANGE, mfc="none", label="public, best epoch of one seed")
+    (figure, axis), means = figures.new_axis(10, 4.6), []
+    taken = [(parameters, accuracy / 100) for parameters, accuracy, *_ in PUBLIC]
+    axis.plot(*zip(*taken, strict=True), "s", color=figures.ORANGE, mfc="none", label="public, best epoch of one seed")
     for color, mark, label, group in (
-        (figures.BLUE, "o", "ours, last epoch, mean and range of seeds", [*ours.values()]),
+        (figures.BLUE, "o", "ours, last epoch, mean and range of seeds", ours),
         (figures.GREEN, "D", "with patience", patient),
     ):
-        for i, (parameters, accuracies) in enumerate(group):
-            seeds = 100 * np.array(accuracies)[:, None]
+        for i, (parameters, accuracies) in enumerate(group.values()):
+            seeds = np.array(accuracies)[:, None]
             mean, reach = figures.seed_range(seeds)
             means.append((parameters, mean))
             taken += [(parameters, accuracy) for accuracy in np.linspace(seeds.min(), seeds.max(), 9)]
             axis.errorbar(parameters, mean, reach, fmt=mark, color=color, capsize=4, label="" if i else label)
-    axis.axhline(100 * target, color=figures.GREEN, ls="--", lw=1)
+    axis.axhline(target, color=figures.GREEN, ls="--", lw=1)
     axis.set(xscale="log", xlabel="parameters", ylabel="test accuracy, %")
     axis.margins(x=0.14)
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
