@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -20,11 +20,11 @@ from mnist_jax.runtime import default_types
 def abstract_variables(model: nn.Module, image_shape: tuple[int, int, int] = IMAGE_SHAPE) -> dict[str, Any]:
     """Shapes and dtypes of a network's variables, as `jax.ShapeDtypeStruct`, without computing any."""
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return jax.eval_shape(partial(plain(model).init, train=False), jax.random.key(0), images)
+    return jax.eval_shape(partial(_plain(model).init, train=False), jax.random.key(0), images)
 
 
-def plain(model: nn.Module) -> Any:
-    """A network with the same variables and operations that other programs know, traced sooner: in Flax's layers."""
+def _plain(model: nn.Module) -> Any:
+    """A network with the same variables that is traced sooner: one of the package in Flax's own layers."""
     ours = isinstance(model, Network)
     return model.clone(layers=FLAX, kernel_init=nn.initializers.zeros) if ours else model
 
@@ -40,8 +40,7 @@ class Layer(NamedTuple):
       params: how many parameters it has that no layer before it has.
       multiply_adds: of its convolutions and matrix products, for one image.
       given: how many of its `params` are not trained, since no gradient reaches them.
-      receptive_field: height and width in pixels of the part of the image that a value of its output depends on, at
-        most; None if that is no part.
+      receptive_field: height and width in pixels of what a value of its output sees of the image, None if unknown.
     """
 
     name: str
@@ -69,7 +68,7 @@ def layers_of(model: nn.Module, image_shape: tuple[int, int, int] = IMAGE_SHAPE)
       >>> sum(layer.params for layer in layers)
       9752
     """
-    model, images = plain(model), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    model, images = _plain(model), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     calls: list[Layer | None] = []  # None for a call with others inside.
 
     def mark(call, args, kwargs, context):
@@ -90,14 +89,12 @@ def layers_of(model: nn.Module, image_shape: tuple[int, int, int] = IMAGE_SHAPE)
         traced, (_, variables) = jax.make_jaxpr(run, return_shape=True)(images)
     rows: dict[Any, Layer] = {}  # By the number of the call; a function has a key of its own.
 
-    def apply(equation, values, scope):
+    def visit(equation, values, scope):
         number = int(re.findall(r"call:(\d+)", f"call:0/{scope}")[-1])
         key, layer, function = number, calls[number], _function(equation)
         if layer:
             rows.setdefault(key, layer)
-        if not any(isinstance(value, _Seen) for value in values):  # Nothing depends on the image.
-            return [None] * len(equation.outvars)
-        if equation.primitive.name in CALLS and not function:
+        if values.count(None) == len(values):
             return None
         if function and not layer:
             key = number, len(rows)
@@ -105,37 +102,36 @@ def layers_of(model: nn.Module, image_shape: tuple[int, int, int] = IMAGE_SHAPE)
         seen = _after(equation, values)
         if key in rows:
             work = rows[key].multiply_adds + _multiply_adds(equation)
-            rows[key] = rows[key]._replace(multiply_adds=work, receptive_field=tuple(map(_extent, seen)))
-        return [seen] * len(equation.outvars)
+            rows[key] = rows[key]._replace(multiply_adds=work, receptive_field=tuple(map(_extent, seen)) or None)
+        return seen
 
-    follow(traced.jaxpr, traced.consts, [_Seen(*map(np.identity, image_shape[:2], (bool, bool)))], apply)
+    _walk(traced.jaxpr, [tuple(np.eye(size, dtype=bool) for size in image_shape[:2])], visit)
     sizes = _sizes(model, variables, images)
     for key, layer in rows.items():
         rows[key] = layer._replace(**sizes.pop(layer.name, {})) if key in range(len(calls)) else layer
     return [*rows.values(), *(Layer(name, "parameters", ())._replace(**size) for name, size in sizes.items())]
 
 
+# By height and width: which pixels activations depend on, bool [places or 1, pixels]; () if unknown, None if on none.
+Seen: TypeAlias = tuple[np.ndarray, ...] | None
 # Functions that are called once, not repeated as by a scan.
-CALLS = ("jit", "pjit", "closed_call", "checkpoint", "remat2", "custom_jvp_call", "custom_vjp_call")
+_CALLS = ("jit", "pjit", "closed_call", "checkpoint", "remat2", "custom_jvp_call", "custom_vjp_call")
 
 
-def follow(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any], apply: Callable, scope: str = "") -> list[Any]:
-    """Evaluates a jaxpr on values of any kind, such as what is known of an array, and returns those of its outputs.
-
-    `apply(equation, values, scope)` returns a value for each output of an operation, in a scope such as `Gap/conv1`;
-    None for one of `CALLS`, to evaluate the operations of the function.
-    """
-    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs], strict=True))
+def _walk(jaxpr: Any, inputs: Sequence[Seen], visit: Callable[[Any, list[Seen], str], Seen], scope: str = "") -> list:
+    """Visits the operations of a function, and of those it calls, with what they see and their scope, in order."""
+    known = dict(zip(jaxpr.invars, inputs, strict=True))
 
     def read(atom):
-        return atom.val if hasattr(atom, "val") else known[atom]  # Literals have a value.
+        return None if hasattr(atom, "val") else known.get(atom)  # Literals have a value.
 
     for equation in jaxpr.eqns:
         values, inside = [read(atom) for atom in equation.invars], f"{scope}/{equation.source_info.name_stack}"
-        results = apply(equation, values, inside)
-        if results is None:
+        if equation.primitive.name in _CALLS and not _function(equation):
             inner = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
-            results = follow(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), values, apply, inside)
+            results = _walk(getattr(inner, "jaxpr", inner), values, visit, inside)
+        else:
+            results = [visit(equation, values, inside)] * len(equation.outvars)
         known.update(zip(equation.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
@@ -143,7 +139,7 @@ def follow(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any], apply: Call
 def _function(equation: Any) -> str | None:
     """The name of a function that is a layer between modules."""
     primitive, name = equation.primitive.name, equation.params.get("name")
-    if primitive in CALLS and hasattr(nn.activation, name or "-"):
+    if primitive in _CALLS and hasattr(nn.activation, name or "-"):
         return name
     if primitive in ("reduce_sum", "reduce_max") and {1, 2} <= {*equation.params["axes"]}:
         return "global_pool"
@@ -162,34 +158,32 @@ def _multiply_adds(equation: Any) -> int:
     return 0
 
 
-class _Seen(NamedTuple):
-    """The rows and columns of the image that activations depend on, bool [height or 1, rows], [width or 1, columns]."""
-
-    rows: np.ndarray
-    columns: np.ndarray
-
-
 # Operations that leave values where they are, if height and width stay the same.
 _IN_PLACE = """abs add broadcast_in_dim concatenate convert_element_type copy div erf exp ge gt integer_pow jit le
     log log1p logistic lt max min mul ne neg pjit pow reshape rsqrt select_n sign sqrt square squeeze stop_gradient sub
     tanh"""
 
 
-def _after(equation: Any, values: Sequence[Any]) -> _Seen:
-    """What the output of an operation depends on; behind one that is not known here, all of it on the same."""
+def _after(equation: Any, values: Sequence[Seen]) -> tuple[np.ndarray, ...]:
+    """What the output of an operation depends on."""
     name, shape, params = equation.primitive.name, equation.outvars[0].aval.shape, equation.params
-    atoms = [atom for atom, value in zip(equation.invars, values, strict=True) if isinstance(value, _Seen)]
-    seen = [value for value in values if isinstance(value, _Seen)]
-    if any(len(mask) > 1 for masks in seen for mask in masks):
-        if windows := _windows(equation):
-            return _Seen(*map(_slide, seen[0], *windows))
+    seen = [value for value in values if value is not None]
+    if () in seen:
+        return ()
+    wide = [i for i, masks in enumerate(values) if masks and max(map(len, masks)) > 1]  # Others depend on one part.
+    if wide:
+        windows, shapes = _windows(equation), [equation.invars[i].aval.shape for i in wide]
+        if windows:
+            return tuple(map(_slide, seen[0], *windows))
+        if _function(equation) == "global_pool" or (name == "reshape" and len(shape) == 2):
+            return tuple(np.logical_or.reduce(mask, 0, keepdims=True) for mask in seen[0])
         on_channels = min(params.get("axes", (0,))) > 2
         if name == "dot_general":
-            on_channels = params["dimension_numbers"] == (((atoms[0].aval.ndim - 1,), (0,)), ((), ()))
+            on_channels = params["dimension_numbers"] == (((len(shapes[0]) - 1,), (0,)), ((), ()))
         stays = name in _IN_PLACE.split() or on_channels
-        if not stays or any(atom.aval.shape[1:3] != shape[1:3] for atom in atoms):
-            seen = [_Seen(*(np.logical_or.reduce(mask, 0, keepdims=True) for mask in masks)) for masks in seen]
-    return _Seen(*(reduce(np.logical_or, masks) for masks in zip(*seen, strict=True)))
+        if not stays or any(each[1:3] != shape[1:3] for each in shapes):
+            return ()
+    return tuple(reduce(np.logical_or, masks) for masks in zip(*seen, strict=True))
 
 
 def _windows(equation: Any) -> Sequence[Any]:

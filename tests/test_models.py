@@ -114,7 +114,7 @@ def test_a_layout_names_the_layers_in_order():
 
 
 def test_the_receptive_field_is_what_a_gradient_reaches():
-    """The widest of all places, of kernels that cancel nothing; it may be more behind what moves pixels."""
+    """The widest of all places, of kernels that cancel nothing; it is not known behind what moves pixels."""
 
     class Pools(nn.Module):
         @nn.compact
@@ -125,7 +125,7 @@ def test_the_receptive_field_is_what_a_gradient_reaches():
             outputs.append(x := nn.avg_pool(conv((3, 3), kernel_dilation=2)(nn.softplus(x)), (2, 2)))
             outputs.append(x := conv((1, 3))(nn.Dense(1, kernel_init=nn.initializers.ones)(x) + x))
             outputs.append(conv((1, 1))(x.mean((1, 2), keepdims=True) * x))
-            outputs.append(conv((1, 1))(x.swapaxes(1, 2)))
+            conv((1, 1))(x.swapaxes(1, 2))
             return [*outputs, nn.Dense(1, kernel_init=nn.initializers.ones)(x.reshape(1, -1))]
 
     def run(images):
@@ -139,8 +139,8 @@ def test_the_receptive_field_is_what_a_gradient_reaches():
     fields = [layer.receptive_field for layer in layers]
     names = [layer.name or layer.kind for layer in layers]
     known = [fields[i] for i, name in enumerate(names) if name in ("avg_pool", "Conv_2", "Conv_3", "Dense_1")]
-    assert known == spans[:4] + spans[5:]
-    assert np.all(np.subtract(fields[names.index("Conv_4")], spans[4]) >= 0)
+    assert known == spans
+    assert fields[names.index("Conv_4")] is None
 
 
 def test_a_layout_is_the_network_by_hand(batch):

@@ -16,11 +16,12 @@ from jax import export
 from mnist_jax.deploy.images import MAX_PIXELS
 from mnist_jax.deploy.reading import Doubt
 from mnist_jax.errors import InputError, refusing, shown
-from mnist_jax.models import IMAGE_SHAPE
+from mnist_jax.layers import FLAX
+from mnist_jax.models import IMAGE_SHAPE, Network
 from mnist_jax.reports import render
 from mnist_jax.runtime import default_types
 from mnist_jax.steps import Trained
-from mnist_jax.summary import CALLS, count_params, follow, plain
+from mnist_jax.summary import count_params
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -94,12 +95,17 @@ def to_onnx(trained: Trained) -> bytes:
     return content
 
 
+def _plain(trained: Trained) -> Any:
+    """The network in Flax's layers, which exporters can read, if it is one of the package."""
+    return trained.model.clone(layers=FLAX) if isinstance(trained.model, Network) else trained.model
+
+
 def _predict(trained: Trained) -> Callable[[jax.Array], jax.Array]:
     """The network as a function of uint8 images; raises InputError if it gives no logits."""
-    model = plain(trained.model)
+    plain = _plain(trained)
 
     def apply(images):
-        return model.apply(trained.variables, trained.standardize(images), train=False)
+        return plain.apply(trained.variables, trained.standardize(images), train=False)
 
     before = f"{trained} cannot be exported: "
     with refusing(before, "; give one that predict can run"):
@@ -135,19 +141,11 @@ def operations(trained: Trained) -> list[Op]:
     the network has an operation without an `Op`, or is not a chain of them.
     """
     _predict(trained)
-    model, image = plain(trained.model), jax.ShapeDtypeStruct((1, *trained.image_shape), jnp.float32)
-    traced = jax.make_jaxpr(lambda x: model.apply(trained.variables, x, train=False))(image)
+    plain = _plain(trained)
+    image = jax.ShapeDtypeStruct((1, *trained.image_shape), jnp.float32)
+    traced = jax.make_jaxpr(lambda x: plain.apply(trained.variables, x, train=False))(image)
     found: list[Op] = []
-
-    def apply(equation, values, scope):
-        if equation.primitive.name in CALLS:
-            return None
-        if any(isinstance(value, _Activations) for value in values):
-            return [_append(equation, values, found)]
-        results = equation.primitive.bind(*values, **equation.params)
-        return results if equation.primitive.multiple_results else [results]
-
-    (logits,) = follow(traced.jaxpr, traced.consts, [_Activations(0, trained.image_shape)], apply)
+    (logits,) = _follow(traced.jaxpr, traced.consts, [_Activations(0, trained.image_shape)], found)
     if not isinstance(logits, _Activations) or logits.steps != len(found):
         raise _refusal("logits that are not the last activations")
     return _merge(found)
@@ -160,12 +158,36 @@ class _Activations(NamedTuple):
     shape: tuple[int, ...]
 
 
+# Functions that are called, and not repeated as by a scan.
+_CALLS = ("jit", "pjit", "closed_call", "checkpoint", "remat2", "custom_jvp_call", "custom_vjp_call")
 # Operations that leave activations as they are, if only axes of length 1 come and go and they stay floats.
 _SAME = ("squeeze", "reshape", "convert_element_type", "broadcast_in_dim", "copy")
 # What an error names of an operation.
 _SETTINGS = ("window_dimensions", "window_strides", "padding", "lhs_dilation", "rhs_dilation", "feature_group_count")
 _SETTINGS += ("axes", "start_indices", "limit_indices", "strides", "new_dtype")
 _IMAGES = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # The axes of images and kernels, as Flax has them.
+
+
+def _follow(jaxpr: Any, consts: Any, inputs: list, found: list[Op]) -> list:
+    """Computes known values and appends operations for the others, which are `_Activations`."""
+    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs], strict=True))
+
+    def read(atom):
+        return atom.val if hasattr(atom, "val") else known[atom]
+
+    for equation in jaxpr.eqns:
+        values, name = [read(atom) for atom in equation.invars], equation.primitive.name
+        if name in _CALLS:
+            inner = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
+            closed = hasattr(inner, "consts")
+            results = _follow(inner.jaxpr if closed else inner, inner.consts if closed else [], values, found)
+        elif any(isinstance(value, _Activations) for value in values):
+            results = [_append(equation, values, found)]
+        else:
+            results = equation.primitive.bind(*values, **equation.params)
+            results = results if equation.primitive.multiple_results else [results]
+        known.update(zip(equation.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
 
 
 def _append(equation: Any, values: list, found: list[Op]) -> _Activations:
