@@ -21,7 +21,7 @@ _MARKERS = "osD^vPX"  # One more than colors, so that both repeat together after
 
 
 def style(ink: str = "#222222", paper: str = "none", faint: str = "#dddddd") -> contextlib.AbstractContextManager[None]:
-    """Matplotlib's settings for figures in these colors. A name with dollars is text; the viewer's fonts write it."""
+    """Matplotlib's settings for figures in these colors, with names as text: no formulas, and in the viewer's fonts."""
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     papered = ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor")
     settings: dict[Any, Any] = {

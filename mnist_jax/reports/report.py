@@ -102,7 +102,7 @@ def _errors(trained: Trained, scored: Split) -> Section:
     )
     line = (
         f"{len(wrong):,} images are wrong. In the table, rows are true classes and columns what the images were taken "
-        "for. The first 200 images are shown, the most confident errors first."
+        "for. At most 200 images are shown, the most confident errors first."
     )
     return Section(
         "Errors",
