@@ -2,11 +2,14 @@
 
 import math
 import re
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mnist_jax.layers import FLAX
 from mnist_jax.models import IMAGE_SHAPE, Network
@@ -16,12 +19,11 @@ from mnist_jax.runtime import default_types
 @default_types()
 def abstract_variables(model: nn.Module, image_shape: tuple[int, int, int] = IMAGE_SHAPE) -> dict[str, Any]:
     """Shapes and dtypes of a network's variables, as `jax.ShapeDtypeStruct`, without computing any."""
-    plain = _plain(model)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return jax.eval_shape(lambda images: plain.init(jax.random.key(0), images, train=False), images)
+    return jax.eval_shape(partial(_plain(model).init, train=False), jax.random.key(0), images)
 
 
-def _plain(model: nn.Module) -> nn.Module:
+def _plain(model: nn.Module) -> Any:
     """A network with the same variables that is traced sooner: one of the package in Flax's own layers."""
     ours = isinstance(model, Network)
     return model.clone(layers=FLAX, kernel_init=nn.initializers.zeros) if ours else model
@@ -44,8 +46,8 @@ class Layer(NamedTuple):
     name: str
     kind: str
     shape: tuple[int, ...]
-    params: int
-    multiply_adds: int
+    params: int = 0
+    multiply_adds: int = 0
     given: int = 0
     receptive_field: tuple[int, ...] | None = None
 
@@ -67,119 +69,82 @@ def layers_of(model: nn.Module, image_shape: tuple[int, int, int] = IMAGE_SHAPE)
       9752
     """
     model, images = _plain(model), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    calls: list[_Call] = []
+    calls: list[Layer | None] = []  # None for a call with others inside.
 
     def mark(call, args, kwargs, context):
-        """Names the operations of a module's call by its number, and adds one: dropout has none in scoring."""
+        """Numbers the operations of a module's call, and adds one: dropout has none in scoring."""
         if context.method_name != "__call__":
             return call(*args, **kwargs)
         number = len(calls)
-        calls.append(_Call(context.module.path, type(context.module).__name__))
+        calls.append(None)
         with jax.named_scope(f"call:{number}"):
             output = jax.tree.map(jnp.copy, call(*args, **kwargs))
-        shape = next((leaf.shape[1:] for leaf in jax.tree.leaves(output)), ())
-        calls[number] = calls[number]._replace(shape=shape, is_layer=len(calls) == number + 1)
+        if len(calls) == number + 1:
+            shape = next((leaf.shape[1:] for leaf in jax.tree.leaves(output)), ())
+            calls[number] = Layer("/".join(context.module.path), type(context.module).__name__, shape)
         return output
 
-    def run(images):
-        return model.init_with_output(jax.random.key(0), images, train=False)
-
     with nn.intercept_methods(mark):
+        run = partial(model.init_with_output, jax.random.key(0), train=False)
         traced, (_, variables) = jax.make_jaxpr(run, return_shape=True)(images)
-    rows: dict[Any, tuple[Any, Layer]] = {}
-    seen = {traced.jaxpr.invars[0]: tuple(_Axis(1, 1, size) for size in image_shape[:2])}
-    _follow(traced.jaxpr, seen, 0, calls, rows)
-    sizes = _sizes(model, variables, images)
-    layers = [layer._replace(**sizes.pop(path, {})) for path, layer in rows.values()]
-    others = (Layer("/".join(path), "parameters", (), 0, 0)._replace(**own) for path, own in sizes.items())
-    return [*layers, *others]
+    rows: dict[Any, Layer] = {}  # By the number of the call; a function has a key of its own.
 
-
-class _Call(NamedTuple):
-    """The call of a module; it is a layer if no other module is called inside."""
-
-    path: tuple[str, ...]
-    kind: str
-    shape: tuple[int, ...] = ()
-    is_layer: bool = False
-
-
-class _Axis(NamedTuple):
-    """An axis of activations: each value sees `field` pixels of the image, `jump` after the last's; all see `limit`."""
-
-    jump: int
-    field: int
-    limit: int
-
-    def slide(self, size: int, length: int = 1, stride: int = 1, dilation: int = 1) -> "_Axis":
-        """The axis, of `size` values, after a window has slid over it."""
-        jump, field = self.jump * stride, self.field + (length - 1) * dilation * self.jump
-        limit = min(self.limit, (size - 1) * jump + field)  # Less than before where a crop or an odd pool drops pixels.
-        return _Axis(jump, min(field, limit), limit)
-
-
-# Operations that leave values where they are, if height and width stay the same.
-_IN_PLACE = """abs add broadcast_in_dim concatenate convert_element_type copy div erf exp ge gt integer_pow jit le
-    log log1p logistic lt max min mul ne neg pjit pow reshape rsqrt select_n sign sqrt square squeeze stop_gradient sub
-    tanh"""
-
-
-def _follow(jaxpr: Any, seen: dict[Any, Any], number: int, calls: list[_Call], rows: dict[Any, Any]) -> list:
-    """Appends a row for each layer; gives what the outputs see of the image.
-
-    Args:
-      jaxpr: operations.
-      seen: the axes of all variables that depend on the image, None for those whose axes are unknown.
-      number: the call that the operations belong to, if they name none.
-      calls: every call of a module.
-      rows: path and layer by the number of a call or the variable of a function.
-    """
-    for equation in jaxpr.eqns:
-        named = re.findall(r"call:(\d+)", str(equation.source_info.name_stack))
-        call = calls[inside := int(named[-1]) if named else number]
-        if call.is_layer:
-            layer = Layer("/".join(call.path), call.kind, call.shape, 0, 0)
-            rows.setdefault(inside, (call.path, layer))
-        inputs = [atom for atom in equation.invars if not hasattr(atom, "val") and atom in seen]  # Literals have one.
-        if not inputs:
-            continue
-        function, inner = _function(equation), _inner(equation)
-        if inner and not function:
-            known = zip(inner.invars, equation.invars, strict=True)
-            states = {theirs: seen[ours] for theirs, ours in known if ours in inputs}
-            results = _follow(inner, states, inside, calls, rows)
-        else:
-            results = [_after(equation, inputs, [seen[atom] for atom in inputs])] * len(equation.outvars)
-        seen.update(zip(equation.outvars, results, strict=True))
-        key, output = inside, equation.outvars[0]
-        if function and not call.is_layer:
-            key = output
-            rows[key] = None, Layer("", function, output.aval.shape[1:], 0, 0)
+    def visit(equation, values, scope):
+        number = int(re.findall(r"call:(\d+)", f"call:0/{scope}")[-1])
+        key, layer, function = number, calls[number], _function(equation)
+        if layer:
+            rows.setdefault(key, layer)
+        if values.count(None) == len(values):
+            return None
+        if function and not layer:
+            key = number, len(rows)
+            rows[key] = Layer("", function, equation.outvars[0].aval.shape[1:])
+        seen = _after(equation, values)
         if key in rows:
-            path, layer = rows[key]
-            field = None if results[0] is None else tuple(axis.field for axis in results[0])
-            work = 0 if inner else _multiply_adds(equation)
-            rows[key] = path, layer._replace(multiply_adds=layer.multiply_adds + work, receptive_field=field)
-    return [None if hasattr(atom, "val") else seen.get(atom) for atom in jaxpr.outvars]
+            work = rows[key].multiply_adds + _multiply_adds(equation)
+            rows[key] = rows[key]._replace(multiply_adds=work, receptive_field=tuple(map(_extent, seen)) or None)
+        return seen
+
+    _walk(traced.jaxpr, [tuple(np.eye(size, dtype=bool) for size in image_shape[:2])], visit)
+    sizes = _sizes(model, variables, images)
+    for key, layer in rows.items():
+        rows[key] = layer._replace(**sizes.pop(layer.name, {})) if key in range(len(calls)) else layer
+    return [*rows.values(), *(Layer(name, "parameters", ())._replace(**size) for name, size in sizes.items())]
 
 
-def _inner(equation: Any) -> Any:
-    """The operations of a function that is called, such as one under `jax.jit`; None for a loop or a branch."""
-    inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-    inner = getattr(inner, "jaxpr", inner)
-    shapes = [[atom.aval.shape for atom in each.invars] for each in (inner, equation)] if inner else [0, 1]
-    return inner if equation.primitive.name != "scan" and shapes[0] == shapes[1] else None
+# By height and width: which pixels activations depend on, bool [places or 1, pixels]; () if unknown, None if on none.
+Seen: TypeAlias = tuple[np.ndarray, ...] | None
+# Functions that are called once, not repeated as by a scan.
+_CALLS = ("jit", "pjit", "closed_call", "checkpoint", "remat2", "custom_jvp_call", "custom_vjp_call")
+
+
+def _walk(jaxpr: Any, inputs: Sequence[Seen], visit: Callable[[Any, list[Seen], str], Seen], scope: str = "") -> list:
+    """Visits the operations of a function, and of those it calls, with what they see and their scope, in order."""
+    known = dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(atom):
+        return None if hasattr(atom, "val") else known.get(atom)  # Literals have a value.
+
+    for equation in jaxpr.eqns:
+        values, inside = [read(atom) for atom in equation.invars], f"{scope}/{equation.source_info.name_stack}"
+        if equation.primitive.name in _CALLS and not _function(equation):
+            inner = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
+            results = _walk(getattr(inner, "jaxpr", inner), values, visit, inside)
+        else:
+            results = [visit(equation, values, inside)] * len(equation.outvars)
+        known.update(zip(equation.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
 
 
 def _function(equation: Any) -> str | None:
     """The name of a function that is a layer between modules."""
-    name = equation.params.get("name", "")
-    if isinstance(name, str) and name and hasattr(nn.activation, name):
+    primitive, name = equation.primitive.name, equation.params.get("name")
+    if primitive in _CALLS and hasattr(nn.activation, name or "-"):
         return name
+    if primitive in ("reduce_sum", "reduce_max") and {1, 2} <= {*equation.params["axes"]}:
+        return "global_pool"
     kinds = {"reduce_window_max": "max_pool", "reduce_window_sum": "avg_pool", "slice": "crop"}
-    kinds |= dict.fromkeys(("conv_general_dilated", "dot_general"), equation.primitive.name)
-    pools = equation.primitive.name in ("reduce_sum", "reduce_max") and {1, 2} <= {*equation.params["axes"]}
-    return "global_pool" if pools else kinds.get(equation.primitive.name)
+    return kinds.get(primitive, primitive if primitive in ("conv_general_dilated", "dot_general") else None)
 
 
 def _multiply_adds(equation: Any) -> int:
@@ -193,36 +158,65 @@ def _multiply_adds(equation: Any) -> int:
     return 0
 
 
-def _after(equation: Any, inputs: list, states: list) -> tuple[_Axis, ...] | None:
-    """What the output of an operation sees of the image; None if that is unknown."""
-    whole = [state for state in states if state and all(axis.field == axis.limit for axis in state)]
-    if whole or None in states:
-        return whole[0] if whole else None  # Whatever is made of a value that sees all sees all.
-    name, params, (first, *_) = equation.primitive.name, equation.params, states
-    sizes = equation.outvars[0].aval.shape[1:3]
-    if name == "conv_general_dilated" and params["dimension_numbers"].lhs_spec == (0, 3, 1, 2):
-        kernel = [equation.invars[1].aval.shape[axis] for axis in params["dimension_numbers"].rhs_spec[2:]]
-        windows = (kernel, params["window_strides"], params["rhs_dilation"])
-        return tuple(map(_Axis.slide, first, sizes, *windows)) if {*params["lhs_dilation"]} == {1} else None
+# Operations that leave values where they are, if height and width stay the same.
+_IN_PLACE = """abs add broadcast_in_dim concatenate convert_element_type copy div erf exp ge gt integer_pow jit le
+    log log1p logistic lt max min mul ne neg pjit pow reshape rsqrt select_n sign sqrt square squeeze stop_gradient sub
+    tanh"""
+
+
+def _after(equation: Any, values: Sequence[Seen]) -> tuple[np.ndarray, ...]:
+    """What the output of an operation depends on."""
+    name, shape, params = equation.primitive.name, equation.outvars[0].aval.shape, equation.params
+    seen = [value for value in values if value is not None]
+    if () in seen:
+        return ()
+    wide = [i for i, masks in enumerate(values) if masks and max(map(len, masks)) > 1]  # Others depend on one part.
+    if wide:
+        windows, shapes = _windows(equation), [equation.invars[i].aval.shape for i in wide]
+        if windows:
+            return tuple(map(_slide, seen[0], *windows))
+        if _function(equation) == "global_pool" or (name == "reshape" and len(shape) == 2):
+            return tuple(np.logical_or.reduce(mask, 0, keepdims=True) for mask in seen[0])
+        on_channels = min(params.get("axes", (0,))) > 2
+        if name == "dot_general":
+            on_channels = params["dimension_numbers"] == (((len(shapes[0]) - 1,), (0,)), ((), ()))
+        stays = name in _IN_PLACE.split() or on_channels
+        if not stays or any(each[1:3] != shape[1:3] for each in shapes):
+            return ()
+    return tuple(reduce(np.logical_or, masks) for masks in zip(*seen, strict=True))
+
+
+def _windows(equation: Any) -> Sequence[Any]:
+    """The sizes, strides, dilations and paddings of a window that slides over height and width; none if none does."""
+    name, params = equation.primitive.name, equation.params
     if name in ("reduce_window_max", "reduce_window_sum"):
-        windows = (params[f"window_{each}"][1:3] for each in ("dimensions", "strides", "dilation"))
-        return tuple(map(_Axis.slide, first, sizes, *windows))
-    if name == "slice" and not params["strides"]:
-        return tuple(map(_Axis.slide, first, sizes))
-    if name in ("reduce_sum", "reduce_max") and {1, 2} <= {*params["axes"]}:
-        return tuple(axis._replace(field=axis.limit) for axis in first)
-    stays = name in _IN_PLACE.split() or min(params.get("axes", (0,))) > 2
-    if name == "dot_general":
-        stays = params["dimension_numbers"] == (((inputs[0].aval.ndim - 1,), (0,)), ((), ()))
-    if stays and all(each.aval.shape[1:3] == sizes for each in inputs):
-        return tuple(_Axis(*map(max, zip(*axes, strict=True))) for axes in zip(*states, strict=True))
-    return None
+        names = "window_dimensions", "window_strides", "window_dilation", "padding"
+        return [params[each][1:3] for each in names]
+    if name == "slice":
+        ends = zip(params["start_indices"], params["limit_indices"], equation.invars[0].aval.shape, strict=True)
+        padding = [(-start, limit - size) for start, limit, size in ends]
+        return [(1, 1), (params["strides"] or (1,) * 4)[1:3], (1, 1), padding[1:3]]
+    dimensions = (0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)
+    if name == "conv_general_dilated" and (params["dimension_numbers"], {*params["lhs_dilation"]}) == (dimensions, {1}):
+        kernel = equation.invars[1].aval.shape
+        return [kernel[:2], params["window_strides"], params["rhs_dilation"], params["padding"]]
+    return []
 
 
-def _sizes(
-    model: nn.Module, variables: dict[str, Any], images: jax.ShapeDtypeStruct
-) -> dict[tuple[str, ...], dict[str, int]]:
-    """By the path of each module with parameters of its own, how many those are, and how many of them are given."""
+def _slide(mask: np.ndarray, length: int, stride: int, dilation: int, padding: tuple[int, int]) -> np.ndarray:
+    """What an axis depends on after a window has slid over it."""
+    starts = np.arange(-padding[0], len(mask) + padding[1] - (length - 1) * dilation, stride)
+    places = starts[:, None] + dilation * np.arange(length)
+    inside = (places >= 0) & (places < len(mask))
+    return np.logical_or.reduce(mask[places.clip(0, len(mask) - 1)] & inside[..., None], 1)
+
+
+def _extent(mask: np.ndarray) -> int:
+    return max((int(np.ptp(np.flatnonzero(row))) + 1 for row in mask if row.any()), default=0)
+
+
+def _sizes(model: nn.Module, variables: dict[str, Any], images: jax.ShapeDtypeStruct) -> dict[str, dict[str, int]]:
+    """By the path of each module with parameters, how many those are, and how many of them no gradient reaches."""
     collections = {**variables}
     params = collections.pop("params", {})
 
@@ -235,11 +229,11 @@ def _sizes(
     for equation in reversed(jaxpr.eqns):
         if equation.primitive.name != "stop_gradient" and live.intersection(equation.outvars):
             live.update(atom for atom in equation.invars if not hasattr(atom, "val"))
-    sizes = {}
+    sizes: dict[str, dict[str, int]] = {}
     for (path, leaf), variable in zip(jax.tree_util.tree_leaves_with_path(params), jaxpr.invars, strict=False):
-        own = sizes.setdefault(tuple(key.key for key in path[:-1]), {"params": 0, "given": 0})
-        own["params"] += leaf.size
-        own["given"] += 0 if variable in live else leaf.size
+        size = sizes.setdefault("/".join(key.key for key in path[:-1]), {"params": 0, "given": 0})
+        size["params"] += leaf.size
+        size["given"] += 0 if variable in live else leaf.size
     return sizes
 
 

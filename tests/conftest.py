@@ -216,7 +216,7 @@ def assert_accessible(page):
     assert len(re.findall("<th[ >]", page)) == len(re.findall('<th scope="', page))
 
 
-def finished_run(run_dir, variables, accuracies, **settings):
+def finished_run(run_dir, variables, accuracies, data=None, **settings):
     """Writes what a run leaves that reached these accuracies, one per epoch."""
     config = make_config(epochs=len(accuracies), **settings)
     history = [EpochMetrics(i, 0.1, 0.97, 0.1, accuracy, 9.0) for i, accuracy in enumerate(accuracies, 1)]
@@ -231,7 +231,7 @@ def finished_run(run_dir, variables, accuracies, **settings):
     }
     directory.create_run(run_dir, config)
     directory.save_epochs(run_dir, history)
-    weights.save_weights(run_dir / directory.WEIGHTS, as_trained(network_of(config), variables))
+    weights.save_weights(run_dir / directory.WEIGHTS, as_trained(network_of(config), variables, data))
     directory.save_json(run_dir, directory.SUMMARY, summary)
     return run_dir
 

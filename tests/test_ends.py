@@ -61,11 +61,3 @@ def test_a_report_that_cannot_be_drawn_does_not_cost_the_run(call, monkeypatch, 
     assert (status, err) == (0, "")
     assert "warning: the report cannot be drawn (ZeroDivisionError" in out
     assert (tmp_path / "run" / "summary.json").exists()
-
-
-def test_figures_need_no_backend():
-    """The environment's may not be installed, as where a process has it from Jupyter."""
-    code = "from mnist_jax.reports import report; import os; print(os.environ['MPLBACKEND'])"
-    env = os.environ | {"MPLBACKEND": "module://absent", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code]
-    assert subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout == "module://absent\n"

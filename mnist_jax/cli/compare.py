@@ -46,7 +46,7 @@ def compare_runs(options: CompareOptions) -> None:
     if remark:
         print(f"note: {remark}", file=sys.stderr)
     comparison.write_comparison(options.runs, part_of(directory.load_config(first), data), options.out)
-    print(f"{options.out}: {counted(len(options.runs), 'run')}; the figure is in {options.out.with_suffix('.png')}")
+    print(f"{options.out}: {counted(len(options.runs), 'run')}")
 
 
 def compare_files(options: CompareOptions) -> None:

@@ -9,7 +9,6 @@ from mnist_jax.cli.predict import load_rows
 from mnist_jax.cli.program import load_trained
 from mnist_jax.data import load_dataset
 from mnist_jax.deploy import images, reading
-from mnist_jax.errors import InputError
 from mnist_jax.runs import directory
 from mnist_jax.runs.weights import READER
 from mnist_jax.scoring import evaluate

@@ -43,7 +43,7 @@ class TrainOptions:
 
     The objective: 99.4% test accuracy, fewer than 10,000 parameters, fewer than 15 epochs, no fully connected
     layer. Writes to a run directory config.json, metrics.jsonl (a line per epoch), checkpoints, summary.json and
-    weights.safetensors; to look at, report.html, and its pictures as PNG in figures/.
+    weights.safetensors; to look at, report.html.
 
     Ctrl-C or SIGTERM ends the training after the current step, saves it, and prints the command that continues it. A
     second one exits at once.
@@ -146,8 +146,8 @@ class CompareOptions:
     setting in a file is one series. Several are compared with the best, corrected by Holm's method. The page has the
     seeds as dots and a forest plot.
 
-    Run directories: accuracy against parameters, the curves, runs that differ in their seed alone as one with a band,
-    and the images that all of them get wrong. The figure is written beside the page as PNG.
+    Run directories: accuracies and parameters, the curves, runs that differ in their seed alone as one with a band, and
+    the images that all of them get wrong.
 
     Example: mnist-jax compare results/series/default-accurate.jsonl results/series/default-bn_dropout.jsonl
     """

@@ -14,6 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from mnist_jax import devices
 from mnist_jax.cli.options import TrainOptions
@@ -41,13 +42,13 @@ def main(options: TrainOptions) -> int:
         mesh, data = devices.choose_mesh(machine.devices), load_data(config)
         if mesh:
             devices.require_divisible(config.batch_size, mesh)
-    console = LastingConsole(highlight=False, soft_wrap=True, quiet=not devices.is_writer())
+    console = LastingConsole(highlight=False, markup=False, soft_wrap=True, quiet=not devices.is_writer())
     with session(config, data, resume=options.resume, clock=clock) as run:
         for line in run.damaged:
-            console.print(f"warning: {line}", markup=False)
+            console.print(f"warning: {line}")
         if options.resume:
             step = run.progress.steps if run.progress else 0
-            console.print(f"resuming {run.run_dir} after step {step}", markup=False)
+            console.print(f"resuming {run.run_dir} after step {step}")
         steps = total_steps(config, run.data) // config.epochs
         console.print(layer_table(config, run.data))
         count = mesh.size if mesh else 1
@@ -67,21 +68,23 @@ def main(options: TrainOptions) -> int:
                 )
         except Stopped as stopped:
             console.print(f"stopped after step {int(stopped.progress.state.step)}; to go on:")
-            console.print(called("train", "--resume", run.run_dir), markup=False)
+            console.print(called("train", "--resume", run.run_dir))
             return run.status
 
         summary, page = run.finish(state, history[-1], None if options.no_report else partial(drawn, console))
-    marks = {False: "[bold red]not met[/]", True: "[bold green]met[/]"}
+    marks = {False: Text("not met", "bold red"), True: Text("met", "bold green")}
     columns = ("condition", "value", "asked for", "")
-    table = Table(*columns, title=f"objective {marks[summary.objective_met]}", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        *columns, title=Text("objective ") + marks[summary.objective_met], box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for each in summary.objective:
         table.add_row(each["name"], each["value"], each["target"], marks[each["met"]])
     console.print(table)
     parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in summary.seconds_of.items())
     console.print(f"{summary.seconds:.1f} s in all: {parts}", soft_wrap=False)
     # A path alone on its line can be selected whole, and is where a reader looks: at the end.
-    console.print("the report, its pictures in figures/ beside it:" if page else "the run:")
-    console.print(str(page or run.run_dir), markup=False)
+    console.print("the report:" if page else "the run:")
+    console.print(str(page or run.run_dir))
     return int(options.require_objective and not summary.objective_met)
 
 

@@ -298,7 +298,7 @@ def _in_one_program(configs, varied, data, progress, on_epoch, stop, parts, **op
     def split(reached: Progress) -> list[Progress]:
         arrays = unstack(reached[:2], len(configs))
         histories = zip(*reached.history, strict=True) if reached.history else [()] * len(configs)
-        return [Progress(*one, *rest) for one, *rest in zip(arrays, histories, identities, strict=True)]
+        return [Progress(*one, history, name) for one, history, name in zip(arrays, histories, identities, strict=True)]
 
     def watch(reached: Progress) -> None:
         for i, metrics in enumerate(reached.history[-1]):

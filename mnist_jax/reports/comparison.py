@@ -1,8 +1,7 @@
 """Several runs side by side: the ladder of networks, or one network's recipes, with their seeds together."""
 
 import dataclasses
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +11,17 @@ from mnist_jax.data import Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.objective import TARGET_ACCURACY
 from mnist_jax.recipes.config import MAY_CHANGE, Config
-from mnist_jax.reports import figures, render, report, themes
+from mnist_jax.reports import figures, render
+from mnist_jax.reports.page import Section, picture, small_images
+from mnist_jax.reports.report import WHILE_TRAINING
 from mnist_jax.runs import directory
+from mnist_jax.runs.files import write_text
 from mnist_jax.scoring import predict
 from mnist_jax.statistics import error_counts, seed_statistics
 from mnist_jax.summary import count_params
 from mnist_jax.training import EpochMetrics
+
+COLUMNS = ("runs", "accuracy, %", "lowest", "highest", "training, %", "parameters", "epochs", "seeds", "seconds")
 
 
 class Run(NamedTuple):
@@ -42,27 +46,27 @@ def read_run(run_dir: Path, scored: Split) -> Run:
 
 
 def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs that differ in nothing but their seed, together, by a name that tells the groups apart."""
+    """Runs that differ in nothing but their seed, by a name that tells the groups apart."""
     groups: dict[frozenset[tuple[str, Any]], list[Run]] = {}
     for run in runs:
         settings = dataclasses.asdict(run.config).items()
-        told_apart = frozenset(item for item in settings if item[0] not in ("seed", *MAY_CHANGE))
-        groups.setdefault(told_apart, []).append(run)
+        key = frozenset(item for item in settings if item[0] not in ("seed", *MAY_CHANGE))
+        groups.setdefault(key, []).append(run)
     named = {}
     for settings, members in groups.items():
         config = members[0].config
         alike = [other for other in groups if {("arch", config.arch), ("recipe", config.recipe)} <= other]
-        own = settings - frozenset.intersection(*alike)
-        told = [f"{name} {value}" for name, value in dataclasses.asdict(config).items() if (name, value) in own]
-        named[", ".join([config.arch, config.recipe, *told])] = members
+        differing = settings - frozenset.intersection(*alike)
+        texts = [f"{name} {value}" for name, value in dataclasses.asdict(config).items() if (name, value) in differing]
+        named[", ".join([config.arch, config.recipe, *texts])] = members
     return named
 
 
 def write_comparison(run_dirs: Sequence[Path], data: Dataset, out: Path) -> Path:
-    """Writes a page that compares finished runs, all scored on `data.test`, and its figure as PNG beside it.
+    """Writes a page that compares finished runs, all scored on `data.test`, and returns it.
 
-    Returns the page. Raises InputError if a run cannot be read, or was scored on other images than the first, and
-    OSError if the page cannot be written.
+    Raises InputError if a run cannot be read, or was scored on other images than the first, and OSError if the page
+    cannot be written.
     """
     scored = data.test
     configs = [directory.load_config(run_dir) for run_dir in run_dirs]
@@ -73,42 +77,45 @@ def write_comparison(run_dirs: Sequence[Path], data: Dataset, out: Path) -> Path
                 f"{configs[0].held_out}; compare runs that were scored on the same images"
             )
     groups = group([read_run(run_dir, scored) for run_dir in run_dirs])
-    runs = [run for members in groups.values() for run in members]
-    times = error_counts([run.wrong.tolist() for run in runs])
-    everywhere = sorted(index for index, count in times.items() if count == len(runs))
-    name = "held-out" if configs[0].held_out else "test"
-    rows = [
-        {
-            "name": label,
-            "parameters": members[0].parameters,
-            "epochs": len(members[0].history),
-            "seeds": sorted(run.config.seed for run in members),
-            "accuracy": seed_statistics([run.history[-1].test_accuracy for run in members]),
-            "train": seed_statistics([run.history[-1].train_accuracy for run in members]).mean,
-            "seconds": float(np.median([sum(epoch.seconds for epoch in run.history) for run in members])),
-        }
-        for label, members in groups.items()
-    ]
-    drawn = {label: (members[0].parameters, [run.history for run in members]) for label, members in groups.items()}
-    draw = partial(figures.comparison, drawn, name, TARGET_ACCURACY)
-    best = max(rows, key=lambda row: row["accuracy"].mean)
-    captions = [f"{data.classes[scored.labels[index]]}, image {index}" for index in everywhere]
-    page = render(
-        "compare.html",
-        rows=rows,
-        scored=name,
-        scored_images=len(scored.labels),
-        dataset=data.name,
-        everywhere=everywhere,
-        anywhere=len(times),
-        runs=len(runs),
-        figure=report.picture(
-            draw,
-            f"Accuracy against parameters, and over the epochs, of {len(rows)} groups of runs; the best is "
-            f"{best['name']} with {best['accuracy'].mean:.2%}.",
+    times = error_counts([run.wrong.tolist() for members in groups.values() for run in members])
+    everywhere = sorted(index for index, count in times.items() if count == len(run_dirs))
+    name, count = "held-out" if configs[0].held_out else "test", f"{len(scored.labels):,}"
+    sections = [
+        _training(groups, name),
+        Section(
+            "What every run gets wrong",
+            [
+                f"{len(everywhere)} of {count} images are got wrong by every run, and {len(times):,} by at least one. "
+                "At most 200 are shown."
+            ],
+            images=small_images(
+                scored.images[everywhere], [f"{data.classes[scored.labels[i]]}, image {i}" for i in everywhere]
+            ),
         ),
-        digits=report.picture_of_digits(scored.images[everywhere], captions, "The images that every run gets wrong."),
-    )
-    out.with_suffix(".png").write_bytes(themes.png(draw, themes.LIGHT))
-    out.write_text(page, encoding="utf-8")
+    ]
+    title = f"{len(run_dirs)} runs side by side, on {count} {name} images of {data.name}"
+    write_text(out, render("report.html", title=title, sections=sections))
     return out
+
+
+def _training(groups: Mapping[str, Sequence[Run]], scored: str) -> Section:
+    """The curves of groups of runs, and a table of their last epochs."""
+    series: dict[str, np.ndarray] = {}
+    table: list[tuple[str, ...]] = [COLUMNS]
+    for name, members in groups.items():
+        series[f"{name} ({len(members)})"] = np.array(
+            [[epoch.test_accuracy for epoch in run.history] for run in members]
+        )
+        accuracy = seed_statistics([100 * run.history[-1].test_accuracy for run in members])
+        training = np.mean([100 * run.history[-1].train_accuracy for run in members])
+        seconds = np.median([sum(epoch.seconds for epoch in run.history) for run in members])
+        seeds = ", ".join(map(str, sorted(run.config.seed for run in members)))
+        spread = "" if accuracy.std is None else f" ± {accuracy.std:.2f}"
+        percent = f"{accuracy.mean:.2f}{spread}", f"{accuracy.min:.2f}", f"{accuracy.max:.2f}", f"{training:.2f}"
+        parameters, epochs = members[0].parameters, len(members[0].history)
+        table.append((name, *percent, f"{parameters:,}", f"{epochs}", seeds, f"{seconds:.0f}"))
+    caption = "Mean over the epochs, and a band from the lowest to the highest seed. In brackets: seeds."
+    with figures.style():
+        curves = picture(figures.accuracies(series, TARGET_ACCURACY), caption)
+    lines = [f"Accuracies are those on {scored} images in the last epoch, mean ± standard deviation.", WHILE_TRAINING]
+    return Section(lines=lines, pictures=[curves], table=table)

@@ -1,14 +1,19 @@
-"""Series of seeds compared on one page: seeds as dots, a forest plot, and the images that differ."""
+"""Series of seeds compared on one page: seeds as dots, their differences, and the images that differ."""
 
-import statistics
 from collections.abc import Mapping, Sequence
-from math import floor, isfinite, log10
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+
+import numpy as np
 
 from mnist_jax.data import Dataset
 from mnist_jax.differences import Comparison, McNemar, Series
-from mnist_jax.reports import figures, render, report
+from mnist_jax.reports import figures, render
+from mnist_jax.reports.page import Section, picture, small_images
+from mnist_jax.runs.files import write_text
+
+COLUMNS = ("less", "points", "95% interval", "p", "variance by images", "a seed beats one of it", "seeds")
 
 
 def write_verdict(
@@ -31,66 +36,52 @@ def write_verdict(
       data: what was scored, in `test`; None where it cannot be had, and images are told by their indices alone.
       out: file to write; raises OSError if it cannot be written.
     """
-    means = {name: statistics.fmean(each.accuracies.values()) for name, each in series.items()}
-    percent = {name: [100 * accuracy for accuracy in each.accuracies.values()] for name, each in series.items()}
-    dots = {name: _dots(accuracies) for name, accuracies in percent.items()}
-    ends = [100 * end for each in others.values() for end in (each.low, each.high, 0) if isfinite(end)]
-    first = next(iter(others.values()))
-    page = render(
-        "verdict.html",
-        best=best,
-        means=means,
-        dots=dots,
-        accuracies=_Axis([value for each in dots.values() for value, _ in each]),
-        differences=_Axis(ends),
-        others=others,
-        fixed=first.images == "fixed",
-        paired=first.paired,
-        scored=series[best].scored,
-        texts=texts,
-        differing={name: _differing(best, name, each, data) for name, each in differing.items()},
-        isfinite=isfinite,
-    )
-    out.write_text(page, encoding="utf-8")
+    percent = {name: 100 * np.array([*each.accuracies.values()]) for name, each in series.items()}
+    first, scored = next(iter(others.values())), series[best].scored
+    lines = [
+        f"{best} less each other, in percentage points, with its 95% interval. "
+        + ("Seeds are random, images fixed." if first.images == "fixed" else "Seeds and images are random.")
+        + (" Seeds are paired." if first.paired else "")
+    ]
+    if len(others) > 1:
+        lines.append(
+            "The same data chose the best, so all pairs are corrected for: p-values by Holm's method, intervals by "
+            "Bonferroni's."
+        )
+    values = [
+        (name, f"{100 * fmean(each.accuracies.values()):.3f}", len(each.accuracies)) for name, each in series.items()
+    ]
+    caption = f"Accuracy{f' on {scored}' if scored else ''}: a dot for each seed, a line at their mean."
+    with figures.style():
+        dots = picture(figures.seed_dots(percent), caption)
+        intervals = picture(figures.differences(others), f"{best} less the other: mean and 95% interval.")
+    sections = [
+        Section(lines=texts),
+        Section("Seeds", pictures=[dots], table=[("series", "mean, %", "seeds"), *values]),
+        Section("Differences", lines, pictures=[intervals], table=[COLUMNS, *map(_row, others, others.values())]),
+    ]
+    for name, result in differing.items():
+        lines = [
+            "A network gets an image right if more than half its seeds do. "
+            f"p = {result.p_value:.2g} by McNemar's exact test."
+        ]
+        sections.append(_alone(f"{best} alone, not {name}", lines, result.only_a, data))
+        sections.append(_alone(f"{name} alone, not {best}", lines, result.only_b, data))
+    write_text(out, render("report.html", title=f"Is {best} better?", sections=sections))
 
 
-class _Axis:
-    """A horizontal axis over some values, whose ticks are round numbers; a place is a percentage of its width."""
-
-    def __init__(self, values: Sequence[float]):
-        locator = figures.MaxNLocator(4, steps=[1, 2, 5, 10])
-        self.ticks = locator.tick_values(min(values), max(values) + 1e-3)
-        self.digits = max(0, -floor(log10(self.ticks[1] - self.ticks[0]) + 1e-9))
-
-    def place(self, value: float) -> str:
-        """Where a value is; the first and last tick are 6% from the edges, for their numbers."""
-        low, high = self.ticks[0], self.ticks[-1]
-        return f"{6 + 88 * (value - low) / (high - low):.2f}%"
-
-    def label(self, tick: float) -> str:
-        """A tick's number."""
-        return f"{tick:.{self.digits}f}"
+def _row(name: str, result: Comparison) -> tuple[str, ...]:
+    """A difference, in the order of `COLUMNS`."""
+    interval = f"{100 * result.low:.3f} to {100 * result.high:.3f}" if isfinite(result.low) else "unbounded"
+    p = f"{result.p_value:.2g}" if result.p_value >= 1e-4 else "< 0.0001"
+    shares = f"{result.image_share:.0%}" if result.images == "sampled" else "-", f"{result.chance:.0%}"
+    return name, f"{100 * result.difference:.3f}", interval, p, *shares, " and ".join(map(str, result.seeds))
 
 
-def _dots(values: Sequence[float]) -> list[tuple[float, int]]:
-    """Each value and how many equal ones are under it."""
-    seen: dict[float, int] = {}
-    placed = []
-    for value in sorted(values):
-        place = round(value, 6)
-        placed.append((value, seen.get(place, 0)))
-        seen[place] = seen.get(place, 0) + 1
-    return placed
-
-
-def _differing(best: str, other: str, result: McNemar, data: Dataset | None) -> dict[str, Any]:
-    """The images of each side with their pictures."""
-    sides = []
-    for right, wrong, indices in ((best, other, result.only_a), (other, best, result.only_b)):
-        shown = None
-        if data and indices:
-            captions = [f"{data.classes[data.test.labels[index]]}, {index}" for index in indices]
-            alt = f"Images that most seeds of {right} get right and most of {wrong} wrong."
-            shown = report.picture_of_digits(data.test.images[indices], captions, alt)
-        sides.append({"right": right, "wrong": wrong, "indices": indices, "picture": shown})
-    return {"sides": sides, "p_value": result.p_value}
+def _alone(title: str, lines: Sequence[str], indices: Sequence[int], data: Dataset | None) -> Section:
+    """The images that one series gets right and the other wrong, or their indices."""
+    lines = [f"{len(indices)} images.", *lines]
+    if data is None:
+        return Section(title, [*lines, ", ".join(map(str, indices))])
+    captions = [f"{data.classes[data.test.labels[index]]}, {index}" for index in indices]
+    return Section(title, lines, images=small_images(data.test.images[[*indices]], captions))

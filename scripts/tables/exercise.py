@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from mnist_jax.models import IMAGE_SHAPE, make_model
+from mnist_jax.models import make_model
 from mnist_jax.summary import abstract_variables, layers_of
 
 # The notebooks' figures in percent, one seed, 15 epochs: best epoch's test accuracy; last epoch's, test and train.
@@ -26,7 +26,6 @@ PUBLIC = (
     (8_932, 99.50, 15, "era-s6-ram"),
 )
 
-
 POOLS = {"crop": "crop", "max_pool": "max pool", "global_pool": "average pool"}
 
 
@@ -35,32 +34,21 @@ def layers_table(arch: str) -> Iterator[str]:
 
     The parameters of a convolution are its kernel's and those of the batch norm behind it.
     """
-    yield "| layer | kernel | channels | output size | receptive field | parameters | multiply-adds |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| layer | kernel | output | receptive field | parameters | multiply-adds |"
+    yield "|---|---|---|---|---|---|"
     model = make_model(arch)
     layers, params = layers_of(model), abstract_variables(model)["params"]
     rows: list[list[str]] = []
-    size, _, channels = IMAGE_SHAPE
     for layer in layers:
-        if layer.kind == "BatchNorm":
-            rows[-1][5] += f" + {layer.params:,}"
-        if layer.kind not in ("Conv", *POOLS):
-            continue
-        output = layer.shape[0] if len(layer.shape) == 3 else 1
-        name, kernel, between, own, work = POOLS.get(layer.kind, layer.name), "", "", "", ""
+        name, size = POOLS.get(layer.kind, layer.name), "x".join(map(str, layer.shape))
+        row = [name, "", size, f"{max(layer.receptive_field or (0,))}", "", ""]
         if layer.kind == "Conv":
-            length, _, inputs, _ = params[layer.name]["kernel"].shape
-            padded = ", padded" if output == size and length > 1 else ""
-            depthwise = ", one per channel" if inputs < channels else ""
-            kernel, between = f"{length}x{length}{padded}{depthwise}", f"{channels} to {layer.shape[-1]}"
-            own, work = f"{layer.params:,}", f"{layer.multiply_adds:,}"
-        elif layer.kind != "crop":
-            kernel = f"{size}x{size}" if layer.kind == "global_pool" else "2x2"
-        field = layer.receptive_field[0] if layer.receptive_field else ""
-        rows.append([name, kernel, between, str(output), str(field), own, work])
-        size, channels = output, layer.shape[-1]
+            row[1] = "x".join(map(str, params[name]["kernel"].shape[:2]))
+            row[4:] = f"{layer.params:,}", f"{layer.multiply_adds:,}"
+        if layer.kind in ("Conv", *POOLS):
+            rows.append(row)
+        elif layer.kind == "BatchNorm":
+            rows[-1][4] += f" + {layer.params:,}"
     yield from (f"| {' | '.join(row)} |" for row in rows)
-    yield (
-        f"| sum | | | | | {sum(layer.params for layer in layers):,} "
-        f"| {sum(layer.multiply_adds for layer in layers):,} |"
-    )
+    total, work = (sum(getattr(layer, name) for layer in layers) for name in ("params", "multiply_adds"))
+    yield f"| sum | | | | {total:,} | {work:,} |"
