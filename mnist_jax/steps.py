@@ -241,11 +241,22 @@ def value_and_grad(
 ) -> tuple[Result, Params]:
     """Computes the loss of a batch, distorted and standardized, and its gradient, as `train_step` does.
 
-    Arguments and errors are those of `train_step`. Of the state, parameters, collections and step are used.
+    Args:
+      state: the `TrainState`; its parameters, collections and step are used.
+      images: uint8, or float32 in [0, 1], [B, H, W, C].
+      labels: int32 [B].
+      key: the run's `Streams.step`.
+      setup: as for `train_step`, like the next three.
+      strength: strength of the recipe's distortion, float32 [].
+      mean: mean of the training pixels, float32 [C]; None for that of the setup.
+      deviation: their standard deviation, float32 [C]; None for that of the setup.
 
     Returns:
       `((value, (losses, logits, collections)), gradients)`: what the loss returns, and the gradient of `value` with the
       structure of `state.params`.
+
+    Raises:
+      InputError: as `train_step`.
     """
     loss_of = _loss_of(state, images, labels, key, setup, strength, mean, deviation)
     return jax.value_and_grad(loss_of, has_aux=True)(state.params)

@@ -94,7 +94,7 @@ def test_runs_side_by_side(call, tmp_path):
     assert [int(number) for number in re.findall(r"\d+", line)][:3] == counts
     assert len([*page.iter("img")]) == len(missed & others) + 1
     status, out, err = call("compare", runs[0], "--out", "absent/x.html")
-    assert (status, out, err.count("\n"), "--out" in err) == (4, "", 1, True)
+    assert (status, out, err.count("\n"), "absent/x.html" in err) == (4, "", 1, True)
     held_out = finished_run(tmp_path / "held_out", trained.variables, [0.9], arch="swift", held_out=10)
     assert_refused(call("compare", runs[0], held_out, "--dataset", "mnist"), "holds out 10 images")
 

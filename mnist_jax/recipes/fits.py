@@ -293,12 +293,14 @@ def _in_one_program(configs, varied, data, progress, on_epoch, stop, parts, **op
         for one, identity in zip(progress, identities, strict=True):
             require_identity(one, identity)
         histories: Any = tuple(zip(*(one.history for one in progress), strict=True))
-        before = Progress(*stack([one[:2] for one in progress]), histories)
+        state, totals = stack([one[:2] for one in progress])
+        before = Progress(state, totals, histories)
 
     def split(reached: Progress) -> list[Progress]:
         arrays = unstack(reached[:2], len(configs))
         histories = zip(*reached.history, strict=True) if reached.history else [()] * len(configs)
-        return [Progress(*one, history, name) for one, history, name in zip(arrays, histories, identities, strict=True)]
+        trainings = zip(arrays, histories, identities, strict=True)
+        return [Progress(state, totals, history, identity) for (state, totals), history, identity in trainings]
 
     def watch(reached: Progress) -> None:
         for i, metrics in enumerate(reached.history[-1]):
