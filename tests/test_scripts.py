@@ -2,12 +2,10 @@
 
 import dataclasses
 import errno
-import importlib.util
 import json
 import pkgutil
 import re
 import shutil
-import struct
 import subprocess
 import sys
 import tomllib
@@ -35,7 +33,7 @@ SMALL_RUN = [*SMALL_DATA, "--arch", "gap", "--epochs", "2", "--batch-size", "50"
 def trained(tmp_path_factory):
     """A run of two epochs: its directory, what it printed, and the lines of its metrics."""
     run_dir = tmp_path_factory.mktemp("runs") / "run"
-    status, out, err = run_command("train", *SMALL_RUN, "--tensorboard", "--run-dir", run_dir)
+    status, out, err = run_command("train", *SMALL_RUN, "--run-dir", run_dir)
     assert (status, "objective not met" in out, {"\x1b", "\r"} & set(out + err)) == (0, True, set())
     return run_dir, out, [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
@@ -76,26 +74,6 @@ def test_a_run_on_held_out_images_in_its_default_directory(call, mnist, tmp_path
     assert call("predict", "digit.png")[1].startswith("digit.png: 2 ")
     assert call("export", run_dir, "--out", "digit.html")[0] == 0
     assert {path.name for path in Path().iterdir()} == {"runs", "digit.png", "digit.html"}
-
-
-def test_tensorboard_has_the_events(call, trained, monkeypatch):
-    from tensorboardX.proto.event_pb2 import Event
-
-    run_dir, _, lines = trained
-    (path,) = (run_dir / "tensorboard").iterdir()
-    content, figures = path.read_bytes(), {}
-    while content:  # The records of TensorFlow: a length, its checksum, the data and theirs.
-        (length,) = struct.unpack("<Q", content[:8])
-        event, content = Event.FromString(content[12 : 12 + length]), content[16 + length :]
-        for value in event.summary.value:
-            figures.setdefault(value.tag, []).append((event.step, value.simple_value))
-    first, last = figures.pop("learning_rate")
-    assert (first[1] > last[1] > 0, len(figures)) == (True, 4)
-    for name, events in figures.items():
-        figure, split = name.split("/")
-        assert events == [pytest.approx((i, line[f"{split}_{figure}"])) for i, line in enumerate(lines, 1)]
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert_refused(call("train", *SMALL_RUN, "--tensorboard"), "mnist-jax[tensorboard]")
 
 
 def fruit(folder, seed=0):
@@ -202,14 +180,11 @@ def test_bad_input_is_refused(call, line):
         ("reproduce --out seeds.jsonl --weights-dir file/weights", "file/weights"),
         ("export --arch gap --out absent/x", "absent/x"),
         ("train --run-dir /proc/run", "/proc/run"),
-        (" ".join(["train", *SMALL_RUN, "--tensorboard --run-dir run"]), "run"),
     ],
 )
 def test_what_cannot_be_written_is_named_before_the_work(call, monkeypatch, command, file):
     monkeypatch.setattr(trials, "run", lambda *args: pytest.fail("this is the work"))
     Path("file").touch()
-    Path("run").mkdir()
-    Path("run/tensorboard").touch()
     status, _, err = call(*command.split())
     assert (status in (2, 4), err.count("\n"), f"'{file}" in err, "; " in err) == (True, 1, True, True)
 

@@ -60,8 +60,6 @@ class TrainOptions:
     """Continue the run in this directory, with its settings, from its newest intact checkpoint."""
     no_report: bool = False
     """Do not write report.html."""
-    tensorboard: bool = False
-    """Write events for TensorBoard to RUN_DIR/tensorboard; needs the extra tensorboard."""
     require_objective: bool = False
     """Exit with status 1 if the objective is not met."""
 

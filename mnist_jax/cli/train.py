@@ -20,7 +20,6 @@ from mnist_jax import devices
 from mnist_jax.cli.options import TrainOptions
 from mnist_jax.cli.program import LastingConsole, called, counted
 from mnist_jax.data import Dataset
-from mnist_jax.errors import InputError
 from mnist_jax.objective import epoch_line
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.values import load_data, network_of, total_steps
@@ -34,8 +33,6 @@ def main(options: TrainOptions) -> int:
     """Trains, prints and writes; returns the exit status."""
     clock, config = Clock(), options.config
     machine = options.devices
-    if options.tensorboard and not importlib.util.find_spec("tensorboardX"):
-        raise InputError("--tensorboard needs tensorboardX; pip install 'mnist-jax[tensorboard]'")
     devices.join_processes(machine.coordinator, machine.num_processes, machine.process_id)
     with devices.together() as facts:
         facts["devices"] = machine.devices or "default"
@@ -63,8 +60,7 @@ def main(options: TrainOptions) -> int:
                 state, history = run.fit(
                     mesh=mesh,
                     on_step=show,
-                    tell=lambda metrics: console.print(epoch_line(metrics, config.epochs, run.scored_on)),
-                    tensorboard=options.tensorboard,
+                    on_saved=lambda metrics: console.print(epoch_line(metrics, config.epochs, run.scored_on)),
                 )
         except Stopped as stopped:
             console.print(f"stopped after step {int(stopped.progress.state.step)}; to go on:")

@@ -1,8 +1,7 @@
-"""A run on disk from start to end: `with session(config, data) as run: run.fit(tell=...); run.finish(...)`."""
+"""A run on disk from start to end: `with session(...) as run: run.fit(on_saved=...); run.finish(...)`."""
 
 import contextlib
 import dataclasses
-import importlib
 import itertools
 import signal
 import time
@@ -11,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from mnist_jax import devices
 from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError, LostError, require_path
 from mnist_jax.objective import objective
-from mnist_jax.optimizers import make_schedule
 from mnist_jax.recipes.config import Config
 from mnist_jax.recipes.fits import fit, shared_facts
-from mnist_jax.recipes.values import make_setup, part_of, total_steps
+from mnist_jax.recipes.values import make_setup, part_of
 from mnist_jax.runs import checkpoints, directory
 from mnist_jax.runs.directory import Summary
 from mnist_jax.runs.weights import save_weights
@@ -36,8 +33,8 @@ class Clock:
     def __init__(self) -> None:
         """Ends the part `starting`, in seconds of the processor; compilations are recorded from now on."""
         compilations()
-        self.seconds_of = {"starting": time.process_time()}
-        self._ended = time.perf_counter()
+        self.seconds_of: dict[str, float] = {"starting": time.process_time()}
+        self._ended: float = time.perf_counter()
 
     def end(self, part: str) -> None:
         """Ends a part; the next one begins."""
@@ -60,12 +57,8 @@ class Session:
     damaged: tuple[str, ...] = ()  # A line for each damaged checkpoint that was skipped.
     received: list[int] = dataclasses.field(default_factory=list)  # Signals during `fit`.
 
-    def fit(
-        self, *, tell: Callable[[EpochMetrics], None], tensorboard: bool = False, **options: Any
-    ) -> tuple[TrainState, list[EpochMetrics]]:
-        """Trains by `fit`, with more options of it, and saves every epoch; then calls `tell` with its metrics.
-
-        With `tensorboard` also writes RUN_DIR/tensorboard; that needs tensorboardX.
+    def fit(self, *, on_saved: Callable[[EpochMetrics], None], **options: Any) -> tuple[TrainState, list[EpochMetrics]]:
+        """Trains by `fit`, with more options of it, and saves every epoch; then calls `on_saved` with its metrics.
 
         Raises Stopped if SIGINT or SIGTERM arrived, here or in another process, and has saved the progress; OSError if
         the run cannot be written; LostError if another process is lost.
@@ -73,12 +66,9 @@ class Session:
 
         def on_epoch(progress: Progress) -> None:
             self._save(progress)
-            if events:
-                self._write_events(events, progress.history[-1])
-            tell(progress.history[-1])
+            on_saved(progress.history[-1])
 
-        log = self._event_writer() if tensorboard and devices.is_writer() else contextlib.nullcontext()
-        with log as events, catch_signals() as self.received:
+        with catch_signals() as self.received:
             self.clock.end("data")
             try:
                 options |= {"progress": self.progress, "on_epoch": on_epoch, "stop": lambda: bool(self.received)}
@@ -142,23 +132,6 @@ class Session:
         if devices.is_writer():
             directory.save_json(self.run_dir, directory.SUMMARY, summary._asdict())
         return summary
-
-    def _event_writer(self) -> Any:
-        """A writer of TensorBoard's event files, which drops events of epochs that are trained again."""
-        writer = importlib.import_module("tensorboardX").SummaryWriter
-        purge = len(self.progress.history) + 1 if self.progress else None
-        return writer(str(self.run_dir / "tensorboard"), purge_step=purge)
-
-    def _write_events(self, events: Any, metrics: EpochMetrics) -> None:
-        """Writes the losses and accuracies of an epoch, and the learning rate of its last step."""
-        config, steps = self.config, total_steps(self.config, self.data)
-        schedule = make_schedule(config.schedule, config.learning_rate, config.warmup, steps)
-        rate = schedule(steps // config.epochs * metrics.epoch - 1)
-        for name, images in ("train", "train"), ("test", self.scored_on):
-            for figure in ("loss", "accuracy"):
-                events.add_scalar(f"{figure}/{images}", getattr(metrics, f"{name}_{figure}"), metrics.epoch)
-        events.add_scalar("learning_rate", float(np.asarray(rate)), metrics.epoch)
-        events.flush()
 
 
 @contextlib.contextmanager
