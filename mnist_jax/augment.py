@@ -64,9 +64,9 @@ class EveryEpoch:
         """Maps float32 [B, H, W, C], 0 to 255; raises InputError if B or C changes."""
         del strength
         changed = self.function(key, images.astype(jnp.float32))
-        found, wanted = jnp.shape(changed), images.shape
-        if len(found) != 4 or (found[0], found[3]) != (wanted[0], wanted[3]):
-            raise InputError(f"augment gives shape {found} for images {wanted}; keep the number of images and channels")
+        shape, wanted = jnp.shape(changed), images.shape
+        if len(shape) != 4 or (shape[0], shape[3]) != (wanted[0], wanted[3]):
+            raise InputError(f"augment gives shape {shape} for images {wanted}; keep the number of images and channels")
         return changed
 
 

@@ -156,7 +156,7 @@ def put(tree: Any, mesh: Mesh | None, axis: int | None = None) -> Any:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[dict[str, Any]]:
+def synchronized() -> Iterator[dict[str, Any]]:
     """A block that ends in the same way in every process; each has to enter it.
 
     Yields a dict for what has to be equal in all processes: JSON values by name.

@@ -71,9 +71,9 @@ def parse_layout(layout: str) -> tuple[Block, ...]:
             number = int(again[1])
             used = blocks[number - 1]
             blocks.append(used._replace(pool=False, again=used.again or number, crop=0))
-        elif found := _WORD.fullmatch(word):
-            size = int(found["size"] or 3)
-            block = Block(int(found["channels"]), size, bool(found["padded"]), bool(found["separable"]))
+        elif match := _WORD.fullmatch(word):
+            size = int(match["size"] or 3)
+            block = Block(int(match["channels"]), size, bool(match["padded"]), bool(match["separable"]))
             blocks.append(block if blocks else block._replace(crop=crop))
         elif not blocks and (fixed := re.fullmatch(r"([1-9]\d{0,2}[02468]|[2468])f", word)):
             blocks.append(Block(int(fixed[1]), crop=crop, fixed=True))

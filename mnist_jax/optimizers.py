@@ -109,8 +109,8 @@ def _looped(muon: optax.GradientTransformation, iterations: int = 5) -> optax.Gr
 
     def loop(updates, state, params):
         coefficients = optax.tree.get(state, "ns_coeffs")
-        each = jnp.broadcast_to(coefficients, (iterations, 3))
-        updates, state = muon.update(updates, optax.tree.set(state, ns_coeffs=each), params)
+        repeated = jnp.broadcast_to(coefficients, (iterations, 3))
+        updates, state = muon.update(updates, optax.tree.set(state, ns_coeffs=repeated), params)
         return updates, optax.tree.set(state, ns_coeffs=coefficients)
 
     def update(updates, state, params=None):

@@ -39,7 +39,7 @@ class Layer(NamedTuple):
       shape: of its output for one image.
       params: how many parameters it has that no layer before it has.
       multiply_adds: of its convolutions and matrix products, for one image.
-      given: how many of its `params` are not trained, since no gradient reaches them.
+      fixed: how many of its `params` are not trained, since no gradient reaches them.
       receptive_field: height and width in pixels of what a value of its output sees of the image, None if unknown.
     """
 
@@ -48,7 +48,7 @@ class Layer(NamedTuple):
     shape: tuple[int, ...]
     params: int = 0
     multiply_adds: int = 0
-    given: int = 0
+    fixed: int = 0
     receptive_field: tuple[int, ...] | None = None
 
 
@@ -181,7 +181,7 @@ def _after(equation: Any, values: Sequence[Seen]) -> tuple[np.ndarray, ...]:
         if name == "dot_general":
             on_channels = params["dimension_numbers"] == (((len(shapes[0]) - 1,), (0,)), ((), ()))
         stays = name in _IN_PLACE.split() or on_channels
-        if not stays or any(each[1:3] != shape[1:3] for each in shapes):
+        if not stays or any(other[1:3] != shape[1:3] for other in shapes):
             return ()
     return tuple(reduce(np.logical_or, masks) for masks in zip(*seen, strict=True))
 
@@ -191,7 +191,7 @@ def _windows(equation: Any) -> Sequence[Any]:
     name, params = equation.primitive.name, equation.params
     if name in ("reduce_window_max", "reduce_window_sum"):
         names = "window_dimensions", "window_strides", "window_dilation", "padding"
-        return [params[each][1:3] for each in names]
+        return [params[name][1:3] for name in names]
     if name == "slice":
         ends = zip(params["start_indices"], params["limit_indices"], equation.invars[0].aval.shape, strict=True)
         padding = [(-start, limit - size) for start, limit, size in ends]
@@ -231,9 +231,9 @@ def _sizes(model: nn.Module, variables: dict[str, Any], images: jax.ShapeDtypeSt
             live.update(atom for atom in equation.invars if not hasattr(atom, "val"))
     sizes: dict[str, dict[str, int]] = {}
     for (path, leaf), variable in zip(jax.tree_util.tree_leaves_with_path(params), jaxpr.invars, strict=False):
-        size = sizes.setdefault("/".join(key.key for key in path[:-1]), {"params": 0, "given": 0})
+        size = sizes.setdefault("/".join(key.key for key in path[:-1]), {"params": 0, "fixed": 0})
         size["params"] += leaf.size
-        size["given"] += 0 if variable in live else leaf.size
+        size["fixed"] += 0 if variable in live else leaf.size
     return sizes
 
 

@@ -382,7 +382,7 @@ def train(
             raise Stopped(Progress(state, totals, history, identity))
         scores = score(scored.with_variables(state.variables), data.test, eval_batch_size, mesh, many)
         seconds = time.perf_counter() - begun
-        means = zip(_of_each(totals), _of_each(scores), strict=True)
+        means = zip(_by_training(totals), _by_training(scores), strict=True)
         entries = tuple(EpochMetrics(epoch, *trained.mean(), *tested.mean(), seconds) for trained, tested in means)
         history += (entries if many else entries[0],)
         totals = devices.put(Metrics.zeros(*np.shape(totals.count)), mesh, axis)
@@ -408,15 +408,15 @@ def _batches(order, streams, epoch, num_examples, batch_size):
     if order is epoch_order:
         return order(streams.order, epoch, num_examples, batch_size)
     with refusing("order cannot be used (", "); it is called like mj.epoch_order"):
-        found = np.asarray(order(streams.order, epoch, num_examples, batch_size))
+        actual = np.asarray(order(streams.order, epoch, num_examples, batch_size))
     shape = (num_examples // batch_size, batch_size)
-    if found.shape != shape or found.dtype.kind not in "iu":
+    if actual.shape != shape or actual.dtype.kind not in "iu":
         raise InputError(
-            f"order gives {found.dtype} {list(found.shape)}; give integers {list(shape)}: steps, and examples of each"
+            f"order gives {actual.dtype} {list(actual.shape)}; give integers {list(shape)}: steps, and examples of each"
         )
-    if found.size and not 0 <= found.min() <= found.max() < num_examples:
-        raise InputError(f"order gives indices from {found.min()} to {found.max()}; give 0 to {num_examples - 1}")
-    return found.astype(np.int32)
+    if actual.size and not 0 <= actual.min() <= actual.max() < num_examples:
+        raise InputError(f"order gives indices from {actual.min()} to {actual.max()}; give 0 to {num_examples - 1}")
+    return actual.astype(np.int32)
 
 
 def _copy(tree):
@@ -424,9 +424,9 @@ def _copy(tree):
     return jax.device_put(tree, may_alias=False) if jax.process_count() == 1 else jax.tree.map(jnp.copy, tree)
 
 
-def _of_each(metrics):
+def _by_training(metrics):
     """Metrics as a list, one entry per training."""
-    return [Metrics(*each) for each in zip(*map(np.ravel, jax.device_get(metrics)), strict=True)]
+    return [Metrics(*sums) for sums in zip(*map(np.ravel, jax.device_get(metrics)), strict=True)]
 
 
 _OTHER, _REMEDY = "progress is of another training", "continue with the settings, parts and data it was begun with"
@@ -449,9 +449,9 @@ def _require_own(progress, state, epochs, steps):
         raise InputError(f"{_OTHER}: {finished} epochs and step {done}, of {epochs} epochs of {steps} steps; {_REMEDY}")
 
 
-def _require_alike(expected, found, wrong, remedy):
+def _require_alike(expected, actual, wrong, remedy):
     """Raises InputError unless two trees have arrays of the same names and shapes."""
-    leaves = map(tree_leaves_with_path, (expected, found))
+    leaves = map(tree_leaves_with_path, (expected, actual))
     want, have = ({keystr(path): np.shape(leaf) for path, leaf in of_tree} for of_tree in leaves)
     for name in sorted(want.keys() | have.keys()):
         if want.get(name) != have.get(name):

@@ -160,7 +160,7 @@ def begin(**settings):
         raise AssertionError
 
 def only_one():
-    with devices.together():
+    with devices.synchronized():
         if one:
             raise OSError(28, "the disk is full", "file")
 

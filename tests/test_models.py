@@ -43,7 +43,7 @@ def test_sizes_and_shapes_layer_by_layer_none_of_them_fully_connected(arch):
     assert (count_params(params), work) == pytest.approx(SIZES[arch], abs=0.005)
     assert sum(layer.params for layer in layers) == count_params(params)
     assert count_dense(params) == 0
-    assert sum(layer.given for layer in layers) == (160 if arch == "swift" else 0)
+    assert sum(layer.fixed for layer in layers) == (160 if arch == "swift" else 0)
     convolutions = [(*layer.shape[1:], layer.params) for layer in layers if layer.kind == "Conv"]
     if arch in LAYERS:
         assert convolutions == [tuple(map(int, row.split())) for row in LAYERS[arch].split(", ")]

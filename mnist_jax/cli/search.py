@@ -67,7 +67,7 @@ def run_missing(
         else:
             ((trial, _),) = result
             outcome = f"{trial.history[-1].test_accuracy:.2%}  {trial.seconds:.0f} s"
-            note = mean_text(last_epoch(each for each in (*trials[name], trial) if each.history))
+            note = mean_text(last_epoch(one for one in (*trials[name], trial) if one.history))
         trials[name].append(trial)
         records.append_trials(log, trial)
         return f"{name}  seed {task.config.seed}: {outcome}", f"{name}: {note}"

@@ -34,7 +34,7 @@ def main(options: TrainOptions) -> int:
     clock, config = Clock(), options.config
     machine = options.devices
     devices.join_processes(machine.coordinator, machine.num_processes, machine.process_id)
-    with devices.together() as facts:
+    with devices.synchronized() as facts:
         facts["devices"] = machine.devices or "default"
         mesh, data = devices.choose_mesh(machine.devices), load_data(config)
         if mesh:
@@ -73,8 +73,8 @@ def main(options: TrainOptions) -> int:
     table = Table(
         *columns, title=Text("objective ") + marks[summary.objective_met], box=box.SIMPLE_HEAD, pad_edge=False
     )
-    for each in summary.objective:
-        table.add_row(each["name"], each["value"], each["target"], marks[each["met"]])
+    for condition in summary.objective:
+        table.add_row(condition["name"], condition["value"], condition["target"], marks[condition["met"]])
     console.print(table)
     parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in summary.seconds_of.items())
     console.print(f"{summary.seconds:.1f} s in all: {parts}", soft_wrap=False)
@@ -99,18 +99,18 @@ def drawn(console: Console, run_dir: Path, data: Dataset) -> Path | None:
 def layer_table(config: Config, data: Dataset) -> Table:
     """The network, a line per layer, in 80 columns."""
     layers = layers_of(network_of(config, len(data.classes)), data.image_shape)
-    params, given, work = (
-        sum(getattr(layer, name) for layer in layers) for name in ("params", "given", "multiply_adds")
+    params, fixed, work = (
+        sum(getattr(layer, name) for layer in layers) for name in ("params", "fixed", "multiply_adds")
     )
-    title = f"{config.arch}: {params:,} parameters" + (f", {given:,} fixed, not trained" if given else "")
+    title = f"{config.arch}: {params:,} parameters" + (f", {fixed:,} fixed, not trained" if fixed else "")
     table = Table("layer", "type", "output", title=title, show_footer=True, box=box.SIMPLE_HEAD, pad_edge=False)
-    totals = {"trained": params - given, "fixed": given} if given else {"parameters": params}
+    totals = {"trained": params - fixed, "fixed": fixed} if fixed else {"parameters": params}
     for name, total in totals.items():
         table.add_column(name, f"{total:,}", justify="right")
     table.add_column("receptive\nfield", justify="right")
     table.add_column("multiply-\nadds", f"{work:,}", justify="right")
     for layer in layers:
-        counts = [f"{count:,}" if count else "" for count in (layer.params - layer.given, layer.given)][: len(totals)]
+        counts = [f"{count:,}" if count else "" for count in (layer.params - layer.fixed, layer.fixed)][: len(totals)]
         shape, field = ("x".join(map(str, sizes or ())) for sizes in (layer.shape, layer.receptive_field))
         adds = f"{layer.multiply_adds:,}" if layer.multiply_adds else ""
         table.add_row(layer.name, layer.kind, shape, *counts, field, adds)

@@ -77,8 +77,8 @@ class Dataset:
         except (TypeError, ValueError):  # No numbers, or of different lengths.
             moments = np.empty((0, 0))
         if moments.shape not in ((2, 1), (2, channels)) or not np.isfinite(moments).all() or moments[1].min() <= 0:
-            given = f"mean is {shown(self.mean)}, deviation {shown(self.deviation)}"
-            raise InputError(f"{given}; give tuples of {channels} finite numbers, or of one, with deviations above 0")
+            numbers = f"mean is {shown(self.mean)}, deviation {shown(self.deviation)}"
+            raise InputError(f"{numbers}; give tuples of {channels} finite numbers, or of one, with deviations above 0")
         mean, deviation = map(tuple, moments.tolist())
         fields = {"train": train, "test": test, "mean": mean, "deviation": deviation, "classes": classes}
         for field, value in fields.items():
@@ -212,8 +212,8 @@ def standardize_pixels(pixels: jax.Array, mean: Statistic, deviation: Statistic)
     shape = (1,) * (pixels.ndim - 1) + (-1,)
     center, scale = (jnp.asarray(value, jnp.float32).reshape(shape) for value in (mean, deviation))
     if center.shape[-1] not in (1, pixels.shape[-1]):
-        found = f"images have {pixels.shape[-1]} channels, the mean {center.shape[-1]}"
-        raise InputError(f"{found}; give images of {center.shape[-1]}")
+        actual = f"images have {pixels.shape[-1]} channels, the mean {center.shape[-1]}"
+        raise InputError(f"{actual}; give images of {center.shape[-1]}")
     return (pixels / 255 - center) / scale
 
 
@@ -267,15 +267,15 @@ def as_split(images: ArrayLike, labels: ArrayLike, num_classes: int = _MAX_CLASS
         raise InputError(f"{name} {error}") from error
     array = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
     if array.ndim != 1 or not jnp.issubdtype(array.dtype, jnp.integer):
-        found = f"{array.dtype} {list(array.shape)}"
-        raise InputError(f"{name} labels are {found}; give integers [N], labels.argmax(-1) if they are one-hot")
+        actual = f"{array.dtype} {list(array.shape)}"
+        raise InputError(f"{name} labels are {actual}; give integers [N], labels.argmax(-1) if they are one-hot")
     if np.ma.is_masked(labels):
         raise InputError(f"{name} labels are masked; leave out images without a label")
     if len(images) != len(array) or not len(array):
         raise InputError(f"{name} has {len(images)} images and {len(array)} labels; give images and one label each")
     if array.min() < 0 or array.max() >= num_classes:
-        found = f"{name} labels go from {array.min()} to {array.max()}"
-        raise InputError(f"{found}; number the classes from 0 to at most {num_classes - 1}")
+        actual = f"{name} labels go from {array.min()} to {array.max()}"
+        raise InputError(f"{actual}; number the classes from 0 to at most {num_classes - 1}")
     return Split(images, array.astype(np.int32))
 
 

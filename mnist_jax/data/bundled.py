@@ -47,9 +47,9 @@ def as_mnist(train: Split, test: Split) -> Dataset:
 def verify(split: Split, name: str, source: str) -> None:
     """Raises InputError if the content of a full split is not MNIST's."""
     for field, array in split._asdict().items():
-        expected, found = SHA256[f"{name} {field}"], sha256(array)
-        if found != expected:
-            what = f"{name} {field} expected SHA-256 {expected}, found {found}"
+        expected, actual = SHA256[f"{name} {field}"], sha256(array)
+        if actual != expected:
+            what = f"{name} {field} expected SHA-256 {expected}, found {actual}"
             raise InputError(f"{source}: {what}; the data is damaged, replace it")
 
 

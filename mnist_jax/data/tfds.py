@@ -48,8 +48,8 @@ def load_tfds(name: str, data_dir: str | Path | None = None) -> Dataset:
             _require_preparable(builder, title)
             builder.download_and_prepare()
         if not {"train", "test"} <= set(builder.info.splits):
-            found = ", ".join(builder.info.splits)
-            raise InputError(f"TFDS data set {name!r} has the splits {found}; choose one with train and test")
+            splits = ", ".join(builder.info.splits)
+            raise InputError(f"TFDS data set {name!r} has the splits {splits}; choose one with train and test")
         source, splits = builder.as_data_source(), {}
         for key in ("train", "test"):
             # A batched read is several times faster than reading example by example.

@@ -22,8 +22,8 @@ def _spread(channels):
 def _channel_sums(a, b):
     """Sums of `a` and `b` over all but the last axis. On GPU and TPU XLA fuses the plain form."""
 
-    def plain(*both):
-        return tuple(each.sum((0, 1, 2)) for each in both)
+    def plain(a, b):
+        return a.sum((0, 1, 2)), b.sum((0, 1, 2))
 
     return lax.platform_dependent(a, b, cpu=_cpu_channel_sums, default=plain)
 

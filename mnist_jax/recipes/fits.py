@@ -130,7 +130,7 @@ def fit(
     require_config(config)
     tune_process()
     streams = Streams.from_seed(config.seed)
-    with devices.together() as facts:  # Processes that differ would wait for each other, or mix two trainings.
+    with devices.synchronized() as facts:  # Processes that differ would wait for each other, or mix two trainings.
         require(progress, Progress | None, "progress", "give that of a Stopped, or what on_epoch was given")
         require(initial, Trained | None, "initial", "give a Trained, as setup.trained(state)")
         setup, identity = _setup_of(config, data, parts), _identity(config, data, parts)
@@ -248,7 +248,7 @@ def fit_many(
     configs = [*configs] if isinstance(configs, Iterable) else configs
     varied = _varied(configs, parts)
     tune_process()
-    with devices.together() as facts:
+    with devices.synchronized() as facts:
         facts |= {name: [getattr(config, name) for config in configs] for name in ("seed", *varied)}
     one_by_one, begun = backend() == "cpu", [*(progress or ())]
     known = not isinstance(progress, Progress) and all(isinstance(one, Progress) for one in begun)
@@ -284,7 +284,7 @@ def _one_by_one(configs, data, progress, on_epoch, parts, **options) -> list[Pro
 def _in_one_program(configs, varied, data, progress, on_epoch, stop, parts, **options) -> list[Progress]:
     config, identities = configs[0], [_identity(one, data, parts) for one in configs]
     numbers = {name: jnp.array([getattr(one, name) for one in configs], jnp.float32) for name in varied}
-    with devices.together() as facts:
+    with devices.synchronized() as facts:
         setup = _setup_of(config, data, parts)
         if jax.process_count() > 1:
             facts |= shared_facts(config, data) | {"step": progress[0].steps if progress else 0}

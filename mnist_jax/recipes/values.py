@@ -198,10 +198,10 @@ def _traced(setup: Setup, replaced: Sequence[str]) -> Setup:
     )
     with refusing("model cannot be used (", f"){remedy}"):
         logits, variables = jax.eval_shape(partial(plain.init_with_output, train=False), key, images)
-    found = getattr(logits, "shape", type(logits).__name__)
-    if found != (count + 1, count):
+    actual = getattr(logits, "shape", type(logits).__name__)
+    if actual != (count + 1, count):
         raise InputError(
-            f"model gives {found} for {count + 1} images, and the data has {count} classes; "
+            f"model gives {actual} for {count + 1} images, and the data has {count} classes; "
             f"return logits of shape ({count + 1}, {count})"
         )
     if "optimizer" in replaced:

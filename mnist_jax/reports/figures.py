@@ -69,8 +69,8 @@ def accuracies(series: Mapping[str, np.ndarray], target: float) -> Figure:
     """Accuracies over the epochs, fractions [seeds, epochs] by name, and a line at a target."""
     figure, axis = _curves(series, "accuracy, %")
     axis.axhline(target, color=GREEN, ls="--", lw=1)
-    values = np.concatenate([each.ravel() for each in series.values()])
-    lowest = min(each[:, -1].min() for each in series.values())
+    values = np.concatenate([curves.ravel() for curves in series.values()])
+    lowest = min(curves[:, -1].min() for curves in series.values())
     by_error(axis, "y", max(1 - 4 * (1 - lowest), values.min()), max(values.max(), target))
     return figure
 

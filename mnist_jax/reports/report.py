@@ -49,7 +49,7 @@ def write_report(run_dir: Path, data: Dataset, command: str = "") -> Path:
         f"{finished.isoformat(' ', 'minutes')}, mnist-jax {sources()}, {summary.seconds:.0f} s in all.",
         command,
     ]
-    conditions = [(each["name"], each["value"], each["target"], verdict[each["met"]]) for each in summary.objective]
+    conditions = [(one["name"], one["value"], one["target"], verdict[one["met"]]) for one in summary.objective]
     with figures.style():
         sections = [
             Section(lines=lines, table=[("condition", "value", "asked for", "verdict"), *conditions]),
@@ -118,11 +118,11 @@ def _errors(trained: Trained, scored: Split) -> Section:
 def _network(trained: Trained) -> Section:
     """The layers, and the kernels of the first convolution."""
     layers = layers_of(trained.model, trained.image_shape)
-    params, work, given = (sum(getattr(layer, name) for layer in layers) for name in Layer._fields[3:6])
+    params, work, fixed = (sum(getattr(layer, name) for layer in layers) for name in Layer._fields[3:6])
     table: list[tuple[str, ...]] = [("layer", "type", "output", "trained", "fixed", "receptive field", "multiply-adds")]
-    for layer in (*layers, Layer("in all", "", (), params, work, given)):
-        shape, field = ("x".join(map(str, each or ())) for each in (layer.shape, layer.receptive_field))
-        counts = [f"{count:,}" if count else "" for count in (layer.params - layer.given, layer.given)]
+    for layer in (*layers, Layer("in all", "", (), params, work, fixed)):
+        shape, field = ("x".join(map(str, sizes or ())) for sizes in (layer.shape, layer.receptive_field))
+        counts = [f"{count:,}" if count else "" for count in (layer.params - layer.fixed, layer.fixed)]
         adds = f"{layer.multiply_adds:,}" if layer.multiply_adds else ""
         table.append((layer.name, layer.kind, shape, *counts, field, adds))
     weights = np.asarray(trained.variables["params"]["conv1"]["kernel"])

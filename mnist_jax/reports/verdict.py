@@ -36,7 +36,7 @@ def write_verdict(
       data: what was scored, in `test`; None where it cannot be had, and images are told by their indices alone.
       out: file to write; raises OSError if it cannot be written.
     """
-    percent = {name: 100 * np.array([*each.accuracies.values()]) for name, each in series.items()}
+    percent = {name: 100 * np.array([*one.accuracies.values()]) for name, one in series.items()}
     first, scored = next(iter(others.values())), series[best].scored
     lines = [
         f"{best} less each other, in percentage points, with its 95% interval. "
@@ -49,7 +49,7 @@ def write_verdict(
             "Bonferroni's."
         )
     values = [
-        (name, f"{100 * fmean(each.accuracies.values()):.3f}", len(each.accuracies)) for name, each in series.items()
+        (name, f"{100 * fmean(one.accuracies.values()):.3f}", len(one.accuracies)) for name, one in series.items()
     ]
     caption = f"Accuracy{f' on {scored}' if scored else ''}: a dot for each seed, a line at their mean."
     with figures.style():

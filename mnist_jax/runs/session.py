@@ -147,12 +147,12 @@ def session(
     `checkpoints.resume`; BusyError if another process writes there; OSError if it cannot be written. In several
     processes all raise if one does, or if they differ in config or data.
     """
-    with devices.together() as facts:
+    with devices.synchronized() as facts:
         data = part_of(config, whole)
         make_setup(config, data)  # Raises if the data does not fit, before anything is written.
         facts |= shared_facts(config, whole) | {"resume": str(resume is not None)}
     with contextlib.ExitStack() as stack:
-        with devices.together():  # What the writer refuses ends them all.
+        with devices.synchronized():  # What the writer refuses ends them all.
             run_dir = require_path(resume or config.run_dir or _new_run_dir(config), "run dir")
             run = Session(config, data, run_dir, clock or Clock())
             if devices.is_writer():

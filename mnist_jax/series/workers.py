@@ -180,8 +180,8 @@ def cluster_workers(address: str, config: Config) -> Iterator[Any]:
     except (OSError, ValueError) as error:
         raise LostError(f"scheduler {address!r} cannot be reached ({error}); is it running there?") from error
     with client:
-        for worker, found in client.run(identity, config, on_error="return").items():
-            _require_same(worker, found, identity(config))
+        for worker, theirs in client.run(identity, config, on_error="return").items():
+            _require_same(worker, theirs, identity(config))
         yield client
 
 
@@ -191,12 +191,12 @@ def _silence() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _require_same(worker, found, wanted):
-    if isinstance(found, Exception):
-        raise InputError(f"worker {worker} cannot take part ({found}); install the same there") from found
+def _require_same(worker, theirs, wanted):
+    if isinstance(theirs, Exception):
+        raise InputError(f"worker {worker} cannot take part ({theirs}); install the same there") from theirs
     for name, value in wanted.items():
-        if found[name] != value:
-            raise InputError(f"worker {worker} has {name} {found[name]}, but this process {value}; give both the same")
+        if theirs[name] != value:
+            raise InputError(f"worker {worker} has {name} {theirs[name]}, but this process {value}; give both the same")
 
 
 def identity(config: Config) -> dict[str, str]:
