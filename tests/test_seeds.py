@@ -52,7 +52,6 @@ def test_scores_of_many_are_the_scores_of_each(data):
     scores = scoring.score(setup.with_variables(stack(each)), data.train, 70, None, many=True)
     expected = stack([evaluate(setup.with_variables(variables), data.train) for variables in each])
     chex.assert_trees_all_close(scores, expected, rtol=1e-5)
-    refused("2 trainings", setup.trained, stack(states))
 
 
 @pytest.mark.parametrize("seeds", [[], 3, [1, -1], [1, "a"]])
