@@ -279,10 +279,8 @@ def test_pictures_that_do_not_fit(tmp_path):
 
 
 def test_pictures_of_every_suffix_are_read_as_predict_does_and_others_counted(tmp_path):
-    image, suffixes = (
-        Image.fromarray(COLORS[0]),
-        ["png", "PNG", "bmp", "tif", "gif", "webp", "jfif", "jpe", "ppm", "Tiff"],
-    )
+    suffixes = ["png", "PNG", "bmp", "tif", "gif", "webp", "jfif", "jpe", "ppm", "Tiff"]
+    image = Image.fromarray(COLORS[0])
     for folder in ("train/a", "train/b", "test/a"):
         (tmp_path / folder).mkdir(parents=True)
         for suffix in suffixes:

@@ -194,7 +194,7 @@ def test_a_session_by_itself(monkeypatch, mnist, tmp_path):
     with session(config, part(mnist, 300, 100)) as run:
         said = r"is being written by process \d+ on .*; wait for it or stop it"
         refused(said, directory.lock(run.run_dir).__enter__)
-        state, history = run.fit(tell=told.append)
+        state, history = run.fit(on_saved=told.append)
         summary, page = run.finish(state, history[-1])
     os.umask(before)
     assert told == history == directory.load_epochs(run.run_dir)
