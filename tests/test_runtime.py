@@ -176,14 +176,12 @@ def test_what_windows_and_macos_lack_is_not_imported_and_not_called(monkeypatch)
     assert not UNIX & {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
     for module, name in ((os, "sched_getaffinity"), (signal, "pthread_sigmask")):
         monkeypatch.delattr(module, name)
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime.ctypes, "CDLL", lambda name: pytest.fail("there is no glibc"))
+        for system in ("win32", "darwin"):
+            patch.setattr(sys, "platform", system)
+            runtime.reuse_freed_memory()
     monkeypatch.setattr(Path, "open", mock.Mock(side_effect=FileNotFoundError))  # There is no /proc.
     assert mnist_jax.environment()["cpu"]
     with workers._without_sigint():
         assert len(runtime.cores()) == os.cpu_count()
-
-
-def test_only_glibc_has_its_allocator_set(monkeypatch):
-    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: pytest.fail("this is not Linux"))
-    for system in ("win32", "darwin"):
-        monkeypatch.setattr(sys, "platform", system)
-        runtime.reuse_freed_memory()
