@@ -1,5 +1,4 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -49,17 +48,7 @@ def test_agreement_with_scipy(rotation, down, right, scale, shear, seed):
     np.testing.assert_allclose(drawn, expected, atol=1e-5)
 
 
-def test_each_image_has_its_own_draw(images):
-    same = np.repeat(images[:1], 200, axis=0)
-    limit = Distortion(rotation=10.0, shift=2.0, scale=0.1, shear=0.1)
-    drawn = distort(jax.random.key(0), same, limit)
-    assert drawn.dtype == jnp.float32
-    assert len(np.unique(np.asarray(drawn).reshape(200, -1), axis=0)) == 200
-    np.testing.assert_array_equal(drawn, distort(jax.random.key(0), same, limit))
-    assert jnp.abs(drawn - distort(jax.random.key(1), same, limit)).max() > 1
-
-
-def test_draws_span_the_range_evenly():
+def test_each_image_has_its_own_draw_and_they_span_the_range_evenly():
     """The centre of mass of a dot tells the shift: uniform in +-3, down and right apart."""
     dots = np.zeros((4000, 15, 15, 1), np.uint8)
     dots[:, 7, 7] = 255
@@ -67,6 +56,7 @@ def test_draws_span_the_range_evenly():
     down = (drawn.sum(2) * np.arange(15)).sum(1) - 7
     right = (drawn.sum(1) * np.arange(15)).sum(1) - 7
     for draws in (down, right):
+        assert len(np.unique(draws)) > 3900  # Some are equal by rounding.
         assert np.abs(draws).max() <= 3.001
         assert abs(draws.mean()) < 4 * 3 / 3**0.5 / 4000**0.5
         assert draws.std() == pytest.approx(3 / 3**0.5, rel=0.03)
