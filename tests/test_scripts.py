@@ -33,7 +33,7 @@ SMALL_RUN = [*SMALL_DATA, "--arch", "gap", "--epochs", "2", "--batch-size", "50"
 def trained(tmp_path_factory):
     """A run of two epochs: its directory, what it printed, and the lines of its metrics."""
     run_dir = tmp_path_factory.mktemp("runs") / "run"
-    status, out, err = run_command("train", *SMALL_RUN, "--run-dir", run_dir)
+    status, out, err = run_script("train.py", *SMALL_RUN, "--run-dir", run_dir)
     assert (status, "objective not met" in out, {"\x1b", "\r"} & set(out + err)) == (0, True, set())
     return run_dir, out, [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
@@ -48,6 +48,7 @@ def test_train_and_evaluate(call, trained):
         assert re.search(rf"epoch {line['epoch']}/2 .*  test {line['test_accuracy']:.2%} ", out)
     assert max(map(len, out.splitlines()[:-1])) <= 80
     assert out.splitlines()[-1] == str(run_dir / "report.html")
+    assert "mnist-jax train --data-source tfds" in (run_dir / "report.html").read_text(encoding="utf-8")
     summary = json.loads((run_dir / "summary.json").read_text())
     assert (summary["test_accuracy"], summary["objective_met"]) == (lines[-1]["test_accuracy"], False)
     assert [condition["met"] for condition in summary["objective"]] == [False, True, True, True]

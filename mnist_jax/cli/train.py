@@ -89,7 +89,9 @@ def drawn(console: Console, run_dir: Path, data: Dataset) -> Path | None:
     try:
         from mnist_jax.reports.report import write_report
 
-        return write_report(run_dir, data, command=called(*sys.argv[1:]))
+        # By `mnist-jax train`, or by scripts/train.py.
+        typed = sys.argv[2:] if sys.argv[1:2] == ["train"] else sys.argv[1:]
+        return write_report(run_dir, data, command=called("train", *typed))
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         console.print(f"warning: the report cannot be drawn ({reason}); all else of the run is written")
